@@ -11,12 +11,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import psutil
-from distributed import Client
+from distributed import Client, Security
 from distributed.deploy.subprocess import SubprocessCluster
 
 from scripts.benchmarks.harness import ROOT
-from shardpress.cluster.stats import WorkerStats
-from shardpress.cluster.workers import ClusterExecutor
+from shardpress.cluster.workers import Cluster, ClusterPool
 
 # The HTTP server would listen on every interface by default.
 _DASHBOARD = "127.0.0.1:0"
@@ -54,7 +53,9 @@ def executor_on(cluster: LocalCluster, n_remote_threads: int = 0) -> Iterator[Ex
     """Connect to a cluster; without `n_remote_threads` tasks are sent one by one."""
     with Client(cluster.address) as client:
         client.wait_for_workers(len(cluster.workers), timeout=60)
-        yield ClusterExecutor(client, WorkerStats(), n_remote_threads)
+        pool = ClusterPool(client, Cluster("scheduler", cluster.address, Security(), patience=60.0))
+        pool.n_remote_threads = n_remote_threads
+        yield pool
 
 
 def processor_seconds(*pids: int) -> float:

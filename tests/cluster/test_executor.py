@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,12 +17,9 @@ import pytest
 from shardpress.cluster import executor as module
 from shardpress.cluster.executor import compute, reduce
 from shardpress.cluster.threads import check, threads
-from shardpress.scan.blocks import ScanSettings
-from shardpress.scan.ranges import scan
 from shardpress.signals import Stopped, stoppable
-from tests.support.helpers import numbered_shards, scanned
 
-SIZES = [0, 1, 2, 3, 15, 16, 17, 257]
+SIZES = [0, 1, 2, 16, 17, 257]
 
 
 def square(i: int) -> int:
@@ -39,122 +31,20 @@ def run(tasks: Sequence[Any], n: int, done: Callable[[Any], object] | None = Non
         return compute(tasks, pool, n, done)
 
 
-# -- all executors -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Argument of a task: plain values, and lists that Dask would search for lazy values."""
-
-    start: int
-    names: list[str]
-    others: tuple[Rows, ...] = ()
-
-
-@dataclass(frozen=True)
-class Summary:
-    text: str
-    rows: np.ndarray
-
-
-def summarize(rows: Rows) -> Summary:
-    return Summary(f"{rows.start}{''.join(rows.names)}", np.arange(rows.start, rows.start + len(rows.others)))
-
-
-def join(found: Sequence[Summary]) -> Summary:
-    return Summary("".join(each.text for each in found), np.concatenate([each.rows for each in found]))
-
-
-def break_at(i: int) -> int:
-    if i == 3:
-        raise ValueError(f"broken at {i}")
-    return i
-
-
-def end_after_failure(where: tuple[str, int]) -> None:
-    """Raise an error in task 1. In task 0, wait until task 1 is about to fail, and then create a file."""
-    folder, i = where
-    if i:
-        Path(folder, "pipe").write_text("now")
-        raise ValueError("broken")
-    Path(folder, "pipe").read_text()
-    Path(folder, "ended").touch()
-
-
-@pytest.fixture(scope="module", params=["threads", "processes", "cluster"])
-def executor(request: pytest.FixtureRequest) -> Iterator[Callable[[], Executor]]:
-    """Return a function that returns executors of one kind. Each executor can be used until its first error."""
-    if request.param == "threads":
-        with ExitStack() as stack:
-            yield lambda: stack.enter_context(threads(2))
-    elif request.param == "processes":
-        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
-            yield lambda: processes
-    else:
-        from distributed import Client, LocalCluster
-
-        where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "processes": True}
-        with (
-            mock.patch.dict(os.environ),  # Dask sets configuration for its workers here, which later runs would inherit
-            LocalCluster(n_workers=1, threads_per_worker=2, **where) as cluster,
-            Client(cluster) as client,
-        ):
-            yield lambda: client.get_executor(pure=False)
-
-
-def test_every_executor_gives_the_same_results(executor: Callable[[], Executor]) -> None:
-    rows = [Rows(i, [f"task-{i}", "x"], (Rows(0, []),) * (i % 3)) for i in range(40)]
-    reported: list[str] = []
-    found = compute([(summarize, each) for each in rows], executor(), 2, lambda each: reported.append(each.text))
-    assert [each.text for each in found] == [f"{i}task-{i}x" for i in range(40)]
-    assert sorted(reported) == sorted(each.text for each in found)
-    merged = reduce([(summarize, each) for each in rows], join, executor(), 2)
-    assert merged.text == "".join(each.text for each in found)
-    assert np.array_equal(merged.rows, join(found).rows)
-    with pytest.raises(ValueError, match="broken at 3"):
-        compute([(break_at, i) for i in range(40)], executor(), 2)
-
-
-@pytest.mark.slow
-def test_an_error_waits_for_running_tasks(executor: Callable[[], Executor], tmp_path: Path) -> None:
-    """After the error, the caller unlocks the output directory, and no task is allowed to write to it any more."""
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="broken"):
-        compute([(end_after_failure, (str(tmp_path), i)) for i in range(2)], executor(), 2)
-    assert (tmp_path / "ended").exists()
-
-
-def test_arguments_are_passed_unchanged(executor: Callable[[], Executor]) -> None:
-    """If Dask searched the argument, a text that equals the name of a task would be replaced by a result."""
-    names = [f"task-{10**12 - i}" for i in range(1, 4)]
-    assert compute([(tuple, names)] * 3, executor(), 2) == [tuple(names)] * 3
-
-
-def test_a_scan_is_equal_on_every_executor(executor: Callable[[], Executor], tmp_path: Path) -> None:
-    shards = numbered_shards(tmp_path, 9, 0, 4)
-    reported = list[int]()
-    found = scan(shards, ScanSettings(2, missing=41), executor(), 2, reported.append)
-    assert found.to_npz() == scanned(shards, 2, missing=41).to_npz()
-    assert (found.bad_rows.tolist(), sum(reported)) == ([4], 13)
-
-
 # -- order ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_threads", [1, 2, 7])
-def test_results_are_ordered_and_reported_once_in_the_caller(n_threads: int) -> None:
+def test_results_are_ordered_and_reported_once_in_the_caller() -> None:
     for n_tasks in SIZES:
-        reported: list[int] = []
-        callers = set[threading.Thread]()
+        reported: list[tuple[int, threading.Thread]] = []
 
-        def report(result: int, reported: list[int] = reported, callers: set[threading.Thread] = callers) -> None:
-            reported.append(result)
-            callers.add(threading.current_thread())
+        def report(result: int, reported: list[tuple[int, threading.Thread]] = reported) -> None:
+            reported.append((result, threading.current_thread()))
 
-        results = run([(square, i) for i in range(n_tasks)], n_threads, report)
+        results = run([(square, i) for i in range(n_tasks)], 3, report)
         assert results == [i * i for i in range(n_tasks)], f"{n_tasks} tasks"
-        assert sorted(reported) == results, f"{n_tasks} tasks"
-        assert callers <= {threading.current_thread()}
+        assert sorted(result for result, _ in reported) == results, f"{n_tasks} tasks"
+        assert {thread for _, thread in reported} <= {threading.current_thread()}
 
 
 def test_tasks_start_in_order() -> None:
@@ -175,23 +65,6 @@ def test_a_result_is_reported_as_soon_as_it_exists() -> None:
     run([(work, False), (work, True)], 2, lambda _: reported.set())
 
 
-def test_concurrent_computations_keep_their_results_apart() -> None:
-    """One computation runs inside a callback of another, while a third computation runs in another thread."""
-    reported: dict[str, list[int]] = {"outer": [], "inner": [], "aside": []}
-
-    def report(result: int) -> None:
-        reported["outer"].append(result)
-        run([(square, i) for i in (7, 8)], 2, reported["inner"].append)
-
-    other_thread = threading.Thread(target=lambda: run([(square, i) for i in range(50)], 2, reported["aside"].append))
-    other_thread.start()
-    run([(square, i) for i in range(5)], 2, report)
-    other_thread.join()
-    assert sorted(reported["outer"]) == [i * i for i in range(5)]
-    assert sorted(reported["inner"]) == sorted([49, 64] * 5)
-    assert sorted(reported["aside"]) == [i * i for i in range(50)]
-
-
 # -- stopping ------------------------------------------------------------------------------------------------------
 
 
@@ -200,17 +73,6 @@ def run_until_stopped(has_begun: threading.Event) -> None:
     has_begun.set()
     while True:
         check()
-
-
-def test_an_error_stops_running_tasks_at_their_next_check() -> None:
-    has_begun = threading.Event()
-
-    def fail(_: None) -> None:
-        assert has_begun.wait(timeout=30)
-        raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"):
-        run([(run_until_stopped, has_begun), (fail, None)], 2)
 
 
 def test_an_error_is_raised_after_the_end_of_the_last_task(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,46 +151,35 @@ def test_a_signal_stops_and_waits_for_running_tasks() -> None:
 # -- batches -------------------------------------------------------------------------------------------------------
 
 
-def test_small_or_many_tasks_are_sent_in_batches(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize(
+    ("n_tasks", "n_remote", "n_small", "batch"),
+    [
+        (1000, 0, 99, 1),  # threads of this process need no batches
+        (63, 2, 99, 1),
+        (64, 2, 99, 2),
+        (1000, 12, 99, 5),
+        (200, 2, 5, 5),
+        (80_000, 2, 0, 2),  # large tasks are sent in batches as well if there are many
+        (100_000, 6_000, 1, 10),  # more threads than the scheduler can keep busy with small batches
+        (100, 6_000, 1, 1),
+        (100_000, 6_000, 0, 1),  # with longer tasks the scheduler keeps more threads busy
+    ],
+)
+def test_small_or_many_tasks_are_sent_in_batches(n_tasks: int, n_remote: int, n_small: int, batch: int) -> None:
     """A scheduler needs time for each message, but each thread should get several batches."""
+    assert module.batch_size(n_tasks, n_remote, n_small) == batch
+
+
+def test_a_batch_gives_the_results_of_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[str]()
+    reported = list[int]()
     with threads(2) as pool:
-        calls = list[str]()
         submit = pool.submit
         monkeypatch.setattr(pool, "submit", lambda call: calls.append(str(call)) or submit(call))
-        monkeypatch.setattr(module, "_LARGE_GRAPH", 300)
-        for n_tasks, n_remote, n_small, batch in (
-            (1000, 0, 99, 1),
-            (63, 2, 99, 1),
-            (64, 2, 99, 2),
-            (1000, 2, 99, 16),
-            (1000, 12, 99, 5),
-            (200, 2, 5, 5),
-            (299, 2, 1, 1),
-            (1000, 2, 1, 3),
-            (1000, 2, 0, 3),  # large tasks are sent in batches as well if there are many
-        ):
-            reported = list[int]()
-            calls.clear()
-            pool.n_remote_threads = n_remote
-            found = compute([(square, i) for i in range(n_tasks)], pool, 3, reported.append, n_small)
-            assert found == [i * i for i in range(n_tasks)]
-            assert sorted(reported) == [i * i for i in range(n_tasks)]
-            assert len(calls) == -(-n_tasks // batch)
-            assert calls[0] == "; ".join(map(str, range(batch)))
-            assert n_remote == 0 or len(calls) >= min(n_tasks, 16 * n_remote), "batches per thread"
-
-
-@pytest.mark.parametrize(("n_tasks", "batch"), [(1000, 3), (25, 3), (12, 2), (10, 1), (3, 1)])
-def test_many_threads_get_batches_but_at_least_a_task_each(
-    n_tasks: int, batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_SCHEDULER_CAPACITY", 4)
-    assert module.batch_size(n_tasks, 10) == batch
-    assert -(-n_tasks // batch) >= min(n_tasks, 5), "at least half of the threads have a batch"
-    assert module.batch_size(n_tasks, 10, 0) == 1, "with longer tasks the scheduler keeps more threads busy"
-    assert module.batch_size(n_tasks, 4) == 1
+        pool.n_remote_threads = 2
+        assert compute([(square, i) for i in range(200)], pool, 3, reported.append, 5) == [i * i for i in range(200)]
+    assert sorted(reported) == [i * i for i in range(200)]
+    assert (len(calls), calls[0]) == (40, "0; 1; 2; 3; 4")
 
 
 # -- merging -------------------------------------------------------------------------------------------------------

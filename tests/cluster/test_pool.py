@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shardpress.cluster.executor import compute
-from shardpress.cluster.pool import LocalPool, check_settings, open_pool
+from shardpress.cluster.pool import LocalPool, check_settings
 from shardpress.settings.config import ClusterSettings
 from tests.support.helpers import refused
 
@@ -22,21 +22,15 @@ def test_invalid_cluster_settings_are_refused_at_once(monkeypatch: pytest.Monkey
             check_settings(ClusterSettings(scheduler=address))
     file = tmp_path / "scheduler.json"
     check_settings(ClusterSettings(scheduler=str(file)))  # the scheduler may write the file later
-    for text, words in (
-        ("{", str(file)),
-        ('{"address": "tcp://10.0.0.7:8786"}', "tcp://10.0.0.7:8786"),
-    ):
+    file.touch()
+    check_settings(ClusterSettings(scheduler=str(file)))  # the scheduler has not written to it yet
+    for text, words in (("{", str(file)), ('{"address": "tcp://10.0.0.7:8786"}', "tcp://10.0.0.7:8786")):
         file.write_text(text)
         with refused(78, words):
             check_settings(ClusterSettings(scheduler=str(file)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with refused(78, "devices: cuda1", "CUDA_VISIBLE_DEVICES=3"):
         check_settings(ClusterSettings(devices=("cuda0", "cuda1")))
-
-
-def test_threads_do_the_work_by_default() -> None:
-    with open_pool(ClusterSettings(), 2, lambda: None, lambda: None) as found:  # type: ignore[arg-type, return-value]
-        assert isinstance(found, LocalPool)
 
 
 @pytest.mark.process

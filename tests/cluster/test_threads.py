@@ -9,21 +9,13 @@ import pytest
 from shardpress.cluster.threads import check, stop, threads
 
 
-def test_no_thread_is_running_after_a_pool_ends() -> None:
-    ended = threading.Event()
-    with threads(2) as pool:
-        pool.submit(ended.set)
-    assert ended.is_set()
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("dask")] == []
-
-
 def run_until_stopped(has_begun: threading.Event) -> None:
     has_begun.set()
     while True:
         check()
 
 
-def test_an_error_stops_running_tasks() -> None:
+def test_no_thread_is_running_after_an_error() -> None:
     futures = []
 
     def fail() -> None:
@@ -36,6 +28,7 @@ def test_an_error_stops_running_tasks() -> None:
     with pytest.raises(ValueError, match="broken"):
         fail()
     assert isinstance(futures[0].exception(), InterruptedError)
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("dask")] == []
 
 
 def test_stopping_a_pool_stops_no_other_thread() -> None:
@@ -44,9 +37,3 @@ def test_stopping_a_pool_stops_no_other_thread() -> None:
         assert isinstance(one.submit(check).exception(), InterruptedError)
         assert other.submit(check).exception() is None
         check()
-
-
-def test_no_task_is_stopped_without_an_error() -> None:
-    with threads(2) as pool:
-        futures = [pool.submit(check) for _ in range(10)]
-    assert [future.exception() for future in futures] == [None] * 10

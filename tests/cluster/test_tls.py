@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import select
 import socket
 import ssl
@@ -91,9 +90,3 @@ def test_all_connections_of_a_cluster_are_isolated(security: IsolatedSecurity) -
         assert arguments["ssl_context"].sslsocket_class is IsolatedSocket
     unencrypted = IsolatedSecurity(require_encryption=False)
     assert unencrypted.get_connection_args("client")["ssl_context"] is None
-
-
-def test_certificates_can_be_sent_to_a_worker(security: IsolatedSecurity) -> None:
-    copy = pickle.loads(pickle.dumps(security))
-    assert type(copy) is IsolatedSecurity
-    assert copy.tls_ca_file == security.tls_ca_file

@@ -1,198 +1,122 @@
-"""Tests of the executor on a scheduler's workers: results arrive, and failures of workers are reported clearly."""
+"""Tests of the pool of a scheduler's workers: results arrive, and lost workers or devices are handled."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
+import sys
+import tempfile
 import threading
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
-from distributed import Client as DaskClient
+from distributed import Client, LocalCluster, Security, get_worker
 from distributed import Future as DaskFuture
-from distributed import KilledWorker, LocalCluster
-from distributed.comm import CommClosedError
 
-from shardpress.cluster import connection, workers
-from shardpress.cluster.device_check import run_or_retire
-from shardpress.cluster.executor import compute
-from shardpress.cluster.stats import WorkerStats
-from shardpress.cluster.workers import ClusterExecutor, ClusterPool
-from shardpress.errors import DataError
+from shardpress.cluster import workers
+from shardpress.cluster.executor import compute, reduce
+from shardpress.cluster.probe import Probe
+from shardpress.cluster.workers import Cluster, ClusterPool, quiet_dask
+from shardpress.errors import DataError, DeviceLost
 from shardpress.signals import Stopped, stoppable
+from tests.support.clusters import until
 from tests.support.helpers import refused
 from tests.support.logged import mentions
 
-
-class FakeFuture:
-    """Future with the interface of Dask's futures."""
-
-    def __init__(self) -> None:
-        self.future: Future[Any] = Future()
-        self.has_result = False  # if True, the result exists but cannot be fetched
-
-    @property
-    def status(self) -> str:
-        if self.future.cancelled():
-            return "cancelled"
-        return "error" if self.future.exception() and not self.has_result else "finished"
-
-    async def result(self) -> Any:
-        return self.future.result()  # in a separate thread
-
-
-class Client:
-    """Client of a scheduler whose workers do nothing."""
-
-    def __init__(self, n_workers: int = 1) -> None:
-        self.status = "running"
-        self.n_workers = n_workers
-        self.has_cancelled = False
-        self.loop = self  # runs each call in a separate thread
-        self.scheduler = self
-
-    def add_callback(self, function: Any, *arguments: Any) -> None:
-        threading.Thread(target=lambda: asyncio.run(function(*arguments)), daemon=True).start()
-
-    def submit(self, function: Any, /, call: Any, key: object) -> FakeFuture:
-        assert function is run_or_retire
-        pending = FakeFuture()
-        self.work(pending.future, call)
-        return pending
-
-    def work(self, future: Future[Any], function: Any) -> None:
-        pass
-
-    def cancel(self, all_pending: list[FakeFuture]) -> None:
-        self.has_cancelled = True
-        for each in all_pending:
-            each.future.cancel()
-
-    def scheduler_info(self, n_workers: int) -> dict[str, int]:
-        return {"n_workers": self.n_workers, "total_threads": self.n_workers}
-
-    async def identity(self, n_workers: int) -> dict[str, int]:
-        return self.scheduler_info(n_workers)
+HAS_FAILED = threading.Event()  # set when worker 0 fails; other workers wait for this, so that worker 0 gets tasks
 
 
 @pytest.fixture(autouse=True)
-def watch_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (connection, workers):
-        monkeypatch.setattr(module, "_WATCH_INTERVAL", 0.01)
+def reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    HAS_FAILED.clear()
+    monkeypatch.setattr(workers, "_WATCH_INTERVAL", 0.01)
 
 
-def run(client: Any, n: int = 3, patience: float = 60.0) -> Any:
-    pool = ClusterPool(client, "scheduler", "tls://10.0.0.7:8786", [], patience)
+@contextmanager
+def pool_of(n_workers: int, patience: float = 60.0) -> Iterator[ClusterPool]:
+    """Provide the pool of a scheduler and workers in this process."""
+    options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "protocol": "tcp", "processes": False}
+    with (
+        mock.patch.dict(os.environ),  # Dask sets configuration for its workers
+        quiet_dask(),
+        LocalCluster(n_workers=n_workers, threads_per_worker=2, **options) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        ClusterPool(client, Cluster("scheduler", "tcp://127.0.0.1", Security(), patience)).watched() as pool,
+    ):
+        yield pool
+
+
+def run(pool: ClusterPool, tasks: Sequence[tuple[Callable[[Any], Any], Any]]) -> list[Any]:
     with pool.executor(1) as where:
-        return compute([(abs, -i) for i in range(n)], *where)
+        return compute(tasks, *where)
 
 
-def test_a_scheduler_lost_without_an_answer_can_be_retried() -> None:
-    """If a scheduler was killed between two rounds, the run used to end with a KeyError (exit code 70)."""
+def repeat(argument: tuple[int, list[str]]) -> list[str]:
+    n, words = argument
+    return words * n
 
-    class SilentClient(Client):
-        def scheduler_info(self, n_workers: int) -> dict[str, int]:
-            self.status = "closed"
-            return {}
 
-    with refused(75, "scheduler"):
-        run(SilentClient())
+def join(found: Sequence[list[str]]) -> list[str]:
+    return [word for words in found for word in words]
+
+
+def fail(kind: type[Exception]) -> None:
+    raise kind("bad")
+
+
+def test_results_and_errors_are_passed_unchanged() -> None:
+    # If Dask searched the arguments, a text that equals the name of a task would be replaced by a result.
+    tasks = [(repeat, (i % 3, [f"task-{10**12 - i}", "x"])) for i in range(1, 41)]
+    expected = [repeat(argument) for _, argument in tasks]
+    reported: list[str] = []
+    with pool_of(1) as pool:
+        assert run(pool, tasks) == expected
+        assert reduce(tasks, join, pool, 10, reported.extend) == join(expected)
+        assert sorted(reported) == sorted(join(expected))
+        with refused(65, "bad"):
+            run(pool, [(fail, DataError)])
+    # A connection of the task itself, for example to a file server.
+    with pool_of(1) as pool, pytest.raises(ConnectionResetError):
+        run(pool, [(fail, ConnectionResetError)])
 
 
 def test_tasks_that_are_submitted_after_a_failure_fail_too() -> None:
     """A run waited forever if the connection was lost just before its first task was submitted."""
-    executor = ClusterExecutor(Client(), WorkerStats())
-    before = executor.submit(partial(abs, -1))
-    executor.fail(ConnectionResetError())
-    after = executor.submit(partial(abs, -2))
-    for future in (before, after):
-        assert isinstance(future.exception(timeout=0), ConnectionResetError)
-
-
-def test_results_and_errors_are_passed_unchanged() -> None:
-    class ComputingClient(Client):
-        def work(self, future: Future[Any], function: Any) -> None:
-            future.set_result(function())
-
-    class FailingClient(Client):
-        def __init__(self, error: Exception) -> None:
-            super().__init__()
-            self.error = error
-
-        def work(self, future: Future[Any], function: Any) -> None:
-            future.set_exception(self.error)
-
-    assert run(ComputingClient(), 40) == list(range(40))
-    failing = FailingClient(DataError("bad"))
-    with refused(65, "bad"):
-        run(failing)
-    assert failing.has_cancelled
-    with pytest.raises(ConnectionResetError):  # a connection of the task itself, for example to a file server
-        run(FailingClient(ConnectionResetError()))
-
-
-def test_a_task_that_kills_its_workers_is_named() -> None:
-    class DyingWorkers(Client):
-        def work(self, future: Future[Any], function: Any) -> None:
-            if str(function) == "-1":
-                last: Any = SimpleNamespace(address="tls://10.0.0.8:1")
-                future.set_exception(KilledWorker(("task-1", 3), last, allowed_failures=2))
-
-    with refused(71, "-1: ", "3 workers", "tls://10.0.0.8:1"):
-        run(DyingWorkers())
-
-
-def test_a_lost_scheduler_ends_the_run_which_can_be_resumed() -> None:
-    class LosingScheduler(Client):
-        def work(self, future: Future[Any], function: Any) -> None:
-            self.status = "connecting"
-            future.cancel()  # Dask's client does this
-
-    with refused(75, "scheduler"):
-        run(LosingScheduler())
-
-    class LosingResults(Client):
-        def submit(self, *arguments: Any, key: object) -> FakeFuture:
-            pending = super().submit(*arguments, key=key)
-            pending.has_result = True
-            return pending
-
-        def work(self, future: Future[Any], function: Any) -> None:
-            future.set_exception(CommClosedError("in <TCP (closed) ConnectionPool.gather>: Connection reset by peer"))
-
-    with refused(75, "scheduler"):
-        run(LosingResults())
-    silent = Client()
-    silent.status = "closed"  # without a notification
-    with refused(75, "scheduler"):
-        run(silent)
+    with pool_of(0) as pool:
+        before = pool.submit(partial(abs, -1))
+        pool.fail(ConnectionResetError())
+        after = pool.submit(partial(abs, -2))
+        for future in (before, after):
+            assert isinstance(future.exception(timeout=0), ConnectionResetError)
 
 
 def test_a_run_without_workers_waits_for_a_limited_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(workers, "_LOG_INTERVAL", 0.02)
-    with refused(75, "worker", "0 s"):
-        run(Client(n_workers=0), patience=0.4)
+    with pool_of(0, patience=0.4) as pool, refused(75, "worker", "0 s"):
+        run(pool, [(abs, -1)])
     assert mentions(caplog.text, "cluster:", "worker")
 
 
-def test_a_signal_ends_a_run_that_waits_for_workers() -> None:
-    class InterruptedClient(Client):
-        def scheduler_info(self, n_workers: int) -> dict[str, int]:
-            if threading.current_thread() is not threading.main_thread():  # the thread that polls while the run waits
-                os.kill(os.getpid(), signal.SIGTERM)
-            return {"n_workers": 0, "total_threads": 0}
+def test_a_signal_ends_a_run_that_waits_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pool_of(0) as pool:
+        submit = pool.submit
 
-    client = InterruptedClient()
-    with stoppable(), pytest.raises(Stopped):
-        run(client)
-    assert client.has_cancelled
+        def submit_and_interrupt(call: Any) -> Any:
+            future = submit(call)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return future
+
+        monkeypatch.setattr(pool, "submit", submit_and_interrupt)
+        with stoppable(), pytest.raises(Stopped):
+            run(pool, [(abs, -1)])
 
 
 def test_a_result_counts_even_if_its_worker_dies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,51 +129,48 @@ def test_a_result_counts_even_if_its_worker_dies(monkeypatch: pytest.MonkeyPatch
         return found
 
     monkeypatch.setattr(DaskFuture, "_result", lose)
-    where = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "protocol": "tcp", "processes": False}
-    with (
-        mock.patch.dict(os.environ),  # Dask sets configuration for its workers
-        LocalCluster(n_workers=1, threads_per_worker=1, **where) as cluster,
-        DaskClient(cluster) as client,
-    ):
-        assert run(client) == [0, 1, 2]
+    with pool_of(1) as pool:
+        assert run(pool, [(abs, -i) for i in range(3)]) == [0, 1, 2]
 
 
-class SilentClient(Client):
-    """Client of a scheduler that receives queries but never answers, as if its process were suspended."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_aborted = threading.Event()
-        self.scheduler_comm = self.rpc = self
-
-    async def identity(self, n_workers: int) -> dict[str, int]:
-        self.is_aborted.wait(60)
-        raise CommClosedError("aborted")
-
-    def abort(self) -> None:
-        self.status = "connecting"
-        self.is_aborted.set()
-
-    async def close(self) -> None:
-        pass
+def test_workers_may_be_absent_while_no_task_needs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch jobs of workers may end and be replaced while the driver trains for hours."""
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "dask-scratch-space" not in entry])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "work").mkdir()
+    with pool_of(1, patience=0.0) as pool:
+        probe = Probe(os.getcwd(), str(tmp_path), (), mixed_processors=True)
+        pool.check_workers(probe, lambda: SimpleNamespace(reason=""), requires_device=False)
+        cluster: Any = pool._client.cluster
+        for n_workers in (0, 1):
+            cluster.scale(n_workers)
+            until(lambda n_workers=n_workers: pool.n_workers == n_workers, "workers to leave and join")
+        assert run(pool, [(abs, -1)]) == [1]
 
 
-def test_a_scheduler_that_does_not_answer_counts_as_lost(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    client: Any = SilentClient()
-    monkeypatch.setattr(connection, "_MAX_SILENCE", 0.05)
-    with connection.disconnect_if_silent(client), refused(75, "scheduler"):
-        run(client)
-    assert client.is_aborted.is_set()
-    assert mentions(caplog.text, "cluster:", "scheduler")
+def work(i: int) -> tuple[int, object]:
+    """Return a square and the name of the worker. On worker 0, fail from task 6 on, as if the card were lost."""
+    worker = get_worker()
+    if worker.name == 0 and i > 5:
+        HAS_FAILED.set()
+        lost = DeviceLost(f"{worker.name}: its card is lost. Run the same command again.")
+        lost.why = "the device is lost: CUDA_ERROR_ECC_UNCORRECTABLE"
+        raise lost
+    if i > 5:
+        assert HAS_FAILED.wait(60)
+    return i * i, worker.name
 
 
-def test_a_signal_ends_a_run_whose_scheduler_does_not_answer() -> None:
-    class InterruptedClient(SilentClient):
-        def work(self, future: Future[Any], function: Any) -> None:
-            if str(function) == "0":  # a second signal would end the process
-                os.kill(os.getpid(), signal.SIGTERM)
+def test_tasks_of_a_worker_that_lost_its_device_move_to_others(caplog: pytest.LogCaptureFixture) -> None:
+    with pool_of(3) as pool:
+        found = run(pool, [(work, i) for i in range(200)])
+        assert [each for each, _ in found] == [i * i for i in range(200)]
+        assert {by for i, (_, by) in enumerate(found) if i > 5} == {1, 2}
+        until(lambda: pool.n_remote_threads == 4, "worker 0 to leave")
+    reports = [mentions(line, "worker 0", "CUDA_ERROR_ECC_UNCORRECTABLE") for line in caplog.messages]
+    assert sum(reports) == 1, "independent of the number of failed tasks"
 
-    with stoppable(), pytest.raises(Stopped):
-        run(InterruptedClient())
+
+def test_a_run_without_any_worker_left_can_be_resumed() -> None:
+    with pool_of(1, patience=0.1) as pool, refused(75, "worker"):
+        run(pool, [(work, i) for i in range(200)])

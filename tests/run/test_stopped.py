@@ -24,7 +24,7 @@ from tests.support.standin import features_of as features_of_standin
 pytestmark = pytest.mark.process
 
 SIZES = [16] * 6  # one part of rows each
-SHORT_PATIENCE = "from shardpress.cluster import connection; connection._MAX_SILENCE = 3.0"
+SHORT_PATIENCE = "from shardpress.cluster import workers; workers._MAX_SILENCE = 3.0"
 # A driver in a process of its own, with the stand-in as its device.
 DRIVER = """
 import sys

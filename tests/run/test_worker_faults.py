@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from shardpress.cluster import remote
+from shardpress.cluster import workers
 from shardpress.result import INDEX, Result
 from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY, environment
@@ -120,7 +120,7 @@ def test_a_shard_that_kills_worker_after_worker_is_named(
 def test_a_run_resumes_after_losing_all_workers_or_its_scheduler(
     wide: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(remote, "_PATIENCE", 3.0)
+    monkeypatch.setattr(workers, "_PATIENCE", 3.0)
     assert wide.run(tmp_path / "expected") == 0
     output = tmp_path / "out"
     with Cluster(tmp_path / "cluster") as cluster:
@@ -199,4 +199,4 @@ def test_local_workers_end_with_a_killed_driver(small: Small, tmp_path: Path) ->
         process.kill()
         process.stdout.close()
     assert process.returncode == -signal.SIGKILL
-    assert len(below) >= 4, "two workers and their nannies"
+    assert len(below) >= 3, "two workers and their parent"

@@ -908,8 +908,8 @@ _CLUSTER = (
     Mutation(
         "another-machine-needs-no-tls",
         "pipeline/shardpress/cluster/security.py",
-        "not _is_loopback(host) and not is_insecure",
-        "host and _is_loopback(host) and is_insecure",
+        '.strip("[]")) and not is_insecure',
+        '.strip("[]")) and is_insecure',
         ("tests/cluster/test_security.py::test_only_this_machine_is_allowed_without_tls",),
     ),
     Mutation(
@@ -942,10 +942,10 @@ _CLUSTER = (
     ),
     Mutation(
         "worker-of-another-version-is-accepted",
-        "pipeline/shardpress/cluster/checks.py",
-        "Environment({**_versions(), **_scratch",
-        "Environment({**_scratch",
-        ("tests/cluster/test_checks.py::test_differences_name_both_values",),
+        "pipeline/shardpress/cluster/probe.py",
+        "facts = packages()",
+        "facts = dict[str, str]()",
+        ("tests/cluster/test_probe.py::test_differences_name_both_values",),
     ),
 )
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed import Client
+from distributed import Client, Security
 
 from shardpress.cluster.threads import threads
+from shardpress.cluster.workers import Cluster as Scheduler
 from shardpress.cluster.workers import ClusterPool, quiet_dask
 from shardpress.errors import TrainingDiverged
 from shardpress.hdf5.shard import Shard
@@ -221,7 +222,8 @@ def test_workers_that_die_or_join_in_training_change_no_bit(shards: Any, tmp_pat
             cluster.start_worker(name)
         with Client(scheduler_file=str(cluster.file), set_as_default=False) as client:
             client.wait_for_workers(2, timeout=240)
-            with ClusterPool(client, "scheduler", "", [], patience=240).executor(1) as where:
+            scheduler = Scheduler("scheduler", "", Security(), patience=240)
+            with ClusterPool(client, scheduler).watched() as pool, pool.executor(1) as where:
 
                 def run(tasks: Any) -> Any:
                     number = next(n_rounds)

@@ -1,150 +1,52 @@
-"""Check that workers have the same packages, the same files and the same kind of processor as this process.
-
-Each process describes itself with a flat mapping of names to texts. If the texts of a worker differ from the driver's
-texts, the worker is refused. A worker that joins later is retired instead.
-"""
+"""Checks of workers before their first task: the same packages, files and kind of processor, and a working device."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
-import platform
-import re
-import subprocess
-import sys
-import uuid
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
-from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-from distributed import Client, Future, Worker, WorkerPlugin
+from distributed import Client, Worker, WorkerPlugin
 
-from shardpress.cluster.connection import retry_if_worker_lost, submit_to_each, wait_for_answers, workers_of
-from shardpress.cluster.probe import Probe
-from shardpress.errors import ConfigError, TryAgain, printable, quantity, short_list
-from shardpress.sourceroots import SOURCE_ROOTS
-from shardpress_kernels.trust import untrusted_above
+from shardpress.cluster.probe import Probe, differences, packages, problems_of_scratch
+from shardpress.cluster.stats import facts_of, process_name
+from shardpress.errors import ConfigError, DeviceError, TryAgain, printable, quantity, short_list
 
 log = logging.getLogger(__name__)
 
-# Packages whose versions determine what a task computes, or whether it can be sent.
-_PACKAGES = ("numpy", "Theano", "scipy-openblas32", "h5py", "dask", "distributed")
-_SOURCES = ("shardpress/**/*.py", "shardpress_kernels/**/*.py", "shardpress_kernels/native/*")
-# A scheduler does not compute results, but it unpickles and pickles tasks.
-_NEEDED_BY_SCHEDULER = ("Python", "shardpress", "dask", "distributed")
-# Instruction sets that affect which code compilers, OpenBLAS and our kernels select.
-_INSTRUCTION_SET = re.compile(r"(avx|fma|f16c|amx|sve|asimd)\w*")
-_SCRATCH = "dask-scratch-space"  # name of the directories that Dask adds to `sys.path`
-_PRIVATE_SCRATCH = {"scratch directory": "writable by its user only"}
-_MAX_LISTED = 3  # workers to list in a message
-
-_SECONDS = 120.0  # time limit for an answer, because a worker may run tasks of other clients first
-_TOPIC = "shardpress-turned-away"
-_PRIORITY = 100  # higher than the priority of other tasks
+LOGGERS = ("shardpress", "shardpress_kernels")
+"""Names of the loggers whose warnings are shown to users."""
+_DEVICE_SECONDS = 600.0  # workers may compile kernels
+_RETRY_SECONDS = 0.5
+_MAX_LISTED = 8  # workers to list in a log message
+_MAX_REFUSED = 3  # workers to list for each reason
 
 
-@dataclass(frozen=True)
-class Environment:
-    """Description of a process."""
+class _Check(WorkerPlugin):
+    """Comparison of a process with the driver. As a plugin, it checks workers that join later, and retires some."""
 
-    facts: dict[str, str]  # the same for all processes
-    written_file: str  # path relative to the output directory of a file that contains this path
-
-
-# -- checks of the workers of a run ------------------------------------------------------------------------------------
-
-
-def check_workers(client: Client, probe: Probe) -> None:
-    """Check the scheduler and all its workers, and register a check for workers that join later."""
-    _check_scheduler(client)
-    driver = describe_environment(probe)
-    workers = workers_of(client)
-    futures = submit_to_each(client, workers, describe_environment, probe, priority=_PRIORITY)
-    wait_for_answers(client, futures, _SECONDS)
-
-    names = {address: f"{printable(worker['name'])} at {address}" for address, worker in workers.items()}
-    _check_all_answered(client, futures, names)
-    problems = {}
-    for address, future in futures.items():
-        if future.done():
-            problems[names[address]] = _problems_of(probe, driver, future)
-    error = refusal(problems)
-    if error is not None:
-        raise error
-
-    client.subscribe_topic(_TOPIC, _log_retired_worker)
-    plugin = _LateWorkerCheck(probe, driver, client.id)
-    retry_if_worker_lost(client, lambda: client.register_plugin(plugin))
-
-
-def _check_scheduler(client: Client) -> None:
-    try:
-        problems = compare_scheduler(client.run_on_scheduler(describe_scheduler))
-    except Exception as error:  # the packages of the scheduler can raise any exception
-        problems = [_no_answer(error)]
-    if problems:
-        raise ConfigError(
-            f"scheduler: cannot accept this run's tasks: {'; '.join(problems)}. Start it with the same packages as "
-            "the workers, and with a private directory as DASK_TEMPORARY_DIRECTORY."
-        )
-
-
-def _check_all_answered(client: Client, futures: Mapping[str, Future], names: Mapping[str, str]) -> None:
-    current = workers_of(client)
-    silent = [names[address] for address in current if address in futures and not futures[address].done()]
-    if silent:
-        raise TryAgain(
-            f"{short_list(silent, 3)}: no answer in {_SECONDS:.0f} s. End these workers, or wait until they are free, "
-            "then run the same command again."
-        )
-
-
-def _problems_of(probe: Probe, driver: Environment, future: Future) -> list[str]:
-    error = future.exception()
-    if error is not None:
-        return [_no_answer(error)]
-    return compare_environments(probe, driver, future.result())
-
-
-def _no_answer(error: BaseException) -> str:
-    return f"it cannot be queried ({type(error).__name__}: {printable(' '.join(str(error).split()))})"
-
-
-def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
-    """Return an error that lists each problem once with the affected workers, or None if no worker has a problem."""
-    refused = {worker: "; ".join(found) for worker, found in problems.items() if found}
-    if not refused:
-        return None
-    workers_with: dict[str, list[str]] = {}
-    for worker, text in refused.items():
-        workers_with.setdefault(text, []).append(worker)
-    lists = ". ".join(f"{short_list(workers, _MAX_LISTED)}: {text}" for text, workers in workers_with.items())
-    return ConfigError(
-        f"{len(refused)} of {quantity(len(problems), 'worker')} differ from this process. {lists}. Start all workers "
-        "with the same packages, the same paths and a private --local-directory. Processors of several kinds are "
-        "allowed with --mixed-processors."
-    )
-
-
-class _LateWorkerCheck(WorkerPlugin):
-    """Plugin that checks workers that join during the run, and retires workers that differ from the driver."""
-
-    def __init__(self, probe: Probe, driver: Environment, client: str) -> None:
+    def __init__(self, probe: Probe, client: str) -> None:
         self.name = f"shardpress-{client}"
         self._probe = probe
-        self._driver = driver
+        self._driver = probe.facts()
         self._client = client  # id of the driver's client; after it has disconnected, no worker is checked
+
+    def problems(self) -> list[str]:
+        """Return how this process differs from the driver."""
+        return differences(self._driver, self._probe.facts()) + problems_of_scratch()
 
     async def setup(self, worker: Worker) -> None:
         """Check a worker. This blocks its event loop, but for less time than the scheduler waits for a heartbeat."""
         if not await self._is_running(worker):
             return
-        problems = compare_environments(self._probe, self._driver, describe_environment(self._probe))
+        problems = self.problems()
         if problems:
-            worker.log_event(_TOPIC, f"{worker.name} at {worker.address}: {'; '.join(problems)}")
+            log.warning("cluster: rejected worker %s: %s", printable(worker.name), "; ".join(problems))
             # Let the scheduler retire the worker, so that this does not count as a death. `worker.close()` would cause
             # a deadlock, because it waits for the nanny, and the nanny waits for this method.
             await worker.scheduler.retire_workers(workers=[worker.address], close_workers=True, stimulus_id=self.name)
@@ -156,154 +58,125 @@ class _LateWorkerCheck(WorkerPlugin):
         return all(event.get("action") != "remove-client" for _, event in events)
 
 
-def _log_retired_worker(event: tuple[float, str]) -> None:
-    log.warning("cluster: rejected a new worker: %s", printable(event[1]))
+@dataclass(frozen=True)
+class _Answer:
+    """Report of a process about itself."""
+
+    name: str
+    process: str = ""
+    problems: tuple[str, ...] = ()  # differences from the driver, which refuse the worker
+    device: str = ""
+    failure: str = ""  # why the worker does not use its configured device
 
 
-# -- descriptions of processes -----------------------------------------------------------------------------------------
+def check_workers(
+    client: Client, probe: Probe, start_device: Callable[[], Any], requires_device: bool, keeps_others: bool
+) -> list[dict[str, Any]]:
+    """Check the scheduler and all its workers, and later those that join. Return facts about the workers to use.
+
+    Workers without their configured device are retired, unless `keeps_others`.
+
+    Raises
+    ------
+    ConfigError
+        If workers could compute different results from this process.
+    DeviceError
+        If no worker can be used or, with `requires_device`, if a worker does not use its configured device.
+    """
+    check = _Check(probe, client.id)
+    results = client.run(_examine, check, start_device, on_error="return")
+    # The connection to a worker that was lost meanwhile raises an `OSError`.
+    answers = {each: _answer_of(each, result) for each, result in results.items() if not isinstance(result, OSError)}
+    _refuse([_examine_scheduler(client), *answers.values()])
+    failures = {address: answer for address, answer in answers.items() if answer.failure}
+    for answer in failures.values():
+        log.warning("cluster: worker %s cannot use its configured device: %s", printable(answer.name), answer.failure)
+    usable = [answer for answer in answers.values() if answer.device and (keeps_others or not answer.failure)]
+    if not answers:
+        raise TryAgain("all workers were lost while they were checked. Run the same command again.")
+    if failures and (requires_device or not usable):
+        first = next(iter(failures.values()))
+        raise DeviceError(
+            f"{quantity(len(failures), 'worker')} of {len(answers)} cannot be used. The first reason is: "
+            f"{first.failure}"
+        )
+    names = short_list((f"{printable(each.name)} {each.device}" for each in usable), _MAX_LISTED)
+    log.info("cluster: %s: %s", quantity(len(usable), "worker"), names)
+    if failures and not keeps_others:
+        client.retire_workers(list(failures), close_workers=True)
+    for name in LOGGERS:
+        _retry(client, partial(client.forward_logging, name, logging.WARNING))
+    _retry(client, partial(client.register_plugin, check))
+    return [facts_of(each.process, each.name, each.device) for each in usable]
 
 
-def describe_environment(probe: Probe) -> Environment:
-    """Change to the driver's directory, write a file to the output directory, and describe this process."""
-    written_file = f"work/probe-{uuid.uuid4().hex}.txt"
-    files = _access_files(probe, written_file)
-    machine = {}
-    if not probe.mixed_processors:
-        machine = {**_processor(), **_system()}
-    return Environment({**_versions(), **_scratch_directories(), **machine, **files}, written_file)
-
-
-def _access_files(probe: Probe, written_file: str) -> dict[str, str]:
-    """Return the outcome of each access as text."""
-    output = Path(probe.output)
-    outcomes = {f"directory={printable(probe.directory)}": _outcome(partial(os.chdir, probe.directory))}
-    outcomes[f"output={printable(output)}"] = _outcome(partial(_write, output / written_file, written_file))
-    for path in probe.inputs:
-        outcomes[f"file={printable(path)}"] = _outcome(partial(_file_identity, path))
-    return outcomes
-
-
-def compare_environments(probe: Probe, driver: Environment, worker: Environment) -> list[str]:
-    """Return the differences as texts. This also reads the file that the worker has written."""
-    # Workers need a private scratch directory, but the driver needs none. So the driver's fact is replaced.
-    problems = _different_facts({**driver.facts, **_PRIVATE_SCRATCH}, worker.facts)
-    path = Path(probe.output, worker.written_file)
-    outcome = _outcome(path.read_text)
-    if not problems and outcome != f"holds {worker.written_file}":
-        problems.append(f"file={printable(path)}, written by the worker, {outcome} on the driver")
-    return problems
-
-
-def describe_scheduler() -> dict[str, str]:
-    return {**_versions(), **_scratch_directories()}
-
-
-def compare_scheduler(scheduler: Mapping[str, str]) -> list[str]:
-    """Return the reasons why a scheduler with these facts cannot handle the tasks of this process safely."""
-    driver = _versions()
-    expected = {name: driver[name] for name in _NEEDED_BY_SCHEDULER}
-    return _different_facts({**expected, **_PRIVATE_SCRATCH}, scheduler)
-
-
-def _different_facts(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
-    return [
-        f"{name} {actual.get(name)}, expected {text}" for name, text in expected.items() if actual.get(name) != text
-    ]
-
-
-@cache
-def _versions() -> dict[str, str]:
-    found = {
-        "Python": platform.python_version(),
-        "shardpress": f"{_version('shardpress')} of source {_digest()}",
-    }
-    for package in _PACKAGES:
-        found[package] = _version(package)
-    return found
-
-
-def _scratch_directories() -> dict[str, str]:
-    """Return a fact that reports whether this process imports from a Dask directory that other users can write to."""
-    for entry in sys.path:
-        if _SCRATCH in entry:
-            problem = _problem_of_directory(entry)
-            if problem is not None:
-                return {"scratch directory": problem}
-    return _PRIVATE_SCRATCH
-
-
-def _problem_of_directory(entry: str) -> str | None:
-    """Return why other users could put a module into a directory, or None if they cannot."""
+def _examine_scheduler(client: Client) -> _Answer:
     try:
-        problem = untrusted_above(os.path.join(entry, "module"))
-    except OSError as error:
-        problem = str(error)
-    return None if problem is None else f"{printable(entry)}, but {printable(problem)}"
+        problems = client.run_on_scheduler(_problems_of_scheduler, packages())
+    except OSError:  # the connection is lost
+        raise
+    except Exception as error:  # the packages of the scheduler can raise any exception
+        problems = [_no_answer(error)]
+    return _Answer("scheduler", problems=tuple(problems))
 
 
-def _version(package: str) -> str:
+def _problems_of_scheduler(driver: Mapping[str, str]) -> list[str]:
+    return differences(driver, packages()) + problems_of_scratch()
+
+
+async def _examine(check: _Check, start_device: Callable[[], Any], dask_worker: Worker) -> _Answer:
+    """Compare a worker with the driver, and start its device. The thread leaves the worker's event loop free."""
+    name = str(dask_worker.name)
     try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+        return await asyncio.wait_for(asyncio.to_thread(_examine_in_thread, name, check, start_device), _DEVICE_SECONDS)
+    except TimeoutError:
+        return _Answer(name, failure=f"it did not start within {_DEVICE_SECONDS:.0f} s")
 
 
-def _digest(roots: Sequence[str] = SOURCE_ROOTS) -> str:
-    """Return a digest of our source files, because checkouts of the same version can differ."""
-    files = {}
-    for root in map(Path, roots):
-        for pattern in _SOURCES:
-            for path in root.glob(pattern):
-                files[path.relative_to(root).as_posix()] = path
-    digest = sha256()
-    for name in sorted(files):
-        if files[name].is_file():
-            digest.update(name.encode() + b"\0" + files[name].read_bytes())
-    return digest.hexdigest()[:12]
-
-
-@cache
-def _processor() -> dict[str, str]:
-    """Return the name of the processor and the available instruction sets. A virtual machine can hide some of them."""
+def _examine_in_thread(name: str, check: _Check, start_device: Callable[[], Any]) -> _Answer:
+    problems = check.problems()
+    if problems:
+        return _Answer(name, problems=tuple(problems))
     try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return {"processor": platform.machine()}
-    fields = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
-    flags = fields.get("flags") or fields.get("Features", "")
-    instruction_sets = sorted(flag for flag in flags.split() if _INSTRUCTION_SET.fullmatch(flag))
-    return {
-        "processor": fields.get("model name", platform.machine()),
-        "instruction sets": " ".join(instruction_sets),
-    }
+        device = start_device()
+    except Exception as error:
+        return _Answer(name, failure=str(error))
+    return _Answer(name, process_name(), device=str(device), failure=device.reason)
 
 
-@cache
-def _system() -> dict[str, str]:
-    """Return the versions of the C++ compiler, which builds all kernels, and the C library, which computes exp."""
-    try:
-        done = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=False)
-        compiler = done.stdout.strip() or "of unknown version"
-    except OSError:
-        compiler = "not installed"
-    return {"g++": compiler, "C library": " ".join(platform.libc_ver())}
+def _answer_of(address: str, result: _Answer | Exception) -> _Answer:
+    if isinstance(result, _Answer):
+        return result
+    return _Answer(address, problems=(_no_answer(result),))
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
+def _no_answer(error: BaseException) -> str:
+    return f"it cannot be queried ({type(error).__name__}: {printable(' '.join(str(error).split()))})"
 
 
-def _outcome(access: Callable[[], object]) -> str:
-    try:
-        content = access()
-    except OSError as error:
-        return f"cannot be used ({error.strerror})"
-    except ValueError:  # not UTF-8
-        content = "binary data"
-    return "can be used" if content is None else f"holds {content}"
+def _refuse(answers: Sequence[_Answer]) -> None:
+    """Raise an error that lists each problem once with the affected processes, if a process has a problem."""
+    names: dict[str, list[str]] = {}
+    for answer in answers:
+        if answer.problems:
+            names.setdefault("; ".join(answer.problems), []).append(printable(answer.name))
+    if not names:
+        return
+    lists = ". ".join(f"{short_list(each, _MAX_REFUSED)}: {text}" for text, each in names.items())
+    n_refused = sum(len(each) for each in names.values())
+    raise ConfigError(
+        f"{n_refused} of {len(answers)} processes of the cluster differ from this process. {lists}. "
+        "Start the scheduler and all workers with the same packages and paths, and with private directories "
+        "(--local-directory, DASK_TEMPORARY_DIRECTORY). Processors of several kinds are allowed with "
+        "--mixed-processors."
+    )
 
 
-def _file_identity(path: str) -> str:
-    """Return the identity of a file without its device number, which each host assigns itself."""
-    status = os.stat(path)
-    return f"{status.st_size} bytes in inode {status.st_ino}, changed at {status.st_mtime_ns} ns"
+def _retry(client: Client, request: Callable[[], object]) -> None:
+    """Send a request to all workers. Repeat it while it fails because a worker, not the scheduler, is lost."""
+    while client.status == "running":
+        with suppress(OSError):
+            request()
+            return
+        time.sleep(_RETRY_SECONDS)
+    request()

@@ -5,63 +5,50 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from shardpress.cluster.devices import device_names, worker_environment
 from shardpress.cluster.probe import Probe
-from shardpress.cluster.security import check_address, is_written, read_address, scheduler_file
+from shardpress.cluster.security import scheduler_address
 from shardpress.cluster.stats import WorkerStats
 from shardpress.cluster.threads import threads
 from shardpress.settings.config import ClusterSettings
 
+if TYPE_CHECKING:
+    from shardpress.cluster.workers import Cluster, ClusterPool
 
-class WorkerPool(Protocol):
-    """Interface of the pools that execute the tasks of a run."""
-
-    stats: WorkerStats  # empty without worker processes
-    is_local: bool  # whether this process executes the tasks itself
-    n_local_processes: int  # processes that share the cores and the memory of this machine; 0 for a scheduler
-
-    def executor(self, n_threads: int) -> AbstractContextManager[tuple[Executor, int]]:
-        """Provide an executor, and the maximum number of tasks to submit to it at once.
-
-        `n_threads` applies if this process executes the tasks. Workers use their own number of threads.
-        """
-        ...
-
-    def facts(self) -> dict[str, Any]:
-        """Return plain values for reports: ``kind``, and ``workers`` as `WorkerStats.summary` returns them."""
-        ...
+WorkerPool: TypeAlias = "LocalPool | ClusterPool"
 
 
 class LocalPool:
     """Pool of threads in this process. It opens no sockets and does not import `distributed`."""
 
-    is_local = True
-    n_local_processes = 1
+    is_local = True  # whether this process executes the tasks itself
+    n_local_processes = 1  # processes that share the cores and the memory of this machine; 0 for a scheduler
 
     def __init__(self) -> None:
-        self.stats = WorkerStats()  # remains empty
+        self.stats = WorkerStats()  # remains empty without worker processes
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
-        """Provide threads. One more task than threads can be submitted, so that a free thread does not wait."""
+        """Provide an executor, and the maximum number of tasks to submit to it at once.
+
+        `n_threads` applies if this process executes the tasks. One more task than threads can be submitted, so that a
+        free thread does not wait. Workers use their own number of threads.
+        """
         with threads(n_threads) as pool:
             yield pool, n_threads + 1
 
     def facts(self) -> dict[str, Any]:
+        """Return plain values for reports: ``kind``, and ``workers`` as `WorkerStats.summary` returns them."""
         return {"kind": "threads", "workers": []}
 
 
 def check_settings(settings: ClusterSettings) -> None:
     """Raise `ConfigError` if no pool can be created with these settings, as far as known without a connection."""
     if settings.scheduler is not None:
-        path = scheduler_file(settings.scheduler)
-        if path is None:
-            check_address(settings.scheduler, settings.insecure_cluster)
-        elif is_written(path):  # a scheduler may write a missing file later
-            check_address(read_address(path), settings.insecure_cluster)
+        scheduler_address(settings.scheduler, settings.insecure_cluster)
     for device in device_names(settings.devices, os.environ):
         worker_environment(device, 1, os.environ)
 
@@ -95,14 +82,13 @@ def open_pool(
         yield LocalPool()
         return
     # These modules import distributed, which a run with threads does not need.
-    from shardpress.cluster.processes import local_workers
-    from shardpress.cluster.remote import remote_workers
-    from shardpress.cluster.workers import quiet_dask
+    from shardpress.cluster.processes import local_cluster
+    from shardpress.cluster.workers import cluster_pool, existing_cluster
 
-    with quiet_dask():
-        if has_local_workers:
-            workers = local_workers(settings, n_threads, start_device, probe, requires_device)
-        else:
-            workers = remote_workers(settings, start_device, probe, requires_device)
-        with workers as pool:
-            yield pool
+    context: AbstractContextManager[Cluster]
+    if has_local_workers:
+        context = local_cluster(settings, n_threads, requires_device)
+    else:
+        context = nullcontext(existing_cluster(settings))
+    with context as cluster, cluster_pool(cluster, probe, start_device, requires_device) as pool:
+        yield pool

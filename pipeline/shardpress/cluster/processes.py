@@ -1,64 +1,51 @@
 """Local workers, which are processes that are started for a run and always end with it.
 
-Each worker has a nanny in a separate process. `shardpress.childprocess` starts this process, which calls ``main`` of
-this module. `SpecCluster` could start the nannies in this process, but then a killed run would leave orphans: compilers
-that workers have started, and workers whose current task holds the GIL.
+One child process runs the scheduler and a nanny for each worker. Dask could run them in this process, but then a killed
+run would leave orphans: compilers that workers have started, and workers whose current task holds the GIL.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
-import multiprocessing
 import os
+import pickle
 import shutil
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Worker
+from distributed import Nanny, Scheduler, Worker
 
 from shardpress import signals
 from shardpress.childprocess import ChildProcess
-from shardpress.cluster.checks import check_workers
-from shardpress.cluster.connection import wait_until
-from shardpress.cluster.device_check import check_devices
+from shardpress.cluster.checks import LOGGERS
 from shardpress.cluster.devices import add_theano_flag, device_names, worker_environment
-from shardpress.cluster.probe import Probe
 from shardpress.cluster.tls import IsolatedSecurity
-from shardpress.cluster.workers import LOGGERS, ClusterPool, forward_logs
-from shardpress.errors import CannotCreate, NotPermitted, SystemLimit, quantity
+from shardpress.cluster.workers import Cluster, quiet_dask
+from shardpress.errors import CannotCreate, NotPermitted, SystemLimit
 from shardpress.settings.config import ClusterSettings
 from shardpress_kernels.trust import UntrustedDirectory, private_directory
 
-log = logging.getLogger(__name__)
-
-_LOOPBACK = "127.0.0.1"
 _ALLOWED_FAILURES = 2  # tolerated deaths of workers during the same task; the third death ends the run
 _START_SECONDS = 300.0
 _END_SECONDS = 10.0
 _PATIENCE = 60.0  # seconds without any worker, while nannies restart dead workers
-
-_CERTIFICATES = ("tls_ca_file", "tls_worker_cert", "tls_worker_key")  # parameters of `Security`
-_QUIET = logging.CRITICAL  # the driver reports errors of tasks
-_CLOSE_SECONDS = 2.0  # time for a worker to close; its unfinished tasks are not needed, or run on other workers
+_CLOSE_SECONDS = 2.0  # time for a worker to close; its unfinished tasks are not needed
 
 
-class _NoHttpScheduler(Scheduler):
+class _LocalScheduler(Scheduler):
     """Scheduler without Dask's HTTP server, which would open a port."""
 
     def start_http_server(self, *_arguments: Any, **_named: Any) -> None: ...
 
 
-class _NoHttpWorker(Worker):
+class _LocalWorker(Worker):
     """Worker without Dask's HTTP server, which would open a port. Only the driver logs the worker's warnings."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -70,63 +57,41 @@ class _NoHttpWorker(Worker):
 
 
 @contextmanager
-def local_workers(
-    settings: ClusterSettings,
-    n_threads: int,
-    start_device: Callable[[], Any],
-    probe: Probe,
-    requires_device: bool = False,
-) -> Iterator[ClusterPool]:
-    """Provide the configured number of workers on this machine, each with its device.
+def local_cluster(settings: ClusterSettings, n_threads: int, requires_device: bool) -> Iterator[Cluster]:
+    """Provide a scheduler with the configured number of workers on this machine, each with its device.
 
-    The scheduler runs in this process. Scheduler and workers listen only on the loopback interface. They accept only
-    connections with a certificate that is created for this run.
+    They listen only on the loopback interface. They accept only connections with a certificate that is created for
+    this run.
     """
-    environments = _environments(settings, requires_device)
-    _check_semaphores()
-    security = IsolatedSecurity.temporary()
-    with _scratch_directory() as scratch, _client(security, scratch) as client:
-        address = client.scheduler_info(n_workers=0)["address"]
-        options = {
-            "scheduler": address,
-            "n_threads": math.ceil(n_threads / len(environments)),
-            "tls": {name: getattr(security, name) for name in _CERTIFICATES},
-            "scratch": str(scratch),
-        }
-        with _processes(options, environments) as processes:
-            _wait_for_start(client, processes)
-            check_workers(client, probe)
-            facts, failures = check_devices(client, start_device, requires_device)
-            _end({name: processes.pop(name) for name in failures})
-            forward_logs(client)
-            yield ClusterPool(client, "workers", address, facts, _PATIENCE, len(environments))
-
-
-def _environments(settings: ClusterSettings, requires_device: bool) -> list[dict[str, str]]:
-    devices: Sequence[str | None] = device_names(settings.devices, os.environ)
+    devices: list[str | None] = [*device_names(settings.devices, os.environ)] or [None]
     n_workers = settings.workers or len(devices)
-    n_cores = len(os.sched_getaffinity(0))
-    n_threads = max(1, n_cores // n_workers)
-    environments = []
-    for i in range(n_workers):
-        device = devices[i % len(devices)] if devices else None
-        environment = worker_environment(device, n_threads, os.environ)
-        if requires_device:  # set in the environment, so that it also applies to restarted workers
-            add_theano_flag(environment, "force_device=True")
-        environments.append(environment)
-    return environments
+    n_cores = max(1, len(os.sched_getaffinity(0)) // n_workers)
+    environments = [_environment(devices[i % len(devices)], n_cores, requires_device) for i in range(n_workers)]
+    security = IsolatedSecurity.temporary()
+    with _scratch_directory() as scratch:
+        common = {"host": "127.0.0.1", "protocol": "tls", "security": security, "local_directory": str(scratch)}
+        worker = {
+            **common,
+            "nthreads": math.ceil(n_threads / n_workers),
+            "worker_class": _LocalWorker,
+            "memory_limit": 0,  # --memory-budget limits memory
+            "silence_logs": logging.CRITICAL,  # the driver reports errors of tasks
+            "death_timeout": _START_SECONDS,
+        }
+        options = {
+            "scheduler": {**common, "allowed_failures": _ALLOWED_FAILURES, "dashboard": False},
+            "workers": [{**worker, "name": str(i), "env": each} for i, each in enumerate(environments)],
+            "dask": dask.config.config,
+        }
+        with _child_process(options, worker_environment(None, n_cores, os.environ), scratch) as address:
+            yield Cluster("workers", address, security, _PATIENCE, n_workers)
 
 
-def _check_semaphores() -> None:
-    """Raise `SystemLimit` if nannies could not create the semaphores that they share with workers."""
-    try:
-        # The "fork" context unlinks a lock at once. Other contexts start a process for that.
-        multiprocessing.get_context("fork").Lock()
-    except OSError as error:
-        raise SystemLimit(
-            f"workers need semaphores, but none can be created: {error.strerror}. Make /dev/shm writable, or run "
-            "without --workers and --devices."
-        ) from error
+def _environment(device: str | None, n_cores: int, requires_device: bool) -> dict[str, str]:
+    environment = worker_environment(device, n_cores, os.environ)
+    if requires_device:  # set in the environment, so that it also applies to restarted workers
+        add_theano_flag(environment, "force_device=True")
+    return environment
 
 
 @contextmanager
@@ -153,135 +118,67 @@ def _scratch_directory() -> Iterator[Path]:
 
 
 @contextmanager
-def _client(security: Security, scratch: Path) -> Iterator[Client]:
-    """Start a scheduler without workers in this process, and provide a client of the scheduler."""
-    options = {
-        "host": _LOOPBACK,
-        "protocol": "tls",
-        "security": security,
-        "local_directory": str(scratch),
-        "allowed_failures": _ALLOWED_FAILURES,
-        "dashboard": False,
-    }
-    scheduler = {"cls": _NoHttpScheduler, "options": options}
-    with signals.deferred():  # otherwise an exception could leave a part of the cluster running
-        cluster = SpecCluster(scheduler=scheduler, security=security, silence_logs=False)
-    try:
-        with Client(cluster, security=security, set_as_default=False) as client:
-            yield client
-    finally:
-        with signals.deferred():
-            cluster.close()
-
-
-@contextmanager
-def _processes(
-    options: Mapping[str, Any], environments: Sequence[Mapping[str, str]]
-) -> Iterator[dict[str, ChildProcess]]:
-    """Provide a process for each environment. Keys are the names of the workers."""
-    processes: dict[str, ChildProcess] = {}
-    try:
-        for i, environment in enumerate(environments):
-            name = str(i)
-            processes[name] = _start({**options, "name": name}, environment)
-        yield processes
-    finally:
-        with signals.deferred():
-            _end(processes)
-
-
-def _start(options: Mapping[str, Any], environment: Mapping[str, str]) -> ChildProcess:
+def _child_process(options: Mapping[str, Any], environment: Mapping[str, str], scratch: Path) -> Iterator[str]:
+    """Start the scheduler and the workers, and provide the scheduler's address."""
     try:
         with signals.deferred():
             process = ChildProcess(
                 __name__,  # its `main`
                 environment=environment,
-                scratch=Path(options["scratch"]),
+                scratch=scratch,
                 stdin=subprocess.PIPE,
-                stdout=2,  # stderr, because standard output is for the results of the run
+                stdout=subprocess.PIPE,
             )
     except OSError as error:
-        raise SystemLimit(f"a worker process cannot be started: {error}. Use fewer --workers.") from error
+        raise SystemLimit(f"a process for the workers cannot be started: {error}. Use fewer --workers.") from error
     assert process.stdin is not None
-    with suppress(BrokenPipeError):  # the process has already died, and `_wait_for_start` reports this
-        process.stdin.write(json.dumps(options).encode() + b"\n")
-        process.stdin.flush()
-    return process
-
-
-def _end(processes: Mapping[str, ChildProcess]) -> None:
-    """Close the standard input of processes to make them exit, and kill processes that do not exit in time."""
-    for process in processes.values():
-        with suppress(OSError):
-            process.stdin.close()  # type: ignore[union-attr]
-    deadline = time.monotonic() + _END_SECONDS
-    for process in processes.values():
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, deadline - time.monotonic()))
-        process.end()  # this also ends the worker that the process has started
-
-
-def _wait_for_start(client: Client, processes: Mapping[str, ChildProcess]) -> None:
-    """Wait until all workers have joined. Raise `SystemLimit` if a process exits or the time limit is exceeded."""
-    n_workers = len(processes)
-    workers = quantity(n_workers, "worker")
-
-    def have_joined() -> bool:
-        for name, process in processes.items():
-            if process.poll() is not None:
-                raise SystemLimit(
-                    f"worker {name} of {n_workers} exited with code {process.returncode} during its start. See its "
-                    "output above, or use fewer --workers."
-                )
-        return bool(client.scheduler_info(n_workers=0)["n_workers"] == n_workers)
-
-    if not wait_until(have_joined, f"{workers} to start", _START_SECONDS):
-        raise SystemLimit(f"{workers} did not start within {_START_SECONDS:.0f} s. Use fewer --workers.")
+    assert process.stdout is not None
+    try:
+        with suppress(BrokenPipeError):  # the process has died, and its answer is empty
+            pickle.dump(options, process.stdin)
+            process.stdin.flush()
+        answer = process.stdout.readline().decode().strip()
+        if not answer.startswith("tls://"):
+            raise SystemLimit(
+                f"the workers cannot be started: {answer or 'their process has died'}. Use fewer --workers, and check "
+                "the limits on processes, memory and semaphores (/dev/shm)."
+            )
+        yield answer
+    finally:
+        with signals.deferred():
+            with suppress(OSError):
+                process.stdin.close()  # ends the child process
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_SECONDS)
+            process.end()  # this also ends the workers
+            process.stdout.close()
 
 
 # -- child process -----------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Run a nanny until the end of standard input. The nanny starts a worker, and restarts the worker if it dies.
+    """Run a scheduler and nannies until the end of standard input. A nanny starts a worker, and restarts a dead one.
 
-    The first line of standard input contains the options as JSON. They include the private key of the certificate,
-    which other processes cannot read from standard input.
+    Standard input contains the options, with the private key of the certificate, which other processes cannot read
+    there. The first line of standard output is the scheduler's address, or an error.
     """
-    logging.getLogger("distributed").setLevel(_QUIET)
-    # Disable the variables that Dask sets for workers. One of them makes malloc use new pages for every large array.
-    dask.config.set({"distributed.nanny.pre-spawn-environ": {}})
-    asyncio.run(_run_nanny(json.loads(sys.stdin.readline())))
+    with os.fdopen(os.dup(1), "w") as answer:
+        os.dup2(2, 1)  # what workers print, because standard output of the driver is for the results of the run
+        options = pickle.load(sys.stdin.buffer)
+        dask.config.set(options["dask"])
+        # Disable the variables that Dask sets for workers. One of them makes malloc use new pages for large arrays.
+        dask.config.set({"distributed.nanny.pre-spawn-environ": {}})
+        with quiet_dask():
+            try:
+                asyncio.run(_serve(options, answer))
+            except Exception as error:
+                answer.write(f"{type(error).__name__}: {' '.join(str(error).split())}\n")
 
 
-async def _run_nanny(options: Mapping[str, Any]) -> None:
-    input_ended = _input_ended()
-    nanny = Nanny(
-        options["scheduler"],
-        security=IsolatedSecurity(require_encryption=True, **options["tls"]),
-        nthreads=options["n_threads"],
-        name=options["name"],
-        host=_LOOPBACK,
-        protocol="tls",
-        worker_class=_NoHttpWorker,
-        memory_limit=0,  # --memory-budget limits memory
-        silence_logs=_QUIET,
-        local_directory=options["scratch"],
-    )
-    async with nanny:
-        ends = [asyncio.create_task(input_ended.wait()), asyncio.create_task(nanny.finished())]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        await nanny.close(timeout=_CLOSE_SECONDS)
-
-
-def _input_ended() -> asyncio.Event:
-    """Return an event of the running event loop that is set at the end of standard input."""
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def wait() -> None:
-        os.read(sys.stdin.fileno(), 1)  # nothing follows the options
-        loop.call_soon_threadsafe(ended.set)
-
-    threading.Thread(target=wait, daemon=True).start()
-    return ended
+async def _serve(options: Mapping[str, Any], answer: Any) -> None:
+    async with _LocalScheduler(**options["scheduler"]) as scheduler:
+        nannies = await asyncio.gather(*(Nanny(scheduler.address, **each) for each in options["workers"]))
+        print(scheduler.address, file=answer, flush=True)
+        await asyncio.to_thread(sys.stdin.buffer.read)
+        await asyncio.gather(*(nanny.close(timeout=_CLOSE_SECONDS) for nanny in nannies))

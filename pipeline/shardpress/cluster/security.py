@@ -7,7 +7,6 @@ import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import dask.config
 
@@ -17,19 +16,19 @@ if TYPE_CHECKING:
     from distributed import Security
 
 _TLS = "distributed.comm.tls"
-_ADDRESS = re.compile(r"([\w.-]+|\[[0-9a-fA-F:]+\]):[0-9]+")  # a host and a port without a protocol
+_ADDRESS = re.compile(r"((?P<protocol>tcp|tls)://)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):[0-9]+")
 
 
 def check_address(address: str, is_insecure: bool) -> str:
     """Return an address with its protocol. Raise `ConfigError` if other machines could read or change the traffic."""
-    complete = address if "://" in address else f"tcp://{address}"
-    protocol, host, port = _split(complete)
-    if not host or not port or protocol not in ("tcp", "tls"):
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None:
         raise ConfigError(
             f"scheduler: {printable(address)} is not a valid address, expected one like tls://host:8786 or "
             "tcp://127.0.0.1:8786."
         )
-    if protocol == "tcp" and not _is_loopback(host) and not is_insecure:
+    complete = address if parts["protocol"] else f"tcp://{address}"
+    if parts["protocol"] != "tls" and not _is_loopback(parts["host"].strip("[]")) and not is_insecure:
         raise ConfigError(
             f"scheduler: {printable(complete)} is on another machine. Without TLS, anyone on the network can run code "
             "as this user. Use tls:// (docs/scaling.md), or --insecure-cluster on a private network."
@@ -37,36 +36,24 @@ def check_address(address: str, is_insecure: bool) -> str:
     return complete
 
 
-def _split(address: str) -> tuple[str, str | None, int | None]:
-    """Return the protocol, host and port of an address. A missing or malformed host or port is None."""
-    try:
-        parts = urlsplit(address)
-        return parts.scheme, parts.hostname, parts.port
-    except ValueError:
-        return "", None, None
+def scheduler_address(scheduler: str, is_insecure: bool) -> str | None:
+    """Return the checked address that a setting contains, or that is in the file of a scheduler.
 
-
-def scheduler_file(scheduler: str) -> Path | None:
-    """Return the path of a scheduler file, or None if the setting is an address, complete or without its scheme."""
+    Return None if the file has not been written yet. A scheduler creates it before it writes to it.
+    """
     if "://" in scheduler or _ADDRESS.fullmatch(scheduler):
+        return check_address(scheduler, is_insecure)
+    path = Path(scheduler)
+    if not path.is_file() or not path.stat().st_size:
         return None
-    return Path(scheduler)
-
-
-def is_written(path: Path) -> bool:
-    """Return whether a scheduler file exists and is not empty. A scheduler creates the file before it writes to it."""
-    return path.is_file() and path.stat().st_size > 0
-
-
-def read_address(path: Path) -> str:
-    """Return the address in the file of a scheduler. Raise `ConfigError` if the file has none."""
     try:
-        return str(json.loads(path.read_text())["address"])
+        address = str(json.loads(path.read_text())["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"scheduler={printable(path)}: {error!r}, expected a file that `dask scheduler --scheduler-file` writes. "
             "Start the scheduler with that option, or give its address."
         ) from error
+    return check_address(address, is_insecure)
 
 
 def _is_loopback(host: str) -> bool:
@@ -86,7 +73,12 @@ def dask_security(address: str) -> Security:
 
     if not address.startswith("tls://"):
         return IsolatedSecurity(require_encryption=False)
-    certificates = _configured_certificates()
+    configuration = dask.config.collect()
+    certificates: dict[str, Any] = {
+        "tls_ca_file": dask.config.get(f"{_TLS}.ca-file", None, configuration),
+        "tls_client_cert": dask.config.get(f"{_TLS}.client.cert", None, configuration),
+        "tls_client_key": dask.config.get(f"{_TLS}.client.key", None, configuration),
+    }
     if not certificates["tls_ca_file"] or not certificates["tls_client_cert"]:
         raise ConfigError(
             f"scheduler: {printable(address)} requires a certificate, but Dask's configuration names none. Set "
@@ -102,12 +94,3 @@ def dask_security(address: str) -> Security:
             f"the certificates in Dask's configuration ({files}) cannot be used: {error}. Check these files."
         ) from error
     return security
-
-
-def _configured_certificates() -> dict[str, Any]:
-    configuration = dask.config.collect()
-    return {
-        "tls_ca_file": dask.config.get(f"{_TLS}.ca-file", None, configuration),
-        "tls_client_cert": dask.config.get(f"{_TLS}.client.cert", None, configuration),
-        "tls_client_key": dask.config.get(f"{_TLS}.client.key", None, configuration),
-    }

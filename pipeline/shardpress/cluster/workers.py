@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, InvalidStateError
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any
 from uuid import uuid4
-from weakref import WeakSet
 
-from distributed import Client, KilledWorker
+from distributed import Client, KilledWorker, Reschedule, Security, Worker, get_worker
 from distributed import Future as DaskFuture
+from distributed.comm.core import FatalCommClosedError
+from distributed.versions import VersionMismatchWarning
 
 from shardpress import signals
-from shardpress.cluster.connection import SchedulerMonitor, retry_if_worker_lost
-from shardpress.cluster.device_check import run_or_retire
+from shardpress.cluster.checks import check_workers
+from shardpress.cluster.probe import Probe
+from shardpress.cluster.security import dask_security, scheduler_address
 from shardpress.cluster.stats import WorkerStats
-from shardpress.errors import SystemLimit, TryAgain, quantity
+from shardpress.errors import ConfigError, DeviceLost, SystemLimit, TryAgain, printable, quantity
+from shardpress.processcache import ProcessCache
+from shardpress.settings.config import ClusterSettings
 from shardpress.signals import Stopped
 
 log = logging.getLogger(__name__)
 
-LOGGERS = ("shardpress", "shardpress_kernels")
-"""Names of the loggers whose warnings are shown to users."""
+_CONNECT_SECONDS = 30.0
+_CLOSE_SECONDS = 10.0
 _MAX_SUBMITTED = 10_000
 """Maximum number of submitted tasks. It does not affect the scheduler's cost per task."""
 _WATCH_INTERVAL = 0.5  # seconds
 _LOG_INTERVAL = 30.0  # seconds
+_MAX_SILENCE = 300.0  # seconds without an answer of the scheduler; Dask waits equally long for a worker
+_PATIENCE = 1800.0  # seconds without any worker, because workers may wait in the queue of a batch system
+_RETRY_SECONDS = 0.1
 # These loggers report failures that shardpress also reports, and the end of connections that shardpress closes itself.
 _QUIET_LOGGERS = (
     "distributed",
@@ -40,17 +50,82 @@ _QUIET_LOGGERS = (
     "distributed.scheduler",
     "tornado.application",
 )
-_RESUME = "Run the same command again to resume; finished results are kept."
+
+_leaving_workers = ProcessCache[str, bool]()  # True for each worker of this process (by address) that is retiring
 
 
-class ClusterExecutor(Executor):
-    """Executor that sends tasks to the workers of a scheduler."""
+@dataclass(frozen=True)
+class Cluster:
+    """A scheduler to connect to."""
 
-    def __init__(self, client: Client, stats: WorkerStats, n_remote_threads: int = 0) -> None:
-        self.stats = stats
-        self.n_remote_threads = n_remote_threads  # determines the size of batches
+    kind: str  # "workers" if this run has started the workers, otherwise "scheduler"
+    address: str
+    security: Security
+    patience: float  # seconds without any worker after which the run ends
+    n_local_processes: int = 0  # processes that share the cores and the memory of this machine
+
+
+def existing_cluster(settings: ClusterSettings) -> Cluster:
+    """Return the configured scheduler. If the scheduler file does not exist yet, wait for it."""
+    scheduler = str(settings.scheduler)
+    outage = _Outage(f"scheduler={printable(scheduler)} has not been written", _PATIENCE)
+    while (address := scheduler_address(scheduler, settings.insecure_cluster)) is None:
+        signals.check()
+        outage.update(True)
+        time.sleep(_RETRY_SECONDS)
+    return Cluster("scheduler", address, dask_security(address), _PATIENCE)
+
+
+@contextmanager
+def cluster_pool(
+    cluster: Cluster, probe: Probe, start_device: Callable[[], Any], requires_device: bool = False
+) -> Iterator[ClusterPool]:
+    """Connect to a scheduler, and provide its workers after a check. Workers can join and leave at any time."""
+    with quiet_dask(), _client(cluster) as client, ClusterPool(client, cluster).watched() as pool:
+        pool.check_workers(probe, start_device, requires_device)
+        yield pool
+
+
+@contextmanager
+def _client(cluster: Cluster) -> Iterator[Client]:
+    """Provide a client that is connected to the scheduler. Do not wait long at the end if it does not answer."""
+    address = printable(cluster.address)
+    log.info("cluster: connecting to %s", address)
+    try:
+        with warnings.catch_warnings():
+            # Ignore Dask's warning, because `check_workers` refuses the differences that matter.
+            warnings.simplefilter("ignore", VersionMismatchWarning)
+            client = Client(cluster.address, security=cluster.security, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except FatalCommClosedError as error:
+        raise ConfigError(
+            f"scheduler: {address} and this process do not accept each other's certificates: {error}. Set certificates "
+            "in Dask's configuration that match the certificates of the scheduler."
+        ) from error
+    except OSError as error:
+        raise TryAgain(
+            f"scheduler: cannot connect to {address} within {_CONNECT_SECONDS:.0f} s: {error}. Check that the "
+            "scheduler is running, and whether it uses tcp:// or tls://. Then run the same command again."
+        ) from error
+    try:
+        yield client
+    finally:
+        with suppress(OSError, RuntimeError):  # of a client whose connections have been closed
+            client.close(timeout=_CLOSE_SECONDS)
+
+
+class ClusterPool(Executor):
+    """Executor that sends tasks to all workers of a scheduler. It implements `shardpress.cluster.pool.WorkerPool`."""
+
+    is_local = False
+
+    def __init__(self, client: Client, cluster: Cluster) -> None:
+        self.stats = WorkerStats()
+        self.n_local_processes = cluster.n_local_processes
+        self.n_workers = 0
+        self.n_remote_threads = 0  # determines the size of batches
         self._client = client
-        self._dask_futures = WeakSet[DaskFuture]()
+        self._cluster = cluster
+        self._known: list[dict[str, Any]] = []  # facts about the workers at the start (see `stats.facts_of`)
         # All tasks are in one group, so that the scheduler queues them until a thread is free. The death of a worker
         # therefore affects only a few tasks.
         self._group = f"task-{uuid4().hex}"
@@ -58,36 +133,124 @@ class ClusterExecutor(Executor):
         self._pending: set[Future[Any]] = set()
         self._failure: BaseException | None = None
 
+    def facts(self) -> dict[str, Any]:
+        cluster = self._cluster
+        return {"kind": cluster.kind, "address": cluster.address, "workers": self.stats.summary(self._known)}
+
+    def check_workers(self, probe: Probe, start_device: Callable[[], Any], requires_device: bool) -> None:
+        """Wait for a worker, and check all workers. See `checks.check_workers`."""
+        probe = probe.marked()
+        # A remote worker without its configured device is slower, but others decided to start it.
+        keeps_others = self._cluster.kind == "scheduler"
+        try:
+            self.n_workers = self._client.scheduler_info(n_workers=0)["n_workers"]
+            if self.n_workers == 0:
+                log.info("cluster: waiting for a worker of %s", printable(self._cluster.address))
+            while self.n_workers == 0:
+                if self._failure is not None:
+                    raise self._failure
+                time.sleep(_RETRY_SECONDS)
+            self._known = check_workers(self._client, probe, start_device, requires_device, keeps_others)
+            if "dashboard" in self._client.scheduler_info(n_workers=0)["services"]:
+                log.info("cluster: the Dask dashboard is at %s", self._client.dashboard_link)
+        except (OSError, CancelledError, RuntimeError) as error:
+            # Dask raises a plain RuntimeError for requests after the connections have been closed.
+            if isinstance(error, RuntimeError) and "closed" not in str(error):
+                raise
+            raise self._failure or _lost_connection() from error
+
+    @contextmanager
+    def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
+        if self._client.status == "closed":  # it cannot submit tasks any more
+            raise _lost_connection()
+        yield self, _MAX_SUBMITTED
+
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         """Submit a task. The returned future is not a Dask future, so that `fail` can end it."""
         future: Future[Any] = Future()
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
         if self._failure is not None:  # checked after the future was added, so that `fail` cannot miss it
-            self._end(future, self._failure)
+            _end(future, self._failure)
             return future
         key = (self._group, next(self._numbers))
-        dask_future = self._client.submit(run_or_retire, function, *arguments, key=key, **named)
-        self._dask_futures.add(dask_future)
+        dask_future = self._client.submit(_run_or_retire, function, *arguments, key=key, **named)
         loop: Any = self._client.loop  # not None, because the client has been started
         loop.add_callback(_copy_result, dask_future, future, function)
         return future
 
+    def stop(self) -> None:
+        """End all tasks. Workers finish the tasks that are already running, and the results are ignored."""
+        self.fail(_lost_connection())
+
     def fail(self, error: BaseException) -> None:
         """End all pending tasks, and all tasks that are submitted later, with an error."""
-        self._failure = error
+        self._failure = self._failure or error
         for future in set(self._pending):
-            self._end(future, error)
+            _end(future, error)
 
-    def _end(self, future: Future[Any], error: BaseException) -> None:
-        with suppress(InvalidStateError):  # the result has just arrived
-            future.set_exception(error)
+    @contextmanager
+    def watched(self) -> Iterator[ClusterPool]:
+        """Within the context, fail if results can no longer arrive, even if the scheduler is only silent."""
+        ended = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(ended,), name="scheduler-watch", daemon=True)
+        watch.start()
+        try:
+            yield self
+        finally:
+            ended.set()
+            watch.join()
 
-    def stop(self) -> None:
-        """Cancel all tasks. Workers finish the tasks that are already running, and the results are ignored."""
-        if self._client.status == "running":
-            self._client.cancel(list(self._dask_futures))
-        self.fail(_lost_connection())
+    def _watch(self, ended: threading.Event) -> None:
+        """Fail after a signal too, because the thread that waits for results cannot check for signals."""
+        silence = _Outage("the scheduler has not answered", _MAX_SILENCE)
+        absence = _Outage("no worker is available", self._cluster.patience)
+        request = self._request_facts()
+        try:
+            while not ended.wait(_WATCH_INTERVAL):
+                signals.check()
+                # While this process trains alone, the workers or the connection may be lost, and return.
+                is_needed = not self._known or bool(self._pending)
+                if self._client.status != "running":
+                    if is_needed:
+                        raise _lost_connection()
+                    silence.update(False)
+                    continue
+                has_answered = request.done() and not request.cancelled() and request.exception() is None
+                silence.update(not has_answered)
+                if has_answered:
+                    facts = request.result()
+                    self.n_workers = facts["n_workers"]
+                    self.n_remote_threads = facts["total_threads"]
+                    absence.update(self.n_workers == 0 and is_needed)
+                if request.done():
+                    request = self._request_facts()
+        except (Stopped, TryAgain) as error:
+            if silence.has_ended:
+                self._abort_connections()  # first, because a failure makes the other thread close the client
+            self.fail(error)
+
+    def _request_facts(self) -> Future[dict[str, Any]]:
+        """Request facts about the scheduler without waiting for the answer."""
+        client: Any = self._client
+        return asyncio.run_coroutine_threadsafe(client.scheduler.identity(n_workers=0), client.loop.asyncio_loop)
+
+    def _abort_connections(self) -> None:
+        """Close the connections of the client, so that calls that wait for the scheduler raise an error."""
+        client: Any = self._client
+
+        async def abort() -> None:
+            if client.scheduler_comm is not None:
+                client.scheduler_comm.abort()
+            await client.rpc.close()
+
+        with suppress(OSError, CancelledError, RuntimeError):
+            asyncio.run_coroutine_threadsafe(abort(), client.loop.asyncio_loop).result(_CLOSE_SECONDS)
+
+
+def _end(future: Future[Any], error: BaseException) -> None:
+    with suppress(InvalidStateError):  # the result has just arrived
+        future.set_exception(error)
 
 
 async def _copy_result(dask_future: DaskFuture, future: Future[Any], function: Callable[..., Any]) -> None:
@@ -96,20 +259,16 @@ async def _copy_result(dask_future: DaskFuture, future: Future[Any], function: C
     Dask's own executor is not used, because it reads the status of a future after the result. If the worker dies in
     between, the status is no longer "finished", and that executor mistakes the result for an error.
     """
-    result: Any = None
-    error: BaseException | None = None
     try:
         result = await dask_future.result()
-    except Exception as raised:
+    except Exception as error:
         # An error in the task itself sets the status to "error". If the scheduler is lost, the status is different:
         # either the connection breaks while the result is fetched, or the client cancels its futures.
-        is_lost = dask_future.status != "error" and isinstance(raised, OSError | CancelledError)
-        error = _lost_connection() if is_lost else _explain(raised, function)
-    with suppress(InvalidStateError):  # `fail` has already ended the future
-        if error is None:
+        is_lost = dask_future.status != "error" and isinstance(error, OSError | CancelledError)
+        _end(future, _lost_connection() if is_lost else _explain(error, function))
+    else:
+        with suppress(InvalidStateError):  # `fail` has already ended the future
             future.set_result(result)
-        else:
-            future.set_exception(error)
 
 
 def _explain(error: BaseException, function: Callable[..., Any]) -> BaseException:
@@ -124,94 +283,38 @@ def _explain(error: BaseException, function: Callable[..., Any]) -> BaseExceptio
 
 
 def _lost_connection() -> TryAgain:
-    return TryAgain(f"the connection to the scheduler is lost. {_RESUME}")
+    return TryAgain(
+        "the connection to the scheduler is lost. Run the same command again to resume; finished results are kept."
+    )
 
 
-class ClusterPool:
-    """Pool of the workers of a scheduler. It implements `shardpress.cluster.pool.WorkerPool`."""
+class _Outage:
+    """Timer for the time during which something is not available."""
 
-    is_local = False
-
-    def __init__(
-        self,
-        client: Client,
-        kind: str,
-        address: str,
-        known: Sequence[dict[str, Any]],
-        patience: float,
-        n_local_processes: int = 0,
-    ) -> None:
-        self.stats = WorkerStats()
-        self.n_local_processes = n_local_processes
-        self._client = client
-        self._kind = kind  # "workers" if this run has started the workers, otherwise "scheduler"
-        self._address = address
-        self._known = known  # facts about the workers at the start of the run (see `stats.facts_of`)
-        self._patience = patience  # seconds without any worker after which the run ends
-
-    @contextmanager
-    def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
-        """Provide an executor that sends tasks to all workers, including workers that join later."""
-        executor = ClusterExecutor(self._client, self.stats, self._n_threads())
-        ended = threading.Event()
-        watch = threading.Thread(target=self._watch, args=(executor, ended), daemon=True)
-        watch.start()
-        try:
-            yield executor, _MAX_SUBMITTED
-        except BaseException:
-            executor.stop()
-            raise
-        finally:
-            ended.set()
-            watch.join(_LOG_INTERVAL)
-
-    def facts(self) -> dict[str, Any]:
-        return {"kind": self._kind, "address": self._address, "workers": self.stats.summary(self._known)}
-
-    def _watch(self, executor: ClusterExecutor, ended: threading.Event) -> None:
-        """Fail all tasks if their results can no longer arrive. The thread that waits for results cannot check this."""
-        monitor = SchedulerMonitor(self._client)  # does not block, so that a silent scheduler does not delay signals
-        absence = _Absence(self._patience)
-        while not ended.wait(_WATCH_INTERVAL):
-            try:
-                signals.check()
-                if self._client.status != "running":
-                    raise _lost_connection()
-                monitor.poll()
-                absence.update(monitor.n_workers)
-            except (Stopped, TryAgain) as error:
-                executor.fail(error)
-                return
-
-    def _n_threads(self) -> int:
-        # Without a connection, Dask raises an error or returns a description without numbers. `_watch` reports the lost
-        # connection.
-        with suppress(OSError, RuntimeError, KeyError):
-            return int(self._client.scheduler_info(n_workers=0)["total_threads"])
-        return 0
-
-
-class _Absence:
-    """Timer for the time without any worker."""
-
-    def __init__(self, patience: float) -> None:
+    def __init__(self, problem: str, patience: float) -> None:
+        self._problem = problem
         self._patience = patience
         self._start = time.monotonic()
-        self._last_log = self._start
+        self._next_log = _LOG_INTERVAL
+        self.has_ended = False  # whether the patience has ended
 
-    def update(self, n_workers: int | None) -> None:
-        """Update the number of workers (None if unknown). Raise `TryAgain` after too much time without any worker."""
+    def update(self, is_out: bool) -> None:
+        """Raise `TryAgain` if the outage has lasted too long."""
         now = time.monotonic()
-        if n_workers != 0:
+        if not is_out:
             self._start = now
-            self._last_log = now
+            self._next_log = _LOG_INTERVAL
             return
         seconds = now - self._start
         if seconds > self._patience:
-            raise TryAgain(f"no worker has been available for {self._patience:.0f} s, expected at least one. {_RESUME}")
-        if now - self._last_log > _LOG_INTERVAL:
-            self._last_log = now
-            log.warning("cluster: no worker is available; waiting for one, %.0f s so far", seconds)
+            self.has_ended = True
+            raise TryAgain(
+                f"{self._problem} for {self._patience:.0f} s. Run the same command again to resume; finished results "
+                "are kept."
+            )
+        if seconds > self._next_log:
+            self._next_log += _LOG_INTERVAL
+            log.warning("cluster: %s for %.0f of %.0f s", self._problem, seconds, self._patience)
 
 
 @contextmanager
@@ -227,12 +330,31 @@ def quiet_dask() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def forward_logs(client: Client) -> None:
-    """Make all workers forward their warnings to the log of this process.
+# -- on a worker -------------------------------------------------------------------------------------------------------
 
-    The forwarding is not undone at the end, because that would wait for every worker, even if a worker does not
-    respond. Workers stop forwarding when the client disconnects.
-    """
-    for name in LOGGERS:
-        forward = partial(client.forward_logging, name, logging.WARNING)
-        retry_if_worker_lost(client, forward)
+
+def _run_or_retire(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a task on a worker. If the device is lost, retire the worker, so that another worker runs the task."""
+    try:
+        return function(*arguments)
+    except DeviceLost as error:
+        worker = get_worker()
+        # Other threads fail in the same way, and new tasks arrive until the scheduler retires the worker. Only the
+        # first failure starts the retirement.
+        if _leaving_workers.put_if_new(worker.address, True):
+            name = printable(worker.name)
+            reason = printable(error.why)
+            log.warning("cluster: retiring worker %s: %s; other workers run its tasks", name, reason)
+            worker.loop.add_callback(partial(_leave, worker))
+        raise Reschedule from error
+
+
+async def _leave(worker: Worker) -> None:
+    """Retire a worker. In contrast to a worker's death, this does not count as a failure of its tasks."""
+    address = worker.address
+    # The scheduler refuses to retire the last worker until the driver has fetched its results, because no other worker
+    # could hold them.
+    while address not in await worker.scheduler.retire_workers(
+        workers=[address], close_workers=True, stimulus_id="device-lost"
+    ):
+        await asyncio.sleep(_RETRY_SECONDS)

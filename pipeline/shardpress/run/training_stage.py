@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from shardpress.cluster.pool import LocalPool
 from shardpress.errors import TrainingDiverged, printable
 from shardpress.hdf5.shard import Shard, block_of, first_rows, rows_of
 from shardpress.model import Model
@@ -325,7 +324,7 @@ def _location(shards: Sequence[Shard], number: int) -> dict[str, Any]:
 
 
 def _uses_workers(prepared: Prepared, context: RunContext) -> bool:
-    return prepared.config.training.replicas > 1 and not isinstance(context.pool, LocalPool)
+    return prepared.config.training.replicas > 1 and not context.pool.is_local
 
 
 @contextmanager
