@@ -40,11 +40,10 @@ check: lint ## run linters, type checks, and the quick tests (no compiler, no ot
 test: setup .venv-readers/.complete ## run all tests; ISA=avx2 restricts the instruction set
 	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest -rs --numprocesses $$((2 * $$(nproc)))
 
-golden: setup ## compare results with those of an earlier commit bit for bit; COMMIT=main selects another commit
+golden: setup ## compare results with those of HEAD bit for bit; COMMIT=main selects another commit
 	$(PYTHON_OF_VENV) -m tests.golden $(if $(COMMIT),--against $(COMMIT))
 
-SOAK_TARGETS := soak-tests soak-failing-calls soak-protocol soak-killing soak-thread-sanitizer soak-chaos \
-	soak-sequences soak-readonly-disk soak-mutants soak-orphans soak-fuzzing soak-structures soak-ulimits soak-architectures
+SOAK_TARGETS := soak-tests soak-protocol soak-killing soak-chaos soak-sequences soak-fuzzing soak-mutants soak-cards
 .PHONY: $(SOAK_TARGETS)
 
 # Two run at a time, the longest first. A failure does not stop the others.
@@ -54,17 +53,12 @@ soak: setup .venv-readers/.complete .nvrtc/.complete ## run the long tests (hour
 soak-tests:
 	TEST_CASES=all $(PYTHON_OF_VENV) -m pytest --numprocesses auto
 
-soak-failing-calls:
-	$(PYTHON_OF_VENV) -m tests.support.failing_calls 7
-
 soak-protocol:
 	$(PYTHON_OF_VENV) -m tests.support.soak_protocol
 
 soak-killing:
 	$(PYTHON_OF_VENV) -m tests.support.killing 200
-
-soak-thread-sanitizer:
-	$(PYTHON_OF_VENV) -m tests.support.thread_sanitizer
+	$(PYTHON_OF_VENV) -m tests.support.killing 40 0 workers
 
 soak-chaos:
 	$(PYTHON_OF_VENV) -m tests.support.chaos 10
@@ -72,25 +66,14 @@ soak-chaos:
 soak-sequences:
 	$(PYTHON_OF_VENV) -m tests.support.sequences 500
 
-soak-readonly-disk:
-	$(PYTHON_OF_VENV) -m tests.support.readonly_disk
+soak-fuzzing:
+	$(PYTHON_OF_VENV) -m tests.support.fuzzing 20000
 
 soak-mutants:
 	$(PYTHON_OF_VENV) -m tests.support.mutants all
 
-soak-orphans:
-	$(PYTHON_OF_VENV) -m tests.support.orphans 40
-
-soak-fuzzing:
-	$(PYTHON_OF_VENV) -m tests.support.fuzzing 10000
-
-soak-structures:
-	$(PYTHON_OF_VENV) -m tests.support.fuzzing 10000 0 structures
-
-soak-ulimits:
-	$(PYTHON_OF_VENV) -m tests.support.ulimits
-
-soak-architectures:
+soak-cards:
+	$(PYTHON_OF_VENV) -m tests.support.thread_sanitizer
 	$(PYTHON_OF_VENV) -m tests.support.architectures .nvrtc/*
 
 bench: setup .venv-peers/.complete ## compare speed with JAX, PyTorch and scikit-learn
@@ -117,7 +100,7 @@ card: setup ## test a CUDA card in nine minutes: doctor, tests, a run and benchm
 # PEERS=no leaves out PyTorch, which is four fifths of the size. FROM=DIR takes the files for the GPU from a directory.
 card-kit: setup ## pack `make card` for a machine without network and Python; needs root, debootstrap
 	$(PYTHON_OF_VENV) scripts/make_data.py
-	$(PYTHON_OF_VENV) -m tests.support.cardkit $(if $(filter no,$(PEERS)),--without-peers) $(if $(FROM),--from $(FROM))
+	$(PYTHON_OF_VENV) -m scripts.images.cardkit $(if $(filter no,$(PEERS)),--without-peers) $(if $(FROM),--from $(FROM))
 
 report-check: setup .report-check/.complete ## open reports in headless Chromium; needs chromium and npm
 	$(PYTHON_OF_VENV) scripts/make_data.py digits
@@ -127,7 +110,7 @@ report-check: setup .report-check/.complete ## open reports in headless Chromium
 
 # FROM=DIR takes the files for the GPU from a directory.
 image-check: setup ## run the steps of docs/Dockerfile in a chroot; needs root, debootstrap and a network
-	$(PYTHON_OF_VENV) -m tests.support.image $(FROM)
+	$(PYTHON_OF_VENV) -m scripts.images.image $(FROM)
 
 sizes: setup ## count lines, words of the docs, settings and commands; COMMIT=21e2429c prints those of a commit, too
 	$(PYTHON_OF_VENV) scripts/sizes.py $(if $(COMMIT),--against $(COMMIT))

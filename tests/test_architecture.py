@@ -265,35 +265,6 @@ def test_a_package_imports_what_the_table_allows() -> None:
     assert {module_of(path): modules for path, modules in wrong.items() if modules} == {}
 
 
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
-        ("shardpress.hdf5.values", "from shardpress.shards.open import open_shards"),
-        ("shardpress.hdf5.values", "from shardpress.output.disk import Disk"),
-        ("shardpress.output.journal", "from shardpress.cluster.executor import compute"),
-        ("shardpress.cluster.executor", "import shardpress.run.engine"),
-        ("shardpress.shards.sources", "from shardpress.output.journal import Journal"),
-        ("shardpress.scan.ranges", "from shardpress import training"),
-        ("shardpress.training.fit", "from shardpress.encoding.parts import Piece"),
-        ("shardpress.encoding.encode", "from shardpress.output import journal"),
-        ("shardpress.encoding.encode", "from shardpress.progress import Progress"),
-        ("shardpress.encoding.encode", "try:\n    from shardpress.training.fit import fit\nfinally:\n    pass"),
-        ("shardpress.features", "from shardpress.run.context import RunContext"),
-        ("shardpress.run.engine", "from shardpress import cli"),
-        ("shardpress.run.engine", "from shardpress_kernels import TILE_ROWS"),
-        ("shardpress.errors", "from shardpress.model import Model"),
-        ("shardpress.installed", "from shardpress.run.engine import run"),
-        ("shardpress.doctor.packages", "from shardpress.run.engine import run"),
-        ("shardpress.device", "import theano.tensor as T"),
-        ("shardpress.model", "from pygpu import gpuarray"),
-        ("shardpress.model", "from . import scan"),
-        ("shardpress_kernels.backend", "from shardpress.errors import DeviceError"),
-    ],
-)
-def test_a_wrong_import_is_found(module: str, source: str) -> None:
-    assert len(wrong_imports(module, source)) == 1
-
-
 def test_imports_have_no_cycles() -> None:
     graph = {module_of(path): set(our_imports(path.read_text())) for path in PIPELINE + KERNELS}
     TopologicalSorter(graph).prepare()
@@ -306,17 +277,6 @@ def test_a_run_does_not_import_its_dry_run() -> None:
         if any(module.startswith("shardpress.run.plan") for module in our_imports(path.read_text()))
     }
     assert users == set()
-
-
-def test_scripts_do_not_import_theano() -> None:
-    found = {path.name: [module for module, _ in imports(path.read_text())] for path in SCRIPTS}
-    assert {
-        name for name, modules in found.items() if {"theano", "pygpu"} & {each.split(".")[0] for each in modules}
-    } == set()
-
-
-def test_every_file_has_a_docstring() -> None:
-    assert [path for path in PIPELINE + KERNELS if not ast.get_docstring(parsed(path))] == []
 
 
 def test_the_public_api_has_docstrings() -> None:
@@ -366,32 +326,6 @@ def test_functions_stay_small() -> None:
     sizes = {name: n_nodes(function) for name, function in functions()}
     too_large = {name: n for name, n in sizes.items() if n > MOST_NODES}
     assert too_large == {}
-
-
-def loaded_by(module: str) -> set[str]:
-    """Return the modules that an import of one of our modules loads: ours, and those that ours import."""
-    loaded: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        file = file_of(name)
-        if name in loaded:
-            continue
-        loaded.add(name)
-        if file is None:
-            continue
-        outside_functions = ast.Module(
-            [node for node in parsed(file).body if not isinstance(node, ast.FunctionDef | ast.ClassDef)], []
-        )
-        source = ast.unparse(outside_functions)
-        waiting += [name for name, _ in imports(source)] + our_imports(source)
-    return loaded
-
-
-def test_modules_of_the_command_line_import_no_heavy_library() -> None:
-    loaded = loaded_by("shardpress.cli")
-    assert "shardpress.settings.config" in loaded
-    assert {name.split(".")[0] for name in loaded} & set(HEAVY) == set()
 
 
 @pytest.mark.process

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +53,6 @@ def test_all_settings_that_do_not_fit_the_shards_are_listed(tmp_path: Path, capl
     assert not (tmp_path / "out").exists(), "a refused run writes no files"
 
 
-def test_a_single_column_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write_shard(tmp_path / "x.h5", numbered(10, 1))
-    code, message = outcome(caplog, "--input", path, "--output", str(tmp_path / "out"))
-    assert code == 65
-    assert mentions(message, f"file={path} dataset=X", "(10, 1)", "--dataset")
-
-
 def test_all_errors_of_a_config_file_are_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text("batchsize: 3\nepochs: many\n")
@@ -68,34 +60,6 @@ def test_all_errors_of_a_config_file_are_listed(tmp_path: Path, caplog: pytest.L
     assert code == 78
     assert mentions(message, "key batchsize", "batch_size")
     assert mentions(message, "key epochs: 'many'")
-
-
-def test_a_config_file_with_references_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "settings.yaml"
-    path.write_text("a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40)))
-    code, message = outcome(caplog, "--config", str(path))
-    assert code == 78
-    assert mentions(message, f"{path}", "(*a0)")
-
-
-def test_all_invalid_settings_are_listed_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    flags = ["--n-features", "0", "--batch-size", "-3", "--learning-rate", "nan", "--clip-quantile", "0.5"]
-    code, message = outcome(caplog, *flags, "--missing-value", "nan")
-    assert code == 64
-    for phrase in (
-        "--n-features: 0",
-        "--batch-size: -3",
-        "--learning-rate: 'nan'",
-        "--clip-quantile: 0.5",
-        "--missing-value: 'nan'",
-    ):
-        assert f"{phrase}, " in message
-
-
-def test_all_contradictions_are_listed_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    code, message = outcome(caplog, "--overwrite", "--restart", "--quiet", "--verbose")
-    assert code == 64
-    assert mentions(message, "overwrite", "restart", "quiet", "verbose")
 
 
 def test_an_output_with_foreign_files_is_refused_before_reading(
@@ -109,13 +73,6 @@ def test_an_output_with_foreign_files_is_refused_before_reading(
     assert code == 73
     assert f"output={out}: " in message
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
-
-
-def test_an_output_that_is_a_file_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write_shard(tmp_path / "x.h5", numbered(10, 4))
-    code, message = outcome(caplog, "--input", path, "--output", path)
-    assert code == 73
-    assert mentions(message, f"output={path}", "--output")
 
 
 @pytest.mark.process
@@ -133,16 +90,6 @@ def test_a_model_for_other_shards_is_refused(tmp_path: Path, caplog: pytest.LogC
     assert mentions(message, 2, "n_features 3")
     assert mentions(message, "hidden 10", "hidden 5 4")
     assert mentions(message, "code_activation linear", "code_activation sigmoid")
-
-
-@pytest.mark.process
-@pytest.mark.compiler
-def test_the_dataset_flag_names_one_of_several(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = write_shard(tmp_path / "x.h5", numbered(40, 4), name="left", extras={"right": numbered(40, 4)})
-    code, message = outcome(caplog, "--input", path, "--output", str(tmp_path / "out"))
-    assert code == 65
-    assert mentions(message, "left (40, 4) int64", "right (40, 4) int64")
-    assert main(["--input", path, "--output", str(tmp_path / "out"), "--dataset", "right", "--epochs", "1"]) == 0
 
 
 def test_an_unexpected_error_requests_a_report(
@@ -166,11 +113,3 @@ def test_help_names_every_flag_and_its_default(capsys: pytest.CaptureFixture[str
         assert flag in page
     assert "2048MiB" in page
     assert np.all([len(line) <= 200 for line in page.splitlines()])
-
-
-def test_help_names_existing_pages(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    pages = set(re.findall(r"docs/[a-z]+\.md", capsys.readouterr().out))
-    assert {"docs/training.md", "docs/inputs.md"} <= pages
-    assert [page for page in pages if not (ROOT / page).exists()] == []

@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import os
 
-import numpy as np
 import pytest
 
-from shardpress.device import autoencoder_of, theanos_errors, training_step_of
+from shardpress.device import theanos_errors
 from shardpress.errors import (
     DataError,
     DeviceError,
@@ -19,18 +18,12 @@ from shardpress.errors import (
     SystemLimit,
     WriteFailed,
 )
-from shardpress.scan.scaler import Scaler
-from shardpress.training.start import start_of
 from shardpress_kernels.backend import DeviceUnavailable
 from shardpress_kernels.compilecache import CompileCacheUnavailable, UnsafeCompileCache
-from shardpress_kernels.compilelock import CompileLockHeld
 from shardpress_kernels.compiler import CompilerFailed, CompilerMissing
 from shardpress_kernels.faults import OutOfDeviceMemory
-from shardpress_kernels.network import Network
 from shardpress_kernels.theanofiles import TheanoChanged
 from tests.support.logged import mentions
-from tests.support.settings import settings_of
-from tests.support.steps import take_step
 
 FULL = os.strerror(errno.ENOSPC)
 
@@ -94,35 +87,3 @@ def test_other_errors_are_unchanged(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, theanos_errors():
         raise error
     assert caught.value is error
-
-
-@pytest.mark.parametrize(
-    ("error", "phrase"),
-    [
-        (
-            CompilerFailed(["g++", "-shared"], "x.cpp:1: error: odd"),
-            "x.cpp:1: error: odd",
-        ),
-        (CompileLockHeld("the compile cache is locked"), "the compile cache is locked"),
-    ],
-)
-def test_the_prefix_of_theano_for_compile_errors_is_removed(error: Exception, phrase: str) -> None:
-    error.args = ("The following error happened while compiling the node", object(), "\n", *error.args)
-    with pytest.raises(DeviceError) as caught, theanos_errors():
-        raise error
-    assert mentions(str(caught.value), phrase)
-    assert "while compiling the node" not in str(caught.value)
-
-
-@pytest.mark.process
-@pytest.mark.compiler
-def test_an_autoencoder_and_its_step_accept_rows_of_their_dtype() -> None:
-    scaler = Scaler(np.zeros(3), np.full(3, 2.0))
-    autoencoder = autoencoder_of(scaler, Network((3, 2)), np.dtype(np.int16))
-    rows = np.array([[0, 1, 2], [2, 1, 0]], dtype=np.int16)
-    autoencoder.set_parameters(start_of(autoencoder.network, np.random.default_rng(0), None))
-    before = autoencoder.cost(rows)
-    settings = settings_of(corruption=0.0, optimizer="momentum", learning_rate=0.1, batch_size=2)
-    step = training_step_of(autoencoder, settings.training, rows.dtype, None)
-    assert take_step(step, rows, 0.1, with_cost=True) == pytest.approx(before, rel=1e-5)
-    assert autoencoder.cost(rows) < before

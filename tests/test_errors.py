@@ -13,7 +13,6 @@ from shardpress.errors import (
     SystemLimit,
     WriteFailed,
     printable,
-    quantity,
     system_failures,
 )
 
@@ -31,7 +30,6 @@ SYSEXITS = {
     "TryAgain": 75,
     "DeviceLost": 75,
     "OtherVersion": 76,
-    "EarlierVersion": 76,
     "NotPermitted": 77,
     "ConfigError": 78,
     "VerificationFailed": 79,  # the first one that sysexits does not use
@@ -64,10 +62,6 @@ def test_names_are_shown_on_one_printable_line(name, expected):
     assert printable(name) == expected
     assert printable(name).isprintable()
     printable(name).encode("utf-8")
-
-
-def test_counts_of_one_are_singular():
-    assert [quantity(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
 
 
 @pytest.mark.parametrize(

@@ -47,19 +47,6 @@ def test_no_number_is_no_label() -> None:
     assert (found.names, found.codes.tolist()) == (("0", "1"), [0, 1, NONE, NONE, NONE] * 5)
 
 
-def test_rows_without_a_value_have_no_label() -> None:
-    values = np.array([0, 1, 255] * 20, "u1")
-    extras = {"y_present": values < 255, "y": values, "z": values}
-    found = LabelChoice(masks={"y": "y_present"}).find(extras, {})
-    assert found is not None
-    assert (found.name, found.codes.tolist()) == ("y", [0, 1, NONE] * 20)
-    lost = np.arange(60) < 3
-    found = LabelChoice(named="z", masks={"y": "y_present"}).find(extras, {"z": lost})
-    assert found is not None
-    assert found.codes.tolist() == [NONE] * 3 + [0, 1, 2] * 19
-    assert _candidates(list(extras), masks=["y_present"]) == ["y", "z"]
-
-
 def test_included_labels_come_first_unless_they_are_batches() -> None:
     kinds = np.arange(60) % 3
     extras = {"batch": kinds, "cell_type": kinds, "y": kinds, "depth": np.linspace(0, 1, 60)}
@@ -91,3 +78,16 @@ def test_paths_are_resolved_as_extras_are_named() -> None:
     assert extra_of("obs/kind", ["kind", "obs_kind"]) == "obs_kind"
     assert extra_of("kind", ["kind"]) == "kind"
     assert extra_of("obs/kind", ["obs"]) is None
+
+
+def test_rows_without_a_value_have_no_label() -> None:
+    values = np.array([0, 1, 255] * 20, "u1")
+    extras = {"y_present": values < 255, "y": values, "z": values}
+    found = LabelChoice(masks={"y": "y_present"}).find(extras, {})
+    assert found is not None
+    assert (found.name, found.codes.tolist()) == ("y", [0, 1, NONE] * 20)
+    lost = np.arange(60) < 3
+    found = LabelChoice(named="z", masks={"y": "y_present"}).find(extras, {"z": lost})
+    assert found is not None
+    assert found.codes.tolist() == [NONE] * 3 + [0, 1, 2] * 19
+    assert _candidates(list(extras), masks=["y_present"]) == ["y", "z"]

@@ -58,12 +58,6 @@ def test_a_value_that_cannot_be_made_leaves_the_lock_free() -> None:
     assert cache.get_or_make("a", lambda: 2) == 2
 
 
-def test_a_key_is_new_once() -> None:
-    cache = ProcessCache[int, bool]()
-    assert [cache.put_if_new(each, True) for each in (1, 1, 2, 1)] == [True, False, True, False]
-    assert len(cache) == 2
-
-
 def test_pop_last_removes_the_newest_value() -> None:
     cache = ProcessCache[str, int]()
     cache.put("a", 1)
@@ -97,3 +91,9 @@ def test_a_fork_finds_a_free_lock_and_the_values() -> None:
         _, status = os.waitpid(pid, 0)
         assert future.result() == 2
     assert os.waitstatus_to_exitcode(status) == 1
+
+
+def test_a_key_is_new_once() -> None:
+    cache = ProcessCache[int, bool]()
+    assert [cache.put_if_new(each, True) for each in (1, 1, 2, 1)] == [True, False, True, False]
+    assert len(cache) == 2

@@ -8,11 +8,9 @@ import threading
 from contextlib import suppress
 
 import pytest
-from tqdm import tqdm
 
 from shardpress import progress
 from shardpress.progress import Progress, activity
-from shardpress.runlog import SHOWN_BY_BAR
 from tests.support.logged import mentions
 
 
@@ -70,35 +68,6 @@ def test_earlier_work_does_not_count_for_rate_and_remaining_time(lines):
     assert mentions(lines()[2], "600/1000 rows", 60, "17 min", "67 min")
 
 
-def test_a_bar_is_updated_often_and_logged_to_the_file(lines, monkeypatch, caplog):
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setattr(tqdm, "update", lambda bar, n: updates.append(n))
-    updates = []
-    run_pass(100_000, 20.0)
-    assert 20.0 / 0.1 * 0.9 < len(updates) <= 20.0 / 0.1 + 1
-    assert [hasattr(record, SHOWN_BY_BAR) and getattr(record, SHOWN_BY_BAR) for record in caplog.records] == [
-        *[True] * (len(lines()) - 1),
-        False,
-    ]
-
-
-def test_a_dumb_terminal_gets_lines(lines, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setenv("TERM", "dumb")
-    run_pass(10, 1.0)
-    assert sys.stderr.getvalue() == ""
-    assert lines() == ["scan: 10/10 rows, 1.0 s"]
-
-
-def test_the_last_line_shows_rate_and_note(lines):
-    now = [0.0]
-    with Progress("encoding", 4000, "rows", unit_bytes=1000, clock=lambda: now[0]) as progress:
-        now[0] = 2.0
-        progress.advance(4000, "note")
-    (line,) = lines()
-    assert mentions(line, "encoding:", "4000/4000 rows", "2.0 s", "2,000 rows/s", "2 MB/s", "note")
-
-
 @pytest.mark.parametrize(
     ("total", "seconds", "expected"),
     [
@@ -116,12 +85,6 @@ def test_a_bar_shows_its_rate_in_its_unit(monkeypatch, caplog, total, seconds, e
         now[0] = seconds
         progress.advance(4, "note")
     assert expected in sys.stderr.getvalue()
-
-
-def test_progress_without_a_total_counts_units(lines):
-    with Progress("fit", None, "steps", clock=lambda: 0.0) as progress:
-        progress.advance(3)
-    assert lines() == ["fit: 3 steps, 0.0 s"]
 
 
 def test_zero_duration_causes_no_division_by_zero(lines):

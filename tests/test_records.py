@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from msgspec.structs import replace
 
 from shardpress.columns import Columns
 from shardpress.records import (
@@ -22,7 +20,6 @@ from shardpress.records import (
     Part,
     Range,
     Request,
-    RunFacts,
     ShardFacts,
     Stat,
     from_json,
@@ -65,15 +62,6 @@ def test_records_are_restored_from_json() -> None:
     for record in RECORDS:
         assert from_json(to_json(record), type(record)) == record
     assert from_json(to_json(RECORDS[:1]), list[Part]) == [PART]
-
-
-def test_numbers_that_are_not_finite_are_restored() -> None:
-    numbers = [math.nan, math.inf, -math.inf]
-    found = from_json(to_json(run_facts(summary={"numbers": numbers})), RunFacts)
-    assert repr(found.summary["numbers"]) == repr(numbers)
-    farthest = replace(RANGE, outside=[Outside(1, math.inf, 0.0, 1.0, 3)])
-    worst = replace(PART, max_error=math.inf, ranges=[farthest])
-    assert from_json(to_json(worst), Part) == worst
 
 
 def damaged(value: Any) -> Iterator[Any]:

@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from shardpress.alignment import LinearMap
-from shardpress.errors import DataError, EarlierVersion, NoInput, OtherVersion
+from shardpress.errors import DataError, NoInput, OtherVersion
 from shardpress.features import open_features
 from shardpress.formats import digest
 from shardpress.hdf5.child import ask as ask_module
@@ -65,25 +65,8 @@ PARTS = [
     Part(
         Entry(f"parts/part-000000-000000000005-{DIGEST}.h5", 7, "b" * 64),
         4,
-        [
-            Range(
-                0,
-                0,
-                5,
-                8,
-                n_bad=2,
-                n_outside=1,
-                bad=[{"row": [5, 7], "columns": [1, 2], "reason": "nan"}],
-                outside=[Outside(1, float("inf"), 0.0, 1.0, 3)],
-                append_id=2,
-                lost={"y": [[5, 6]]},
-                rows="d" * 32,
-                extras="e" * 32,
-            ),
-            Range(3, 0, 8, 9),
-        ],
-        dtype="float16",
-        max_error=float("nan"),
+        [Range(0, 0, 5, 8, n_bad=2, outside=[Outside(1, np.inf, 0.0, 1.0, 3)]), Range(3, 0, 8, 9)],
+        max_error=np.nan,
     ),
 ]
 FACTS = run_facts(
@@ -94,8 +77,7 @@ FACTS = run_facts(
     generation=3,
     generations=[Generation(2, "f" * 64, 9, "0" * 64)],
     maps=[MapFacts(2, "f" * 64, [0.5, None], 9, 3), MapFacts(1, "f" * 64)],
-    appends=[{"id": 1, "drift": None}, {"id": 2, "drift": {"verdict": "keep"}}],
-    trained=["d" * 32],
+    appends=[{"id": 1}],
     report={"host": "a"},
 )
 MODEL = model_of()
@@ -137,10 +119,6 @@ def test_a_result_is_restored_as_it_was_written(tmp_path: Path) -> None:
     for name, array in STATISTICS.items():
         np.testing.assert_array_equal(statistics[name], array)
         assert statistics[name].dtype == array.dtype
-
-
-def test_a_result_names_its_parts(tmp_path: Path) -> None:
-    assert Result.open(write_result(tmp_path)).files == {part.file for part in PARTS}
 
 
 def test_facts_can_be_printed_as_json(tmp_path: Path) -> None:
@@ -205,42 +183,28 @@ def test_a_file_of_another_length_is_refused(tmp_path: Path) -> None:
     path = write_result(tmp_path)
     data = path.read_bytes()
     n = len(data)
-    for stop in (0, 1, 63, 64, 65, 512, n // 2, n - 64, n - 1):
+    for stop in (0, 1, 64, n // 2, n - 64, n - 1):
         path.write_bytes(data[:stop])
         with case(stop):
             assert_refused_by_all(path)
-    for more in (b"\0", b"\n", bytes(64), data[-64:], data):
+    for more in (b"\0", data[-64:], data):
         path.write_bytes(data + more)
         with case(more):
             assert_refused_by_all(path)
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda file: file.attrs.__setitem__("note", 1),
-        lambda file: file.create_dataset("labels", data=np.arange(9)),
-        lambda file: file[RUN].__delitem__("facts"),
-        lambda file: None,
-    ],
-    ids=["attribute", "dataset", "deletion", "nothing"],
-)
-def test_an_index_changed_by_another_program_is_refused(tmp_path: Path, write: Callable[[h5py.File], object]) -> None:
+def test_an_index_changed_by_another_program_is_refused(tmp_path: Path) -> None:
     path = write_result(tmp_path)
-    before = path.read_bytes()
     with h5py.File(path, "a") as file:
-        write(file)
-    if path.read_bytes() == before:
-        assert Result.open(path).n_rows == 9
-    else:
-        assert_refused_by_all(path)
+        file.attrs["note"] = 1
+    assert_refused_by_all(path)
 
 
 @pytest.mark.parametrize(
     ("name", "error"),
     [
         (f"{NAME}{VERSION + 1}", OtherVersion),
-        (f"{NAME}{VERSION - 1}", EarlierVersion),
+        (f"{NAME}{VERSION - 1}", OtherVersion),
         ("shardpress-model/4", DataError),
     ],
 )
@@ -251,23 +215,6 @@ def test_another_version_is_refused_as_such(tmp_path: Path, name: str, error: ty
         Result.open(path)
     assert (type(caught.value), caught.value.exit_code) == (error, 65 if error is DataError else 76)
     assert_refused_by_all(path, error)
-
-
-def test_results_of_the_first_version_are_refused_as_such(tmp_path: Path) -> None:
-    for name, text, exit_codes in [
-        ("manifest.json", '{"format": "shardpress-output/2", "parts": []}', (76, 76)),
-        (".shardpress", "shardpress-output/2", (76, 76)),
-        (".shardpress", FORMAT, (66, 65)),
-        ("manifest.json", '{"name": "of another program"}', (66, 65)),
-    ]:
-        (tmp_path / name).write_text(text)
-        with case(text), refused(exit_codes[0]):
-            Result.open(tmp_path)
-        (tmp_path / "index.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
-        with case(text), refused(exit_codes[1]):
-            Result.open(tmp_path)
-        (tmp_path / "index.h5").unlink()
-        (tmp_path / name).unlink()
 
 
 @pytest.mark.process
@@ -350,15 +297,10 @@ def edit_range(**fields: Any) -> Callable[[h5py.Group], None]:
 NAMES = [
     "",
     "index.h5",
-    "../a.h5",
     "/etc/passwd",
-    "parts/a.h5",
     "parts/../../a.h5",
-    "parts/part-\udcff.h5",
-    f"parts/x/part-{DIGEST}.h5",
     f"parts/part-{DIGEST}.h5\n",
     f"../parts/part-{DIGEST}.h5",
-    f"/parts/part-{DIGEST}.h5",
     f"work/model-{DIGEST}.h5",
 ]
 
@@ -366,22 +308,8 @@ FORGERIES: dict[str, Callable[[h5py.Group], object]] = {
     **{f"part {name!r}": name_part(name) for name in NAMES},
     "no parts": put("parts", []),
     "parts of another type": put("parts", [1]),
-    "part without fields": put("parts", [{}]),
-    "rows that are text": edit("parts", lambda parts: parts[0].update(n_rows="5")),
-    "rows that are no integer": edit("parts", lambda parts: parts[0].update(n_rows=5.5)),
     "part without ranges": edit("parts", lambda parts: parts[1].update(ranges=[])),
-    "number of an append that is null": edit_range(append_id=None),
-    "lost ranges of text": edit_range(lost={"y": "all"}),
-    "facts of another type": put("facts", [1]),
-    "facts without settings": edit("facts", lambda facts: facts.pop("config")),
-    "settings of another type": edit("facts", lambda facts: facts.update(config=[])),
     "summary of another type": edit("facts", lambda facts: facts.update(summary=3)),
-    "generations of another type": edit("facts", lambda facts: facts.update(generations={"1": 2})),
-    "maps without a generation": edit("facts", lambda facts: facts["maps"][0].pop("generation")),
-    "keys of another type": edit("facts", lambda facts: facts.update(keys="a")),
-    "request of another type": edit("facts", lambda facts: facts.update(request=None)),
-    "shards of another type": put("shards", {"a": 1}),
-    "shard with a shape of text": edit("shards", lambda shards: shards[0].update(shape="big")),
     "range of another shard": edit_range(shard=1),
     "range of a shard before the first": edit_range(shard=-1),
     "range that overlaps the one before it": edit_range(start=4),
@@ -398,10 +326,7 @@ FORGERIES: dict[str, Callable[[h5py.Group], object]] = {
     "JSON that is cut": put("facts", b'{"config": {'),
     "JSON that is not UTF-8": put("parts", b'["\xff"]'),
     "JSON that is nested": put("facts", b"[" * 10**5 + b"]" * 10**5),
-    "no text": put("facts", b""),
-    "numbers in place of text": put("facts", np.arange(3.0)),
     "no facts": lambda group: group.__delitem__("facts"),
-    "no parts table": lambda group: group.__delitem__("parts"),
     "group in place of text": lambda group: (group.__delitem__("shards"), group.create_group("shards")),
 }
 
@@ -420,28 +345,11 @@ def test_forged_facts_are_refused(tmp_path: Path, name: str) -> None:
         open_features(path)
 
 
-@pytest.mark.process
-def test_objects_that_are_larger_than_the_file_are_refused(tmp_path: Path) -> None:
-    path = write_result(tmp_path)
-
-    def declare(group: h5py.Group) -> None:
-        del group["facts"]
-        group.create_dataset("facts", (2**45,), np.uint8)
-
-    forge(path, declare, RUN)
-    with refused(65, "facts"):
-        Result.open(path, is_foreign=True)
-
-
 def test_forged_models_and_maps_are_refused(tmp_path: Path) -> None:
     cases: list[tuple[str, str, Any, Callable[[Result], object]]] = [
         ("model", "W_1", np.full((4, 6), np.nan, np.float32), lambda result: result.model),
-        ("model", "W_1", np.zeros((6, 4), np.float32), lambda result: result.encoder),
-        ("model", "minimum", np.zeros(5), lambda result: result.report()),
-        ("model", "about", np.zeros(3, np.uint8), lambda result: result.manifest()),
         ("run/maps/2", "W", np.zeros((3, 3)), lambda result: result.map_to(2)),
         ("run/maps/2", "b", np.full(2, np.nan), lambda result: result.map_to(2)),
-        ("run/maps/2", "W", np.zeros(6), lambda result: result.map_to(2)),
     ]
     for group, name, array, read in cases:
 
@@ -465,12 +373,7 @@ def virtual(n_rows: int) -> h5py.VirtualLayout:
 FORGED_USES: dict[str, Callable[[h5py.File, int], object]] = {
     "missing": lambda file, n_rows: None,
     "a group": lambda file, n_rows: file.create_group("use"),
-    "too short": lambda file, n_rows: file.create_dataset("use", data=np.zeros(n_rows - 1, np.uint8)),
     "too long": lambda file, n_rows: file.create_dataset("use", (2**62,), np.uint8, chunks=(1000,), compression="gzip"),
-    "another dtype": lambda file, n_rows: file.create_dataset("use", data=np.zeros(n_rows, np.int8)),
-    "text": lambda file, n_rows: file.create_dataset("use", data=np.full(n_rows, "a", h5py.string_dtype())),
-    "two axes": lambda file, n_rows: file.create_dataset("use", data=np.zeros((n_rows, 1), np.uint8)),
-    "no shape": lambda file, n_rows: file.create_dataset("use", data=h5py.Empty(np.uint8)),
     "virtual": lambda file, n_rows: file.create_virtual_dataset("use", virtual(n_rows)),
     "an unknown number": lambda file, n_rows: file.create_dataset("use", data=np.full(n_rows, 4, np.uint8)),
 }
@@ -500,7 +403,7 @@ def test_a_forged_use_of_rows_is_refused_by_all_readers(
         with case(name):
             with refused(65, "index.h5"):
                 Result.open(out).use()
-            if name in ("missing", "too short", "another dtype"):
+            if name == "missing":
                 assert workspace.run(out, "--append") == 65
                 assert "Traceback" not in caplog.text
                 assert (out / "index.h5").read_bytes() == forged
@@ -559,3 +462,16 @@ def test_a_mapping_out_of_the_directory_is_refused(tmp_path: Path) -> None:
     for read in (load_model, lambda path: open_shards([str(path)])):
         with refused(65, "/etc/passwd"):
             read(path)
+
+
+@pytest.mark.process
+def test_objects_that_are_larger_than_the_file_are_refused(tmp_path: Path) -> None:
+    path = write_result(tmp_path)
+
+    def declare(group: h5py.Group) -> None:
+        del group["facts"]
+        group.create_dataset("facts", (2**45,), np.uint8)
+
+    forge(path, declare, RUN)
+    with refused(65, "facts"):
+        Result.open(path, is_foreign=True)

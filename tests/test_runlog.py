@@ -46,25 +46,6 @@ def test_lines_hidden_by_a_bar_are_only_in_the_file(tmp_path, run_log, capsys):
     assert "True" not in capsys.readouterr().err
 
 
-def test_a_closed_terminal_does_not_stop_the_run(monkeypatch):
-    monkeypatch.setattr(logging, "raiseExceptions", False)  # the command line does this
-
-    def remove(file):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(tqdm, "external_write_mode", remove)
-    Terminal().handle(record("line"))
-
-
-def test_a_second_run_appends_to_the_file(tmp_path):
-    for text in ("first run", "second run"):
-        run_log = RunLog()
-        run_log.start(tmp_path)
-        run_log.write(text)
-        run_log.close()
-    assert [line.split(" ", 3)[3] for line in lines(tmp_path)] == ["first run", "second run"]
-
-
 @pytest.mark.parametrize("make", [os.symlink, os.link], ids=["symbolic", "hard"])
 def test_a_link_in_place_of_the_log_is_not_followed(tmp_path, run_log, make):
     victim = tmp_path / "victim"
@@ -106,3 +87,13 @@ def test_repeated_warnings_are_kept_once_but_counted() -> None:
     log.warning("too late")
     assert warnings.first == [f"warning {i}" for i in range(50)]
     assert warnings.n == 70
+
+
+def test_a_closed_terminal_does_not_stop_the_run(monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # the command line does this
+
+    def remove(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(tqdm, "external_write_mode", remove)
+    Terminal().handle(record("line"))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 
@@ -31,32 +32,6 @@ def test_a_signal_raises_stopped_and_handlers_are_restored(number: int) -> None:
     assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
-def test_a_suppressed_signal_is_raised_at_the_next_check() -> None:
-    with stoppable():
-        with pytest.raises(Stopped):
-            os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Stopped, match="SIGTERM"):
-            check()
-
-
-def test_other_threads_are_stopped_by_a_signal_too() -> None:
-    numbers = []
-
-    def listen() -> None:
-        try:
-            check()
-        except Stopped as stopped:
-            numbers.append(stopped.number)
-
-    with stoppable():
-        with pytest.raises(Stopped):
-            os.kill(os.getpid(), signal.SIGHUP)
-        thread = threading.Thread(target=listen)
-        thread.start()
-        thread.join()
-    assert numbers == [signal.SIGHUP]
-
-
 def test_a_new_run_starts_unstopped() -> None:
     with stoppable(), pytest.raises(Stopped):
         os.kill(os.getpid(), signal.SIGINT)
@@ -77,10 +52,10 @@ with stoppable():
 
 
 @pytest.mark.process
-def test_a_second_signal_ends_the_process_at_once() -> None:
-    result = subprocess.run([sys.executable, "-c", TWO_SIGNALS], capture_output=True, text=True, check=False)
-    assert result.returncode == -signal.SIGINT
-    assert result.stdout == ""
+@pytest.mark.parametrize("context", ["stoppable()", "stoppable(), deferred()"])
+def test_a_second_signal_ends_the_process_at_once(context: str) -> None:
+    result = run(TWO_SIGNALS.replace("stoppable():", f"{context}:"))
+    assert (result.returncode, result.stdout) == (-signal.SIGINT, "")
 
 
 # -- uninterruptible steps -----------------------------------------------------------------------------------------
@@ -90,14 +65,6 @@ def test_a_deferred_signal_waits_for_the_next_check() -> None:
     with stoppable(), deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Stopped, match="SIGTERM"):
-            check()
-
-
-def test_a_deferred_signal_is_raised_after_the_work() -> None:
-    with stoppable():
-        with deferred():
-            os.kill(os.getpid(), signal.SIGHUP)
-        with pytest.raises(Stopped, match="SIGHUP"):
             check()
 
 
@@ -137,18 +104,6 @@ def test_deferral_in_another_thread_does_not_affect_the_main_one() -> None:
         thread.join()
 
 
-@pytest.mark.process
-def test_a_second_signal_ends_deferred_work_at_once() -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", TWO_SIGNALS.replace("with stoppable():", "with stoppable(), deferred():")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == -signal.SIGINT
-    assert result.stdout == ""
-
-
 # -- from outside --------------------------------------------------------------------------------------------------
 
 
@@ -166,42 +121,36 @@ def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("code", [0, 65])
-def test_an_exit_code_is_used_after_handlers_and_all_output(code: int) -> None:
-    program = (
-        "import atexit, sys\nfrom shardpress.signals import leave\natexit.register(print, 'done')\nprint('last')\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", f"{program}leave({code})"], capture_output=True, text=True, check=False
-    )
-    assert (result.returncode, result.stdout, result.stderr) == (code, "last\ndone\n", "")
+LEAVE = """
+import atexit, os, signal
+from shardpress.signals import leave
+atexit.register(print, "done", flush=True)
+print("last")
+leave({})
+"""
 
 
 @pytest.mark.process
-def test_output_that_cannot_be_written_at_exit_is_reported() -> None:
-    program = "from shardpress.signals import leave\nprint('lost')\nleave(0)"
-    with open("/dev/full", "w") as full:
-        result = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, check=False)
-    assert result.returncode != 0
-    assert b"No space left" in result.stderr
-
-
-@pytest.mark.process
-def test_exit_handlers_run_before_a_signal_is_raised_again() -> None:
-    code = "import atexit\nfrom shardpress.signals import leave\natexit.register(print, 'done', flush=True)\nleave(143)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout) == (-signal.SIGTERM, "done\n")
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (65, 65), (143, -signal.SIGTERM)])
+def test_a_process_exits_after_handlers_and_all_output(code: int, expected: int) -> None:
+    result = run(LEAVE.format(code))
+    assert (result.returncode, result.stdout, result.stderr) == (expected, "last\ndone\n", "")
 
 
 @pytest.mark.process
 def test_a_signal_during_exit_handlers_causes_no_traceback() -> None:
-    code = """
-import atexit, os, signal
-from shardpress.signals import leave
-atexit.register(print, "not reached")
-atexit.register(os.kill, os.getpid(), signal.SIGINT)
-leave(143)
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
+    result = run(LEAVE.format(143).replace("print(", "atexit.register(os.kill, os.getpid(), signal.SIGINT)\nprint("))
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, "")
+
+
+@pytest.mark.process
+def test_output_that_cannot_be_written_at_exit_is_reported() -> None:
+    with open("/dev/full", "w") as full:
+        result = run(LEAVE.format(0), stdout=full, stderr=subprocess.PIPE)
+    assert result.returncode != 0
+    assert "No space left" in result.stderr
+
+
+def run(program: str, **streams: Any) -> subprocess.CompletedProcess[str]:
+    streams = streams or {"capture_output": True}
+    return subprocess.run([sys.executable, "-c", program], text=True, check=False, **streams)

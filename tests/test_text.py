@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from shardpress.text import duration, exact_duration, size
@@ -15,11 +13,6 @@ from shardpress.text import duration, exact_duration, size
 )
 def test_duration_in_seconds_minutes_or_hours(seconds: float, words: str) -> None:
     assert duration(seconds) == words
-
-
-def test_short_durations_have_a_decimal_on_request() -> None:
-    assert [duration(seconds, 10) for seconds in (0.25, 9.94, 10.4)] == ["0.2 s", "9.9 s", "10 s"]
-    assert [duration(seconds, math.inf) for seconds in (119.4, 120)] == ["119.4 s", "2 min"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -47,29 +46,6 @@ def test_states_are_read_for_any_thread_name(tmp_path: Path, monkeypatch: pytest
     assert module._thread_states() == {}
 
 
-def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Only these two threads are examined, because threads of other tests can start and end.
-    is_over = threading.Event()
-
-    def compute() -> None:
-        while not is_over.is_set():
-            sum(range(1000))
-
-    threads = [threading.Thread(target=is_over.wait), threading.Thread(target=compute)]
-    for thread in threads:
-        thread.start()
-        (tmp_path / str(thread.native_id)).symlink_to(f"/proc/self/task/{thread.native_id}")
-    monkeypatch.setattr(module, "_TASKS", tmp_path)
-    found = module._thread_states()
-    deadline = time.monotonic() + 60
-    while found != {"R": 1, "S": 1} and time.monotonic() < deadline:
-        found = module._thread_states()
-    is_over.set()
-    for thread in threads:
-        thread.join()
-    assert found == {"R": 1, "S": 1}
-
-
 def test_shares_cover_the_time_since_the_last_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_INTERVAL", 0.0)
     bottlenecks = iter(["disk"] * 30 + ["device"] * 10 + [None] * 5 + ["processor"] * 9)
@@ -108,19 +84,3 @@ def test_a_watch_ends_with_its_context_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError):
         raise_in_context()
     assert threading.active_count() == n_threads
-
-
-def test_nothing_is_reported_while_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_INTERVAL", 0.0)
-    counts = Counter[str]()
-
-    def is_compiling() -> bool:
-        counts["times"] += 1
-        return True
-
-    deadline = time.monotonic() + 60
-    with watching(lambda: 0, is_compiling) as watch:
-        while counts["times"] < 100 and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert watch.take_shares() == {}
-    assert counts["times"] >= 100

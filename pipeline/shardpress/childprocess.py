@@ -64,7 +64,7 @@ class ChildProcess(subprocess.Popen[bytes]):
     ) -> None:
         reader, writer = os.pipe()  # neither end is inherited by programs that other threads start
         self._lifeline = weakref.finalize(self, os.close, writer)
-        program = _PROGRAM.format(path=import_path())
+        program = _PROGRAM.format(path=_import_path())
         options = [str(reader), str(scratch or ""), module]
         try:
             super().__init__(
@@ -140,7 +140,7 @@ def _environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not name.startswith("PYTHON")}
 
 
-def import_path() -> list[str]:
+def _import_path() -> list[str]:
     """Return the safe directories of the import path of this process, with our source roots after Python's library."""
     unsafe = {_STARTED_IN, _current_directory(), _script_directory()}
     standard = os.path.dirname(os.__file__)

@@ -97,10 +97,6 @@ class OtherVersion(ShardpressError):
     exit_code = 76
 
 
-class EarlierVersion(OtherVersion):
-    """File that was written by an earlier version of shardpress."""
-
-
 class NotPermitted(ShardpressError):
     """File permissions that deny access, or that allow other users to write to private files."""
 

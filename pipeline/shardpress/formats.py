@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from shardpress.errors import EarlierVersion, OtherVersion
+from shardpress.errors import OtherVersion
 
 MOST_JSON_BYTES = 2**24  # enough for the history of 100,000 epochs that is stored with a model
 _MOST_JSON_VALUES = 2**20  # each value takes up to about 100 bytes of memory
@@ -103,7 +103,7 @@ def check_version(form: str, found: str, advice: str) -> None:
     if int(match[1]) > int(version):
         raise OtherVersion(f"{what}: a later version of shardpress wrote it. Upgrade, or choose another --output.")
     if int(match[1]) < int(version):
-        raise EarlierVersion(f"{what}: an earlier version of shardpress wrote it. {advice}")
+        raise OtherVersion(f"{what}: an earlier version of shardpress wrote it. {advice}")
 
 
 def pack(arrays: Mapping[str, np.ndarray], about: object) -> bytes:

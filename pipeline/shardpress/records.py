@@ -204,7 +204,7 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
         return fingerprint("features", self.scan, encoding, model, extras)
 
 
-def total(digests: Iterable[str | None]) -> str | None:
+def _total(digests: Iterable[str | None]) -> str | None:
     """Return the digest of the rows of several ranges: the sum of theirs; None if one of them is unknown."""
     known = []
     for digest in digests:
@@ -222,8 +222,8 @@ def with_digests(shards: Sequence[ShardFacts], parts: Iterable[Part]) -> list[Sh
             by_shard[each.shard].append(each)
     found = []
     for i, shard in enumerate(shards):
-        rows = total(each.rows for each in by_shard[i])
-        extras = total(each.extras for each in by_shard[i])
+        rows = _total(each.rows for each in by_shard[i])
+        extras = _total(each.extras for each in by_shard[i])
         found.append(structs.replace(shard, rows=rows, extras=extras))
     return found
 

@@ -7,7 +7,6 @@ opened in memory. libhdf5 therefore sees no damaged byte.
 from __future__ import annotations
 
 import io
-import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from shardpress.errors import DataError, EarlierVersion, NoInput, ReadFailed, ShardpressError, printable
+from shardpress.errors import DataError, NoInput, ReadFailed, ShardpressError, printable
 from shardpress.formats import check_version, digest
 from shardpress.hdf5.check import FORGED, check_in_child
 from shardpress.hdf5.files import opened, read_at, translated_error, with_retries
@@ -28,8 +27,6 @@ GROUP = "shardpress"
 
 _FOOTER = struct.Struct("<24sQ32s")  # name, number of bytes before the footer, and their BLAKE3
 _NAME = b"shardpress-output/"  # how all names begin
-_VERSION = re.compile(rb"shardpress-output/([0-9]{1,9})")
-_FIRST = 100  # bytes of a file that contain the format
 _RESTORE = "Restore it from a copy, or repeat the run that made it with --restart."
 _QUOTED = 500  # characters of an error that a message quotes
 
@@ -99,8 +96,6 @@ def _read(path: Path, where: str) -> bytes:
             last = read_at(descriptor, identity.size - n_last, n_last)
             return read_at(descriptor, 0, identity.size) if last.startswith(_NAME) else last
     except (FileNotFoundError, NotADirectoryError) as error:
-        if _is_earlier(path.parent):
-            raise _earlier(where) from error
         raise NoInput(
             f"{where}: no finished run ({error.strerror}), expected the output directory of a finished run. Check the "
             "path, or finish the run."
@@ -119,37 +114,15 @@ def _check_footer(data: bytes, path: Path, where: str) -> None:
     form = name.rstrip(b"\0").decode("ascii", "replace")
     if form != FORMAT:
         try:
-            check_version(FORMAT, form, "Repeat the run that made it with --restart, or with another --output.")
+            check_version(FORMAT, form, "Repeat the run that made it with another --output.")
         except ShardpressError as error:
             raise type(error)(f"{where}: {error}") from error
-        if _is_earlier(path.parent):
-            raise _earlier(where)
         raise DataError(
             f"{where}: does not end with a footer of shardpress. An earlier version wrote it, another program has "
             f"changed it, or it is another file. {_RESTORE}"
         )
     if n_bytes != len(data) - _FOOTER.size or digest([memoryview(data)[:n_bytes]]) != stored.hex():
         raise DataError(f"{where}: its content does not match the digest in its footer: it is damaged. {_RESTORE}")
-
-
-def _is_earlier(directory: Path) -> bool:
-    """Return whether an earlier version wrote to a directory, as its marker or its ``manifest.json`` says."""
-    for name in (".shardpress", "manifest.json"):
-        try:
-            with (directory / name).open("rb") as file:
-                found = _VERSION.search(file.read(_FIRST))
-        except OSError:
-            continue
-        if found is not None and int(found[1]) < int(FORMAT.rpartition("/")[2]):
-            return True
-    return False
-
-
-def _earlier(where: str) -> EarlierVersion:
-    return EarlierVersion(
-        f"{where}: an earlier version of shardpress wrote these results. Repeat the run that made them with --restart, "
-        "or with another --output."
-    )
 
 
 @contextmanager

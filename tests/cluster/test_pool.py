@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shardpress.cluster.executor import compute
-from shardpress.cluster.pool import LocalPool, check_settings
+from shardpress.cluster.pool import _LocalPool, check_settings
 from shardpress.settings.config import ClusterSettings
 from tests.support.helpers import refused
 
@@ -43,7 +43,7 @@ def test_a_run_with_threads_does_not_import_distributed() -> None:
 def test_threads_work_while_the_driver_handles_a_result() -> None:
     events = [threading.Event() for _ in range(3)]
     states: list[bool] = []
-    with LocalPool().executor(1) as (pool, n_at_once):
+    with _LocalPool().executor(1) as (pool, n_at_once):
         tasks = [(threading.Event.set, each) for each in events]
         compute(tasks, pool, n_at_once, lambda _: states.append(events[min(len(states) + 1, 2)].wait(60)))
     assert states == [True] * 3

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shardpress.cluster.security import check_address, dask_security
+from shardpress.cluster.security import _check_address, dask_security
 from tests.support.cases import case
 from tests.support.helpers import refused
 
@@ -22,13 +22,13 @@ OTHER_MACHINES = [
 
 def test_only_this_machine_is_allowed_without_tls() -> None:
     for address in [*LOOPBACK, "tls://10.0.0.7:8786", "tls://head-node:8786"]:
-        assert check_address(address, is_insecure=False) == address
-    assert check_address("127.0.0.1:8786", is_insecure=False) == "tcp://127.0.0.1:8786"
+        assert _check_address(address, is_insecure=False) == address
+    assert _check_address("127.0.0.1:8786", is_insecure=False) == "tcp://127.0.0.1:8786"
     for address in OTHER_MACHINES:
         with case(address):
             with refused(78, "tls://", "--insecure-cluster"):
-                check_address(address, is_insecure=False)
-            assert check_address(address, is_insecure=True).endswith(address)
+                _check_address(address, is_insecure=False)
+            assert _check_address(address, is_insecure=True).endswith(address)
 
 
 def test_an_invalid_address_is_refused() -> None:
@@ -42,7 +42,7 @@ def test_an_invalid_address_is_refused() -> None:
         "tls://[::1",
     ]:
         with case(address), refused(78, "tls://host:8786"):
-            check_address(address, is_insecure=True)
+            _check_address(address, is_insecure=True)
 
 
 def test_certificates_come_from_the_configuration_of_dask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from shardpress.cluster.tls import IsolatedSecurity, IsolatedSocket
+from shardpress.cluster.tls import IsolatedSecurity, _IsolatedSocket
 
 Pair = tuple[ssl.SSLSocket, ssl.SSLSocket]
 
@@ -87,6 +87,6 @@ def test_a_lost_connection_does_not_affect_others(operation: str, connect: Calla
 
 def test_all_connections_of_a_cluster_are_isolated(security: IsolatedSecurity) -> None:
     for arguments in (security.get_connection_args("worker"), security.get_listen_args("scheduler")):
-        assert arguments["ssl_context"].sslsocket_class is IsolatedSocket
+        assert arguments["ssl_context"].sslsocket_class is _IsolatedSocket
     unencrypted = IsolatedSecurity(require_encryption=False)
     assert unencrypted.get_connection_args("client")["ssl_context"] is None

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from shardpress.commands.table import COMMANDS, _load_command, main
+from shardpress.commands.table import COMMANDS, main
+from tests.support.cases import each
 
 FOLDER = Path(__file__).parents[2] / "pipeline/shardpress/commands"
 
@@ -18,23 +19,31 @@ FOLDER = Path(__file__).parents[2] / "pipeline/shardpress/commands"
 def test_every_command_has_a_file_and_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
     files = {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "table", "parsing"}
     assert files == {name.replace("-", "_") for name in COMMANDS}
-    for name in COMMANDS:
-        module = _load_command(name)
-        assert hasattr(module, "configure") == (name not in ("run", "plan", "inspect")), name
-        assert callable(module.run), name
     assert main([]) == 0
     page = capsys.readouterr().out
     assert all(f"  {name} " in page and command.summary in page for name, command in COMMANDS.items())
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@each("name", COMMANDS)
 def test_each_help_page_starts_with_a_summary_and_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
     assert ended.value.code == 0
-    first, *others = capsys.readouterr().out.splitlines()
+    page = capsys.readouterr().out
+    first, *others = page.splitlines()
     assert first[0].isupper(), "no list of all options, which would fill a screen for `run`"
     assert any(line.startswith(f"    shardpress {name}") for line in others[:6])
+    own = {"plan": {"--help", "--json"}, "inspect": {"--help", "--json", "--all"}}
+    if name in own:
+        _, _, options = page.partition("options:")
+        assert set(re.findall(r"^  (?:-h, )?(--[\w-]+)", options, re.M)) == own[name]
+
+
+@each("command", [["verify", "x"], ["compare", "x", "x"]])
+def test_invalid_numbers_of_rows_are_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for number in ("0", "-5", "many", "1.5", "", "²", "9" * 30):
+        assert main([*command, f"--rows={number}"]) == 64
+        assert f"--rows: {number!r}, " in capsys.readouterr().err
 
 
 def test_an_unknown_command_is_refused_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,17 +62,6 @@ def test_an_unknown_command_is_refused_with_a_suggestion(capsys: pytest.CaptureF
 def test_the_version_equals_the_version_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"shardpress {version('shardpress')}\n"
-
-
-@pytest.mark.parametrize("name", ["plan", "inspect"])
-def test_help_of_commands_for_settings_lists_only_their_own_flags(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        main([name, "--help"])
-    _, _, options = capsys.readouterr().out.partition("options:")
-    own = {"plan": {"--help", "--json"}, "inspect": {"--help", "--json", "--all"}}
-    assert set(re.findall(r"^  (?:-h, )?(--[\w-]+)", options, re.M)) == own[name]
 
 
 @pytest.mark.process

@@ -12,10 +12,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from distributed.cli import dask_scheduler, dask_worker
 
 from shardpress.commands.table import main
 from shardpress.settings.flags import _parser_of_settings
@@ -141,6 +143,26 @@ def test_flags_of_all_commands_exist(capsys: pytest.CaptureFixture[str]) -> None
         used = {word for word in arguments if word.startswith("--")}
         unknown += [(page, name, flag) for flag in used - flags_of(name, capsys)]
     assert unknown == []
+
+
+@pytest.mark.parametrize("program", [dask_scheduler, dask_worker])
+def test_flags_of_dask_exist_and_hide_its_page(program: Any) -> None:
+    """Each program of Dask opens an HTTP port on every interface by default."""
+    name = program.__name__.rpartition(".")[2].replace("_", " ")
+    lines = [line for page in PAGES for line in lines_of(page) if name in line and "--" in line]
+    options = {option for each in program.main.params for option in each.opts}
+    assert len(lines) >= 2
+    for line in lines:
+        with case(line):
+            assert set(re.findall(r" (--[\w-]+)", line.partition(name)[2])) <= options
+            assert "--dashboard-address" in line
+
+
+def test_python_of_all_pages_compiles() -> None:
+    for page in PAGES:
+        for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.M | re.S):
+            with case(page.name):
+                compile(block, page.name, "exec")
 
 
 def test_targets_of_make_exist() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -37,53 +35,6 @@ def python_of(section: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", SECTIONS[section], re.M | re.S)
 
 
-# -- a replacement of PyTorch, for machines without it, with the same requirements on arrays -------------------------
-
-
-def from_numpy(array: Any) -> np.ndarray:
-    """Check the requirements of PyTorch, which shares the memory of an array and accepts only some kinds."""
-    assert type(array) is np.ndarray
-    assert array.dtype in (np.float32, np.int64)
-    assert array.dtype.isnative
-    assert array.flags.writeable  # otherwise PyTorch warns
-    assert min(array.strides) > 0
-    return array
-
-
-class TensorDataset:
-    def __init__(self, *tensors: np.ndarray) -> None:
-        assert len({len(each) for each in tensors}) == 1
-        self.tensors = tensors
-
-    def __getitem__(self, i: int) -> tuple[Any, ...]:
-        return tuple(each[i] for each in self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors[0])
-
-
-class DataLoader:
-    """Replaces PyTorch's loader: it calls a dataset for its length and single rows by number, and stacks the rows."""
-
-    def __init__(self, dataset: Any, batch_size: int) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-
-    def __iter__(self) -> Any:
-        assert not hasattr(self.dataset, "__getitems__")  # PyTorch would prefer this method
-        numbers = range(len(self.dataset))
-        for start in range(0, len(numbers), self.batch_size):
-            yield np.stack([from_numpy(self.dataset[i]) for i in numbers[start : start + self.batch_size]])
-
-
-def torch() -> Any:
-    """Return PyTorch, or its replacement."""
-    if importlib.util.find_spec("torch"):
-        return importlib.import_module("torch")
-    data = SimpleNamespace(TensorDataset=TensorDataset, DataLoader=DataLoader)
-    return SimpleNamespace(from_numpy=from_numpy, utils=SimpleNamespace(data=data))
-
-
 # -- one test per line ------------------------------------------------------------------------------------------------
 
 
@@ -101,10 +52,6 @@ CHECKS = {
     "scikit-learn": lambda found: assert_same(found.classes_, Y),
     "pandas": lambda found: (frame(found), assert_same(found["y"], Y)),
     "Polars": lambda found: (assert_same(found["features"].to_numpy(), ROWS), assert_same(found["y"], Y)),
-    "PyTorch": lambda found: [
-        (assert_same(found[i][0], ROWS[i]), assert_same(found[i][1], i)) for i in range(len(found))
-    ],
-    "PyTorch, out of core": lambda found: assert_same(next(iter(found)), ROWS),
     "Arrow": lambda found: (assert_same(found["features"].to_pylist(), ROWS), assert_same(found["y"], Y)),
     "Parquet": lambda _: (
         frame(pd.read_parquet("features.parquet")),
@@ -118,8 +65,10 @@ def test_features_are_read_by_other_libraries_in_one_line(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     finished(tmp_path / "features", 3, 4)
     lines = dict(re.findall(r"^\| (.+?) \| `(.+)` \|$", SECTIONS["Read the features"], re.M))
+    # PyTorch is not one of the packages for tests.
+    lines = {name: line for name, line in lines.items() if not name.startswith("PyTorch")}
     assert list(lines) == list(CHECKS)
-    names: dict[str, Any] = {"h5py": h5py, "pd": pd, "pl": pl, "pa": pa, "torch": torch()}
+    names: dict[str, Any] = {"h5py": h5py, "pd": pd, "pl": pl, "pa": pa}
     names |= {each.__name__: each for each in (make_pipeline, StandardScaler, LogisticRegression)}
     (opening,) = python_of("Read the features")
     exec(opening, names)

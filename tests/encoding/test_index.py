@@ -7,17 +7,14 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from shardpress.encoding.index import write_index
-from shardpress.encoding.partfile import row_shapes
 from shardpress.features import open_features
 from shardpress.formats import missing_value
 from shardpress.hdf5.shard import Block
-from shardpress.records import Entry, Part, Stretch
 from shardpress.result import Result, Use, result_bytes
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
 from tests.support.cases import case
-from tests.support.helpers import names, refused
+from tests.support.helpers import refused
 from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, finished_parts, part, part_paths
 
 
@@ -28,7 +25,7 @@ def datasets_in(file):
 @pytest.mark.process
 def test_the_index_concatenates_all_parts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for sizes in ((1,), (3, 4), (2, 1, 5), (2, 0, 5, 1, 1)):
+    for sizes in ((1,), (2, 0, 5, 1, 1)):
         n_rows = sum(sizes)
         name = f"{len(sizes)} parts"
         directory = finished(tmp_path / name, *sizes)
@@ -39,48 +36,23 @@ def test_the_index_concatenates_all_parts(tmp_path, monkeypatch):
                 assert_same_datasets({name: item[:] for name, item in datasets_in(file).items()}, expected)
 
 
-@pytest.mark.process
-def test_the_index_can_be_used_as_input(tmp_path):
-    shards = open_shards([str(finished(tmp_path / "out", 3, 4) / "index.h5")])
-    assert {(shard.dataset, names(shard)) for shard in shards} == {("features", ("valid", "y"))}
-    found = np.concatenate([read(Block(shard, 0, shard.n_rows)) for shard in shards])
-    np.testing.assert_array_equal(found, feature_rows(7))
-
-
-def test_the_index_holds_extra_datasets_of_every_kind(tmp_path):
-    with h5py.File(finished(tmp_path / "out", 3, extras={0: EXTRAS}) / "index.h5") as file:
-        assert_same_datasets({name: file[name][:] for name in EXTRAS}, EXTRAS)
-
-
-def test_extra_datasets_can_have_any_name(tmp_path):
+def test_the_index_holds_extra_datasets_of_every_kind_and_name(tmp_path):
     names = ["50%", "a%b", "%%", "with space", "größe"]
-    part_extras = {i: {name: np.full(2, i) for name in names} for i in range(2)}
-    with h5py.File(finished(tmp_path / "out", 2, 2, extras=part_extras) / "index.h5") as file:
-        assert {name: file[name][:].tolist() for name in names} == {name: [0, 0, 1, 1] for name in names}
+    extras = {**EXTRAS, **{name: np.arange(3) for name in names}}
+    with h5py.File(finished(tmp_path / "out", 3, 3, extras={0: extras, 1: extras}) / "index.h5") as file:
+        found = {name: file[name][:] for name in extras}
+    assert_same_datasets(found, {name: np.concatenate([values, values]) for name, values in extras.items()})
 
 
 def test_an_index_without_its_parts_gives_only_fill_values(tmp_path):
-    part_extras = {
-        "i": np.ones(3, "i2"),
-        "u": np.ones(3, ">u4"),
-        "f": np.ones(3, "f2"),
-        "is": np.ones(3, bool),
-        **EXTRAS,
-    }
-    lone_index = (finished(tmp_path / "out", 3, extras={0: part_extras}) / "index.h5").rename(tmp_path / "alone.h5")
+    dtypes = {"i": "i2", "u": ">u4", "f": "f2", "is": "?"}
+    extras = {**{name: np.ones(3, dtype) for name, dtype in dtypes.items()}, **EXTRAS}
+    lone_index = (finished(tmp_path / "out", 3, extras={0: extras}) / "index.h5").rename(tmp_path / "alone.h5")
+    expected = {"features": [[np.nan] * 2] * 3, "valid": [False] * 3}
+    for name, values in extras.items():
+        expected[name] = np.full(3, missing_value(values.dtype))
     with h5py.File(lone_index) as file:
-        np.testing.assert_array_equal(file["features"], np.full((3, 2), np.nan))
-        assert {name: file[name][:].tolist() for name in ("valid", "i", "u", "is", "y", "code", "name")} == {
-            "valid": [False] * 3,
-            "i": [-(2**15)] * 3,
-            "u": [2**32 - 1] * 3,
-            "is": [False] * 3,
-            "y": [255] * 3,
-            "code": [b""] * 3,
-            "name": [b""] * 3,
-        }
-        assert np.isnan(file["f"]).all()
-        assert np.isnan(file["weight"]).all()
+        assert_same_datasets({name: item[:] for name, item in datasets_in(file).items()}, expected)
         for item in (file, *datasets_in(file).values()):
             assert "directory" in item.attrs["view"]
 
@@ -152,35 +124,14 @@ def test_ranges_that_overlap_or_lie_outside_are_refused(tmp_path):
 # -- facts about each row ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("numbers", "lengths", "n_stored"),
-    [
-        ([0, 0, 0, 1], [9, 3, 4, 1], 1),
-        ([2, 0, 0, 2, 1], [3, 0, 21, 2, 7], 3),
-        ([0, 0], [20, 5], 0),
-        ([1, 2, 3], [1, 1, 1], 1),
-    ],
-    ids=["appended", "mixed", "none", "short"],
-)
-def test_the_index_tells_which_append_encoded_each_row(monkeypatch, numbers, lengths, n_stored):
-    monkeypatch.setattr("shardpress.encoding.index._CHUNK_ROWS", 8)
-    stretches = [
-        Stretch(Part(Entry(f"parts/{i}.h5", 7, "b"), n_rows, []), 0, n_rows) for i, n_rows in enumerate(lengths)
-    ]
-    with h5py.File.in_memory() as file:
-        use = np.zeros(sum(lengths), np.uint8)
-        write_index(file, stretches, row_shapes(2, ()), {}, use, list(zip(numbers, lengths, strict=True)))
-        dataset = file["append_id"]
-        np.testing.assert_array_equal(dataset[()], np.repeat(numbers, lengths))
-        assert dataset.id.get_num_chunks() == n_stored  # chunks of zeros take no time and no space
-
-
 @pytest.mark.process
-def test_the_index_holds_the_use_of_each_row_of_any_number(tmp_path):
-    for n_rows in (1, 2**20 + 3):
+def test_the_index_holds_the_use_and_append_of_each_row(tmp_path):
+    for n_rows, n_chunks in ((1, 1), (2**20 + 3, 2)):
         parts = [(n_rows, part(n_rows))] * 2
         directory = finished_parts(tmp_path / str(n_rows), parts, append_ids=[0, 1])
         result = Result.open(directory, is_foreign=True)
         np.testing.assert_array_equal(result.use(), np.repeat([Use.TRAINING, Use.LATER], n_rows))
         with h5py.File(directory / "index.h5") as file:
             assert file["use"].id.get_storage_size() < 5000  # a few bytes for each million of rows
+            np.testing.assert_array_equal(file["append_id"], np.repeat([0, 1], n_rows))
+            assert file["append_id"].id.get_num_chunks() == n_chunks  # chunks of zeros take no time and no space

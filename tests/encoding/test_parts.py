@@ -65,8 +65,9 @@ def test_small_shards_share_parts_and_large_ones_are_cut() -> None:
 
 
 @each("seed", range(300))
-def test_every_row_is_in_exactly_one_place(seed: int) -> None:
-    shards, kept, _, planned = random_plan(seed)
+def test_every_row_is_in_one_place_and_parts_are_in_order(seed: int) -> None:
+    """A part is full if the next one begins with rows that it could not take."""
+    shards, kept, size, planned = random_plan(seed)
     n_times = [np.zeros(shard.n_rows, int) for shard in shards]
     for used in (used for part in kept for used in part.ranges):
         n_times[used.shard][used.start : used.stop] += 1
@@ -74,19 +75,13 @@ def test_every_row_is_in_exactly_one_place(seed: int) -> None:
         assert source.shard is shards[number]
         n_times[number][source.start : source.stop] += 1
     assert (np.concatenate(n_times) == 1).all()
-
-
-@each("seed", range(300))
-def test_planned_parts_are_in_order_and_full(seed: int) -> None:
-    """A part is full if the next one begins with rows that it could not take."""
-    shards, kept, size, planned = random_plan(seed)
-    steps = {
-        (i, row) for i, shard in enumerate(shards) for row in (*range(0, shard.n_rows, size.step_rows), shard.n_rows)
-    }
-    ends = {(used.shard, row) for part in kept for used in part.ranges for row in (used.start, used.stop)}
     every = [place for pieces in places(planned) for place in pieces]
     assert every == sorted(every)
-    assert {(shard, row) for shard, *rows in every for row in rows} <= steps | ends
+    ends = {(used.shard, row) for part in kept for used in part.ranges for row in (used.start, used.stop)}
+    for number, *rows in every:
+        for row in rows:
+            is_step = row % size.step_rows == 0 or row == shards[number].n_rows
+            assert is_step or (number, row) in ends
     n_rows = [sum(len(source) for _, source in pieces) for pieces in planned]
     assert all(1 <= len(pieces) <= size.n_shards for pieces in planned)
     assert max(n_rows, default=0) <= size.n_rows

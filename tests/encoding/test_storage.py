@@ -10,16 +10,14 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.encoding.partfile import row_shapes
 from shardpress.encoding.storage import Storage
 from shardpress.hdf5.shard import Block
 from shardpress.interop.export import export
 from shardpress.shards.open import open_shards
-from shardpress.shards.rows import read, read_extras
+from shardpress.shards.rows import read
+from tests.support.cases import case
 from tests.support.parts import (
-    EXTRAS,
     assert_same_datasets,
-    extras_of,
     feature_rows,
     finished_parts,
     part_bytes,
@@ -28,7 +26,7 @@ from tests.support.parts import (
 
 RNG = np.random.default_rng(0)
 STORAGES = [Storage(*pair) for pair in product(("float32", "float16"), ("none", "lzf", "gzip"))]
-OTHER_STORAGES = STORAGES[1:]
+PLACES = [(3, 0), (0, 3), (3, 3)]  # rows of a part, and the number of its first row
 
 
 def store(storage: Storage, features: np.ndarray) -> tuple[np.ndarray, float]:
@@ -53,45 +51,32 @@ def test_overflow_of_float16_is_clipped_and_reported() -> None:
     assert error == 1e6 - 65504
 
 
-@pytest.mark.parametrize("extras", [{}, EXTRAS], ids=["no extras", "extras"])
-def test_a_part_holds_all_values_in_every_storage(extras: dict) -> None:
-    valid = np.array([True, False, True])
+def test_a_part_holds_all_values_in_every_storage() -> None:
     for storage in STORAGES:
-        data = part_bytes(feature_rows(3), valid, extras, storage)
-        assert data == part_bytes(feature_rows(3), valid, extras, storage)
-        with h5py.File(io.BytesIO(data)) as file:
-            features = file["features"]
-            assert (features.dtype, features.compression or "none") == (storage.dtype, storage.compression)
-            assert features.chunks is not None or features.id.get_offset() % 4096 == 0
-            assert_same_datasets(
-                {name: file[name][()] for name in file}, {"features": feature_rows(3), "valid": valid, **extras}
-            )
-            found = {name: (item.shape[1:], item.dtype) for name, item in file.items()}
-            assert found == row_shapes(2, extras_of(extras), np.dtype(storage.dtype))
-
-
-def test_chunks_hold_all_rows_of_parts_of_any_size() -> None:
-    for storage in OTHER_STORAGES:
         for size in (70000, 5, 0, 2048, 2049):
             features = RNG.random((size, 2), np.float32)
-            data = part_bytes(features, np.ones(size, bool), {}, storage)
-            with h5py.File(io.BytesIO(data)) as file:
-                np.testing.assert_array_equal(file["features"], features.astype(storage.dtype))
+            valid = RNG.random(size) < 0.5
+            data = part_bytes(features, valid, {}, storage)
+            assert data == part_bytes(features, valid, {}, storage)
+            with case(storage, size), h5py.File(io.BytesIO(data)) as file:
+                stored = file["features"]
+                assert stored.dtype == storage.dtype
+                assert (stored.compression or "none") == (storage.compression if size else "none")
+                assert stored.chunks is not None or not size or stored.id.get_offset() % 4096 == 0
+                assert_same_datasets(
+                    {name: file[name][()] for name in file},
+                    {"features": features.astype(storage.dtype), "valid": valid},
+                )
 
 
 @pytest.mark.process
 def test_every_storage_is_valid_in_shards_index_and_export(tmp_path: Path) -> None:
     for i, storage in enumerate(STORAGES):
-        parts = []
-        for size, first in ((3, 0), (0, 3), (3, 3)):
-            rows = feature_rows(size, first)
-            part_extras = {key: values[:size] for key, values in EXTRAS.items()}
-            parts.append((size, part_bytes(rows, np.ones(size, bool), part_extras, storage)))
+        parts = [(n, part_bytes(feature_rows(n, first), np.ones(n, bool), {}, storage)) for n, first in PLACES]
         output = finished_parts(tmp_path / str(i), parts)
         (shard,) = open_shards([str(part_paths(output)[0])])
         assert shard.dtype == "float32"
         np.testing.assert_array_equal(read(Block(shard, 0, 3)), feature_rows(3))
-        assert_same_datasets(read_extras(Block(shard, 0, 3)), {**EXTRAS, "valid": np.ones(3, bool)})
         export(output, "hdf5")
         for path in (output / "index.h5", output / "features.h5"):
             with h5py.File(path) as file:

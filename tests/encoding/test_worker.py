@@ -19,11 +19,11 @@ from shardpress.cluster.threads import threads
 from shardpress.encoding import worker as module
 from shardpress.encoding.encode import EncodeTask
 from shardpress.encoding.parts import Piece
-from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, Worker, serving, worker_of
+from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, Worker, worker_of
 from shardpress.errors import ReadFailed
 from shardpress.hdf5.shard import Block, Shard
 from shardpress.model import Model
-from shardpress.output.disk import PAGE, Disk
+from shardpress.output.disk import Disk
 from shardpress.output.files import unique_name, write_file
 from shardpress.records import Entry
 from shardpress.scan.scaler import Scaler
@@ -114,36 +114,3 @@ def test_the_size_of_a_task_does_not_depend_on_the_model(settings: EncodeSetting
         piece = Piece(0, Block(Shard("a.h5", "X", (9, n_inputs), "float32"), 0, 8))
         n_bytes.append(len(pickle.dumps(EncodeTask([piece], of_model))))
     assert n_bytes[1] < n_bytes[0] + 20 < 2000
-
-
-def test_a_served_model_is_used_and_dropped_at_the_end(compiled: list[Any]) -> None:
-    disk = Disk()
-    settings = EncodeSettings("out", IN_MEMORY, 4, 8, 2)
-    with serving(settings, MODEL, encode_nothing, disk):
-        found = worker_of(settings)
-        assert (found.model, found.encode, found.disk, compiled) == (MODEL, encode_nothing, disk, [])
-    assert len(module._workers) == 0
-
-
-@pytest.mark.parametrize(("requested", "n"), [(2, 2), (0, 3)])
-def test_the_number_of_readers_defaults_to_the_cores(
-    settings: EncodeSettings, monkeypatch: pytest.MonkeyPatch, requested: int, n: int
-) -> None:
-    """The number of cores of the driver is not used for an external worker."""
-    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    readers = Worker(replace(settings, n_readers=requested), MODEL, encode_nothing, Disk()).readers
-    assert [readers.acquire(blocking=False) for _ in range(4)] == [i < n for i in range(4)]
-
-
-def test_a_thread_reuses_its_memory(settings: EncodeSettings) -> None:
-    worker = Worker(settings, MODEL, encode_nothing, Disk())
-    memory = worker.block_memory(12)
-    assert len(memory) == 12 * settings.block_rows
-    assert np.shares_memory(memory, worker.block_memory(3))
-    features = worker.features(8)
-    assert features.ctypes.data % PAGE == 0
-    assert np.shares_memory(features, worker.features(5))
-    with threads(1) as pool:
-        (others,) = compute([(worker.block_memory, 12)], pool, 1)
-    assert not np.shares_memory(memory, others)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -68,15 +69,6 @@ def test_uploads_from_pageable_memory_are_waited_for() -> None:
     assert (ours, without) == ({"found": 1}, {"found": 2})
 
 
-def test_uploads_to_other_cards_are_not_waited_for(tmp_path: Path) -> None:
-    """The driver copies the data on its own, and waiting would delay other work."""
-    ended = run_python(BEGIN + "Card().upload(np.ones(16))", **variables(True, log=tmp_path / "log"))
-    assert ended.code == 0, ended.stderr
-    lines = (tmp_path / "log").read_text().splitlines()
-    assert "cuMemcpyHtoDAsync_v2" in lines
-    assert "cuStreamSynchronize" not in lines
-
-
 THREAD = """
 card = Card()
 place = card.upload(np.ones(16, np.float32))
@@ -110,34 +102,13 @@ def test_no_context_is_chosen_among_several_or_none(code: str) -> None:
     assert ours == without == {"code": 201}
 
 
-def test_other_functions_are_forwarded_to_the_driver() -> None:
-    ours, without = with_and_without('Card(); facts["code"] = CUDA.cuCtxSynchronize()')
-    assert ours == without == {"code": 0}
-
-
-def test_calls_are_logged_on_request(tmp_path: Path) -> None:
-    code = BEGIN + "Card().upload(np.ones(16, np.float32))"
-    assert run_python(code, **variables(True), LIBCUDA_LOG=tmp_path / "log").stderr == ""
-    lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
-    assert [line[2:] for line in lines[-2:]] == [["cuMemAlloc_v2", "64", "0"], ["cuMemcpyHtoDAsync_v2", "64", "0"]]
-    assert lines[0][2:] == ["cuInit", "0", "0"]
-    assert len({line[1] for line in lines}) == 1
-    assert (
-        run_python(code, **variables(True), LIBCUDA_LOG="-")
-        .stderr.splitlines()[-1]
-        .endswith("cuMemcpyHtoDAsync_v2 64 0")
-    )
-
-
 # ---- NVRTC
 
 
 @pytest.mark.usefixtures("pygpu")
-@pytest.mark.parametrize("capability", ["10.0", "10.3", "12.0", "12.1"])
+@pytest.mark.parametrize("capability", ["10.3", "12.1"])
 def test_libgpuarray_computes_on_cards_with_unknown_architecture(capability: str) -> None:
-    code = (
-        f"try:\n{PYGPU.replace(chr(10), chr(10) + '    ')}\nexcept Exception as error:\n    facts['error'] = str(error)"
-    )
+    code = f"try:\n{indent(PYGPU, '    ')}\nexcept Exception as error:\n    facts['error'] = str(error)"
     ours, without = with_and_without(code, capability=capability)
     assert ours == {"right": True}
     assert set(without) == {"error"}  # the message depends on the build of pygpu

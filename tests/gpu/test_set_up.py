@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.cards import Environment, driver, library, wheels
-from tests.support.cases import each, sample
+from tests.support.cases import sample
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("pygpu")]
 
-NAMES = ["libcublas.so", "libcublasLt.so", "libnvrtc-builtins.so", "libnvrtc.so"]
 OURS = ("libcuda.so", "libnvrtc.so")  # linked in place of NVIDIA's libraries
-NVRTC = ("12.0.140", "12.4.127", "12.9.86", "13.0.88")
-CUBLAS = ("12.0.2.224", "12.4.5.8", "12.9.3.13", "13.0.2.14")
+NVRTC = ("12.0.140", "12.4.127", "13.0.88")
+CUBLAS = ("12.4.5.8", "12.9.3.13", "13.0.2.14")
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +29,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def venv(tmp_path: Path) -> Environment:
     return Environment(tmp_path / "env", "nvidia")
-
-
-@pytest.fixture(scope="module")
-def no_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a library that hides the driver of this machine, and that is not a driver."""
-    folder = tmp_path_factory.mktemp("nothing")
-    library(folder / "libcuda.so.1", "int cuDriverGetVersion(int *version) { return 34; }")
-    return folder
 
 
 def set_up(
@@ -57,22 +48,18 @@ def versions(venv: Environment) -> list[str]:
     return sorted(path.stem.split("-")[1] for path in venv.path.glob("lib/shardpress-gpu/*.dist-info"))
 
 
-@pytest.mark.usefixtures("pygpu")
-def test_no_driver_installs_widely_usable_libraries(venv: Environment, source: Path, no_driver: Path) -> None:
-    result = set_up(venv, "--from", source, library_path=no_driver)
+def test_no_driver_installs_widely_usable_libraries(venv: Environment, source: Path, tmp_path: Path) -> None:
+    # This library hides the driver of this machine, and is not a driver. Another one is found before the installed one.
+    hidden = tmp_path / "toolkit"
+    library(hidden / "libcuda.so.1", "int cuDriverGetVersion(int *version) { return 34; }")
+    library(hidden / "libnvrtc.so")
+    result = set_up(venv, "--from", source, library_path=hidden)
     assert result.returncode == 0, result.stderr
-    environment, cuda, pygpu, requirements, found, following = result.stdout.splitlines()
-    assert environment == f"environment  {venv.path}"
-    assert cuda.startswith("CUDA ")
-    assert "12.0" in cuda
-    assert pygpu.startswith("pygpu        0.7.6")
-    assert "nvidia-cuda-nvrtc-cu12>=12,<12.1" in requirements
-    assert "nvidia-cublas-cu12>=12,<13" in requirements
     folder = venv.path / "lib/shardpress-gpu"
-    assert "nvidia-cublas-cu12 12.9.3.13" in found
-    assert "nvidia-cuda-nvrtc-cu12 12.0.140" in found
-    assert found.endswith(str(folder))
-    assert following.endswith(" THEANO_FLAGS=device=cuda shardpress doctor")
+    assert versions(venv) == ["12.0.140", "12.9.3.13"]
+    assert str(folder) in result.stdout
+    warning = result.stdout.splitlines()[-2]
+    assert f"{hidden} in LD_LIBRARY_PATH" in warning
     assert libraries(venv) == {
         **{name: name for name in OURS},
         "libnvrtc.so.12": "libnvrtc.so.12",
@@ -86,28 +73,23 @@ def test_no_driver_installs_widely_usable_libraries(venv: Environment, source: P
     assert not list(venv.site.glob("nvidia*")), "other packages may need other versions"
 
 
-@pytest.mark.usefixtures("pygpu")
 def test_repeated_set_up_changes_libraries_with_the_driver(venv: Environment, source: Path, tmp_path: Path) -> None:
     file = driver(tmp_path / "driver", (12, 4), (8, 0))
     folder = venv.path / "lib/shardpress-gpu"
-    first = set_up(venv, "--from", source, library_path=file.parent)
-    assert f"CUDA 12.4 ({file})" in first.stdout
+    assert set_up(venv, "--from", source, library_path=file.parent).returncode == 0
     assert versions(venv) == ["12.4.127", "12.4.5.8"]
     inode = folder.stat().st_ino
     again = set_up(venv, "--from", tmp_path, library_path=file.parent)
-    lines = [line for line in first.stdout.splitlines() if not line.startswith("installing ")]
-    assert (again.stdout.splitlines(), again.stderr) == (lines, ""), "no wheel is needed"
+    assert (again.returncode, again.stderr) == (0, ""), "no wheel is needed"
     assert folder.stat().st_ino == inode
     driver(file.parent, (13, 0), (8, 0))
     assert set_up(venv, "--from", source, library_path=file.parent).returncode == 0
     assert versions(venv) == ["13.0.2.14", "13.0.88"]
-    assert libraries(venv)["libnvrtc.so.13"] == "libnvrtc.so.13"
     assert not [name for name in libraries(venv) if name.endswith(".12")]
     assert [path.name for path in folder.parent.glob("shardpress-gpu*")] == [folder.name]
 
 
-@pytest.mark.usefixtures("pygpu")
-def test_incomplete_installation_is_repaired(venv: Environment, source: Path) -> None:
+def test_incomplete_installation_is_repaired_or_kept(venv: Environment, source: Path, tmp_path: Path) -> None:
     assert set_up(venv, "--from", source, "--for", "12.4").returncode == 0
     folder = venv.path / "lib/shardpress-gpu"
     whole = libraries(venv)
@@ -126,48 +108,20 @@ def test_incomplete_installation_is_repaired(venv: Environment, source: Path) ->
         assert result.returncode == 0, result.stderr
         assert libraries(venv) == whole
         assert [path.name for path in folder.parent.glob("shardpress-gpu*")] == [folder.name]
-
-
-def test_too_old_driver_is_refused_before_installation(venv: Environment, source: Path, tmp_path: Path) -> None:
-    file = driver(tmp_path / "driver", (11, 4))
-    result = set_up(venv, "--from", source, library_path=file.parent)
-    assert (result.returncode, result.stdout) == (69, "")
-    assert result.stderr.startswith(f"DeviceError: {file}: ")
-    assert "CUDA 11.4, expected 12.0" in result.stderr
-    assert not (venv.path / "lib/shardpress-gpu").exists()
-
-
-@pytest.mark.usefixtures("pygpu")
-def test_failed_installation_keeps_the_earlier_one(venv: Environment, source: Path, tmp_path: Path) -> None:
-    assert set_up(venv, "--from", source, "--for", "12.4").returncode == 0
-    whole = libraries(venv)
-    result = set_up(venv, "--from", tmp_path, "--for", "12.9")
-    assert result.returncode == 69
-    assert "No matching distribution found for nvidia-cuda-nvrtc-cu12<12.10,>=12" in result.stderr
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("DeviceError: ")
-    assert "nvidia-cuda-nvrtc-cu12>=12,<12.10 and nvidia-cublas-cu12>=12,<12.10" in last
+    failed = set_up(venv, "--from", tmp_path, "--for", "12.9")
+    assert failed.returncode == 69
+    assert failed.stderr.splitlines()[-1].startswith("DeviceError: ")
     assert libraries(venv) == whole
 
 
-@pytest.mark.usefixtures("pygpu")
-def test_libraries_found_first_cause_a_warning(venv: Environment, source: Path, tmp_path: Path) -> None:
-    toolkit = library(tmp_path / "toolkit/libnvrtc.so").parent
-    result = set_up(venv, "--from", source, library_path=toolkit)
-    warning = result.stdout.splitlines()[-2]
-    assert "LD_LIBRARY_PATH" in warning
-    assert str(toolkit) in warning
-
-
-@each(
-    "arguments, phrase",
-    [
-        (["--for", "11.8"], "argument --for: CUDA 11.8, expected 12.0"),
-        (["--for", "12"], "argument --for: '12', expected"),
-        (["--from", "nowhere"], "argument --from: 'nowhere', expected"),
-    ],
-)
-def test_invalid_arguments_are_refused(venv: Environment, arguments: list[str], phrase: str) -> None:
-    result = set_up(venv, *arguments)
-    assert (result.returncode, result.stdout) == (64, "")
-    assert phrase in result.stderr
+def test_old_drivers_and_invalid_arguments_are_refused(venv: Environment, source: Path, tmp_path: Path) -> None:
+    file = driver(tmp_path / "driver", (11, 4))
+    for arguments, code, phrase in (
+        (("--from", source), 69, f"DeviceError: {file}: "),
+        (("--for", "11.8"), 64, "argument --for: CUDA 11.8, expected 12.0"),
+        (("--from", "nowhere"), 64, "argument --from: 'nowhere', expected"),
+    ):
+        result = set_up(venv, *arguments, library_path=file.parent)
+        assert (result.returncode, result.stdout) == (code, "")
+        assert phrase in result.stderr
+    assert not (venv.path / "lib/shardpress-gpu").exists()

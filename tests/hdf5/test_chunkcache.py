@@ -1,129 +1,105 @@
-"""Tests of the chunk cache: chunks larger than a block are decompressed once, as far as memory allows."""
+"""Tests of the chunk cache: chunks larger than a block are read and decompressed once, as far as memory allows."""
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
-import hdf5plugin
 import numpy as np
 import pytest
 
-from shardpress.hdf5 import chunkcache, values
 from shardpress.hdf5.chunkcache import CHUNKS, _ChunkCache
+from shardpress.hdf5.files import FILES
 from shardpress.hdf5.shard import Block
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
 from shardpress.training.order import Order
 from shardpress.training.rows import Reader, StreamedRows
-from tests.support.helpers import numbered, write_shard
+from tests.support.cases import each
+from tests.support.helpers import blocks, numbered, write_shard
 
 N_ROWS = 100
+N_INPUTS = 4096  # the cache keeps chunks of 1 MiB and more
+ROWS = numbered(N_ROWS, N_INPUTS)
+ALL = 4 * ROWS.nbytes
 
 
 @pytest.fixture
-def decompressions(monkeypatch):
-    """Count the chunks that are decompressed here or in the child, with an empty cache that also keeps small chunks."""
-    counts = []
-    decode_chunk = values.decode_chunk
-    ask = values.ask
+def reads(monkeypatch):
+    """Return the list of reads of stored chunks, with an empty cache."""
+    offsets = []
+    preadv = FILES.preadv
 
-    def counting(*arguments):
-        counts.append(1)
-        return decode_chunk(*arguments)
+    def counting(descriptor, buffer, offset):
+        offsets.append(offset)
+        return preadv(descriptor, buffer, offset)
 
-    def counting_in_child(function, descriptor, arguments, kind, where):
-        _, cells = arguments
-        counts.extend(cells)
-        return ask(function, descriptor, arguments, kind, where)
-
-    monkeypatch.setattr(values, "decode_chunk", counting)
-    monkeypatch.setattr(values, "ask", counting_in_child)
-    monkeypatch.setattr(chunkcache, "_LEAST_BYTES", 1)
+    monkeypatch.setattr(FILES, "preadv", counting)
     CHUNKS.resize(0)
-    yield counts
+    yield offsets
     CHUNKS.resize(0)
 
 
-def shard_of(tmp_path, chunks, compression="gzip"):
-    path = write_shard(tmp_path / "x.h5", numbered(N_ROWS, 4), chunks=chunks, compression=compression)
-    return open_shards([path])[0]
+def shard_of(folder, rows, chunks, orientation=None):
+    path = write_shard(folder / "x.h5", rows, chunks=chunks, compression="gzip", compression_opts=1)
+    return open_shards([path], orientation=orientation)[0]
 
 
-def blocks(shard, n_rows):
-    return Block(shard, 0, shard.n_rows).cut(n_rows)
+@each(
+    "chunks, n_bytes, block_rows, n_reads",
+    [
+        ((40, N_INPUTS), ALL, 7, 3),
+        ((40, N_INPUTS // 2), ALL, 7, 6),
+        ((N_ROWS, N_INPUTS // 4), ALL, 7, 4),
+        ((50, N_INPUTS // 2), 50 * N_INPUTS * 8 - 1, 25, 8),  # the two chunks that hold a row do not fit
+    ],
+)
+def test_each_chunk_is_read_once_if_it_fits(tmp_path, reads, chunks, n_bytes, block_rows, n_reads):
+    shard = shard_of(tmp_path, ROWS, chunks)
+    CHUNKS.resize(n_bytes)
+    reads.clear()
+    with ThreadPoolExecutor(4) as pool:
+        found = np.concatenate(list(pool.map(read, blocks([shard], block_rows))))
+    np.testing.assert_array_equal(found, ROWS)
+    assert len(reads) == n_reads
+    CHUNKS.resize(0)
 
 
-@pytest.mark.parametrize(("chunks", "n_chunks"), [((40, 4), 3), ((40, 2), 6), ((N_ROWS, 1), 4), ((33, 4), 4)])
-@pytest.mark.parametrize("n_threads", [1, 4])
-@pytest.mark.parametrize("compression", ["gzip", hdf5plugin.BZip2()])
-def test_each_chunk_is_decompressed_once(tmp_path, decompressions, chunks, n_chunks, n_threads, compression):
-    shard = shard_of(tmp_path, chunks, compression)
-    CHUNKS.resize(4 * N_ROWS * 4 * 8)
-    with ThreadPoolExecutor(n_threads) as pool:
-        found = np.concatenate(list(pool.map(read, blocks(shard, 7))))
-    np.testing.assert_array_equal(found, numbered(N_ROWS, 4))
-    assert len(decompressions) == n_chunks
+def test_chunks_of_columns_are_read_once(tmp_path, reads):
+    shard = shard_of(tmp_path, ROWS.T, (N_INPUTS, 50), "columns")
+    CHUNKS.resize(ALL)
+    reads.clear()
+    found = np.concatenate([read(block) for block in blocks([shard], 10)])
+    np.testing.assert_array_equal(found, ROWS)
+    assert len(reads) == 2
 
 
-def test_chunks_that_do_not_fit_are_decompressed_for_each_block(tmp_path, decompressions):
-    shard = shard_of(tmp_path, (50, 2))
-    CHUNKS.resize(2 * 50 * 2 * 8 - 1)  # two chunks contain each row
-    found = np.concatenate([read(block) for block in blocks(shard, 25)])
-    np.testing.assert_array_equal(found, numbered(N_ROWS, 4))
-    assert len(decompressions) == 2 * 4
-
-
-def test_chunks_of_columns_are_decompressed_once(tmp_path, decompressions):
-    write_shard(tmp_path / "x.h5", numbered(N_ROWS, 4).T, chunks=(4, 50), compression="gzip")
-    (shard,) = open_shards([str(tmp_path)], orientation="columns")
-    CHUNKS.resize(10**6)
-    found = np.concatenate([read(block) for block in blocks(shard, 10)])
-    np.testing.assert_array_equal(found, numbered(N_ROWS, 4))
-    assert len(decompressions) == 2
-
-
-def test_training_window_decompresses_each_chunk_once(tmp_path, decompressions):
-    shard = shard_of(tmp_path, (50, 4))
-    CHUNKS.resize(10**6)
+def test_training_window_reads_each_chunk_once(tmp_path, reads):
+    shard = shard_of(tmp_path, ROWS, (50, N_INPUTS))
+    CHUNKS.resize(ALL)
+    reads.clear()
     order = Order(np.arange(0, N_ROWS + 1, 5), np.empty(0, np.int64), 50, seed=1)
     rows = StreamedRows(Reader([shard], AS_STORED, 2))
     found = np.concatenate(list(rows.minibatches(order, 0, 10)))
-    np.testing.assert_array_equal(np.sort(found[:, 0]), numbered(N_ROWS, 4)[:, 0])
-    assert len(decompressions) <= 2 * 2  # each of the two windows may need both chunks
+    np.testing.assert_array_equal(np.sort(found[:, 0]), ROWS[:, 0])
+    assert len(reads) <= 2 * 2  # each of the two windows may need both chunks
 
 
-def test_changed_file_is_not_read_from_the_cache(tmp_path, decompressions):
-    shard = shard_of(tmp_path, (50, 4))
-    CHUNKS.resize(10**6)
+def test_changed_file_is_not_read_from_the_cache(tmp_path, reads):
+    shard = shard_of(tmp_path, ROWS, (50, N_INPUTS))
+    CHUNKS.resize(ALL)
     read(Block(shard, 0, 10))
     with h5py.File(tmp_path / "x.h5", "a") as file:
         file["X"][:] = 1
     (again,) = open_shards([str(tmp_path)])
-    np.testing.assert_array_equal(read(Block(again, 0, 10)), np.ones((10, 4)))
+    np.testing.assert_array_equal(read(Block(again, 0, 10)), np.ones((10, N_INPUTS)))
 
 
-def test_failure_reaches_all_waiting_threads_and_is_not_cached():
+def test_failed_decompression_is_not_cached():
     cache = _ChunkCache(100)
-    is_waiting = threading.Event()
-    go = threading.Event()
 
     def fail():
-        is_waiting.set()
-        go.wait()
         raise ValueError("damaged")
 
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(cache.get, "a", 10, fail)
-        is_waiting.wait()
-        second = pool.submit(cache.get, "a", 10, lambda: memoryview(b"never"))
-        while not second.running():
-            pass
-        go.set()
-        with pytest.raises(ValueError, match="damaged"):
-            first.result()
-    assert second.exception() is not None or bytes(second.result()) == b"never"  # it may have started too late to wait
-    cache = _ChunkCache(100)
     with pytest.raises(ValueError, match="damaged"):
         cache.get("a", 10, fail)
     assert bytes(cache.get("a", 10, lambda: memoryview(b"right"))) == b"right"

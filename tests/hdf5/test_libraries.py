@@ -223,22 +223,6 @@ def h5py_columns(path: Path, rng: np.random.Generator) -> Contents:
         return Contents(rows, {each: file[each][()] for each in extras}, settings={"orientation": "columns"})
 
 
-def h5sparse(path: Path, rng: np.random.Generator) -> Contents:
-    """Write a matrix as the package h5sparse does, which is not maintained."""
-    form = pick(rng, ["csr", "csc"])
-    matrix = some_sparse(rng, form, some_shape(rng), pick(rng, NUMBERS))
-    with h5py.File(path, "w") as file:
-        group = file.create_group("X")
-        group.attrs["h5sparse_format"] = form
-        group.attrs["h5sparse_shape"] = matrix.shape
-        for part in ("data", "indices", "indptr"):
-            values = getattr(matrix, part)
-            group.create_dataset(part, data=values, chunks=True, maxshape=(None,), compression="gzip")
-    if form == "csc":
-        return Contents(matrix.toarray().T, settings={"orientation": "columns"})
-    return Contents(matrix.toarray())
-
-
 # -- AnnData -------------------------------------------------------------------------------------------------------
 
 
@@ -466,8 +450,7 @@ def matlab(path: Path, rng: np.random.Generator) -> Contents:
 
 # -- the tests -----------------------------------------------------------------------------------------------------
 
-FORMS = [h5py_dense, h5py_columns, h5sparse, anndata, pandas_fixed, pandas_table, pytables_array, pytables_table]
-FORMS += [netcdf, matlab]
+FORMS = [h5py_dense, h5py_columns, anndata, pandas_fixed, pandas_table, pytables_array, pytables_table, netcdf, matlab]
 
 
 @pytest.mark.filterwarnings("ignore:The chararray class:DeprecationWarning")  # hdf5storage uses it

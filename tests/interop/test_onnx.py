@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
 
-from shardpress.interop.export import export
 from shardpress.interop.onnx import encoder_onnx
 from shardpress.model import Model
 from shardpress.preparation import Preparation
 from shardpress.scan.scaler import Scaler
 from shardpress_kernels.network import Network
-from tests.support.cases import each
-from tests.support.helpers import refused
+from tests.support.cases import case
 
 MIDNIGHT = 1_600_000_000  # seconds since 1970, a column far from zero
 NETWORKS = [
@@ -35,54 +33,48 @@ def model_of(network: Network, rows: np.ndarray) -> Model:
     return Model(Scaler(wide.min(axis=0), wide.max(axis=0)), network, parameters)
 
 
-def run(model: Model, rows: np.ndarray) -> np.ndarray:
+def check(model: Model, rows: np.ndarray) -> None:
+    """Compare the features of an ONNX runtime with those of the model, for various numbers of rows."""
     session = onnxruntime.InferenceSession(encoder_onnx(model), providers=["CPUExecutionProvider"])
     (rows_input,) = session.get_inputs()
     dtype = {"tensor(float)": np.float32, "tensor(double)": np.float64}[rows_input.type]
-    (found,) = session.run(["features"], {"rows": rows.astype(dtype)})
-    return np.asarray(found)
+    for n in (0, 1, len(rows)):
+        (found,) = session.run(["features"], {"rows": rows[:n].astype(dtype)})
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, model.encode(rows[:n]), rtol=1e-5, atol=1e-5)
 
 
-@each("network", NETWORKS)
-def test_onnx_runtime_gives_the_features_of_the_model(network: Network) -> None:
-    for rows in (
-        np.random.default_rng(1).integers(0, 256, (50, 4)).astype(np.uint8),
-        MIDNIGHT + 100 * np.random.default_rng(1).random((50, 4)),
-        np.ones((50, 4)) * np.linspace(0, 1, 50)[:, None] * [1, 0, 2, 3],  # a constant column
-    ):
-        model = model_of(network, rows)
-        for n in (0, 1, 50):
-            found = run(model, rows[:n])
-            assert (found.shape, found.dtype) == ((n, model.n_features), np.float32)
-            np.testing.assert_allclose(found, model.encode(rows[:n]), rtol=1e-5, atol=1e-5)
+def with_gaps(rows: np.ndarray) -> np.ndarray:
+    return np.where(np.random.default_rng(2).random(rows.shape) < 0.2, np.nan, rows)
 
 
-@each("network", NETWORKS)
-def test_onnx_encoder_imputes_and_clips(network: Network) -> None:
-    rows = MIDNIGHT + 100 * np.random.default_rng(1).standard_normal((200, 4))
-    low, high = np.quantile(rows, (0.1, 0.9), axis=0)
-    rows[np.random.default_rng(2).random(rows.shape) < 0.1] = np.nan
-    model = replace(model_of(network, np.ones((2, 4))), scaler=Scaler(low, high, (low + high) / 2, clips=True))
-    np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
+def scalings(network: Network) -> Iterator[tuple[str, Model, np.ndarray]]:
+    """Yield models with every kind of scaling of the columns, and rows for them."""
+    rng = np.random.default_rng(1)
+    bytes_ = rng.integers(0, 256, (50, 4)).astype(np.uint8)
+    yield "bytes", model_of(network, bytes_), bytes_
+    far = MIDNIGHT + 100 * rng.standard_normal((200, 4))
+    yield "far from zero", model_of(network, far), far
+    constant = np.ones((50, 4)) * np.linspace(0, 1, 50)[:, None] * [1, 0, 2, 3]
+    yield "constant column", model_of(network, constant), constant
+    low, high = np.quantile(far, (0.1, 0.9), axis=0)
+    cleaning = Scaler(low, high, (low + high) / 2, clips=True)
+    yield "gaps and clipping", replace(model_of(network, far), scaler=cleaning), with_gaps(far)
+    near = 100 * rng.standard_normal((200, 4))
+    plain = model_of(network, near)
+    standardized = replace(plain.scaler, center=near.mean(axis=0), factor=np.array([1, 0.1, 0, 0.02]))
+    yield "standard deviations", replace(plain, scaler=standardized), near
+    if network.n_layers == 1:
+        scaler = Scaler(*np.quantile(near, (0.1, 0.9), axis=0), np.zeros(4), True).with_indicators(np.array([1, 3]))
+        wider = model_of(replace(network, widths=(6, network.n_features)), np.ones((2, 6)))
+        yield "indicators", replace(wider, scaler=scaler), with_gaps(near)
 
 
-@each("network", [Network((6, 3)), Network((6, 8, 3), "relu", "linear")])
-def test_onnx_encoder_appends_indicators(network: Network) -> None:
-    rows = 100 * np.random.default_rng(1).standard_normal((200, 4))
-    low, high = np.quantile(rows, (0.1, 0.9), axis=0)
-    rows[np.random.default_rng(2).random(rows.shape) < 0.1] = np.nan
-    for clips in (False, True):
-        scaler = Scaler(low, high, (low + high) / 2, clips).with_indicators(np.array([1, 3]))
-        model = replace(model_of(network, np.ones((2, 6))), scaler=scaler)
-        np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
-
-
-@each("network", NETWORKS)
-def test_onnx_encoder_applies_another_scaling(network: Network) -> None:
-    rows = 100 * np.random.default_rng(1).standard_normal((200, 4))
-    model = model_of(network, rows)
-    model = replace(model, scaler=replace(model.scaler, center=rows.mean(axis=0), factor=np.array([1, 0.1, 0, 0.02])))
-    np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
+def test_onnx_runtime_gives_the_features_of_the_model() -> None:
+    for network in NETWORKS:
+        for name, model, rows in scalings(network):
+            with case(network, name):
+                check(model, rows)
 
 
 def test_onnx_encoder_prepares_rows() -> None:
@@ -93,21 +85,10 @@ def test_onnx_encoder_prepares_rows() -> None:
             for transform in (None, "log1p"):
                 preparation = Preparation(row_scale, transform)
                 model = model_of(Network((n_columns, 3)), preparation.apply(rows))
-                model = replace(model, preparation=preparation)
-                np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
-
-
-@each("row_scale", ["total", "norm", "max", "median"])
-def test_onnx_encoder_scales_rows_with_missing_values(row_scale: str) -> None:
-    rows = np.random.default_rng(1).standard_normal((200, 6))
-    rows[np.random.default_rng(2).random(rows.shape) < 0.3] = np.nan
-    rows[7] = np.nan
-    rows[8, 1:] = np.nan
-    preparation = Preparation(row_scale)
-    low, high = np.nanquantile(preparation.apply(rows), (0, 1), axis=0)
-    model = model_of(Network((6, 3)), np.ones((2, 6)))
-    model = replace(model, scaler=Scaler(low, high, (low + high) / 2), preparation=preparation)
-    np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
+                with case(n_columns, row_scale, transform):
+                    check(replace(model, preparation=preparation), rows)
+                    filling = replace(model.scaler, fill=model.scaler.minimum)
+                    check(replace(model, preparation=preparation, scaler=filling), with_gaps(rows))
 
 
 def test_onnx_file_names_its_model() -> None:
@@ -115,9 +96,3 @@ def test_onnx_file_names_its_model() -> None:
     loaded = onnx.load_model_from_string(encoder_onnx(model))
     assert {each.key: each.value for each in loaded.metadata_props} == {"fingerprint": model.fingerprint}
     assert loaded.producer_name == "shardpress"
-
-
-def test_missing_onnx_is_reported_with_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    with refused(69, "pip install 'shardpress[onnx]'"):
-        export("a run", "onnx")

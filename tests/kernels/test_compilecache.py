@@ -1,29 +1,19 @@
 """Tests of the compile cache: missing directories, and protection against code of other users."""
 
-import errno
 import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from shardpress_kernels import compilecache
 from shardpress_kernels.compatibility import fingerprint_adaptation
-from shardpress_kernels.compilecache import CompileCacheUnavailable
 from shardpress_kernels.compiler import watch_compiler
 from tests.support.interpreters import run_python
 
 pytestmark = pytest.mark.process
-
-
-def test_lack_of_space_names_both_places_and_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(prefix: str, **_: object) -> str:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"/tmp/{prefix}")
-
-    monkeypatch.setattr(compilecache.tempfile, "mkdtemp", full)
-    with pytest.raises(CompileCacheUnavailable, match=r"/home/x .*Read-only .*No space"):
-        compilecache._make_temporary_cache("/home/x", "Read-only file system")
 
 
 def test_compile_cache_replaces_a_missing_temporary_directory():
@@ -101,7 +91,7 @@ def test_cache_of_kernels_is_named_after_the_cards_unless_set(tmp_path: Path) ->
 # ---- trust
 
 
-def test_compile_cache_is_private_with_any_umask(tmp_path):
+def test_compile_cache_is_private_and_named_after_versions(tmp_path):
     code = """
     import os
     os.umask(0)
@@ -109,23 +99,11 @@ def test_compile_cache_is_private_with_any_umask(tmp_path):
     facts["cache"] = backend.load().config.compiledir
     """
     cache = Path(run_python(code, XDG_CACHE_HOME=tmp_path / "new").facts["cache"])
-    assert cache.is_relative_to(tmp_path / "new" / "shardpress")
+    versions = f"theano-1.0.5-{fingerprint_adaptation()}-numpy-{np.__version__}"
+    assert cache.is_relative_to(tmp_path / "new" / "shardpress" / versions)
     assert cache.stat().st_mode & 0o777 == 0o700
     folders = [path for path in (tmp_path / "new").rglob("*") if path.is_dir()]
     assert [path for path in folders if path.stat().st_mode & 0o077] == []
-
-
-BASE = """
-from shardpress_kernels import backend
-facts["base"] = backend.load().config.base_compiledir
-"""
-
-
-def test_name_of_the_compile_cache_has_theano_and_numpy_versions(tmp_path):
-    import numpy as np
-
-    name = Path(run_python(BASE, XDG_CACHE_HOME=tmp_path).facts["base"]).name
-    assert name == f"theano-1.0.5-{fingerprint_adaptation()}-numpy-{np.__version__}"
 
 
 UNSAFE = """
@@ -158,25 +136,19 @@ def flags_for(cache):
 def test_code_in_a_private_cache_runs(trap):
     cache, marker = trap
     run_python(UNSAFE, THEANO_FLAGS=flags_for(cache))
-    assert marker.exists()
+    assert marker.exists(), "the trap works"
 
 
 @pytest.mark.parametrize(
-    ("which", "mode", "phrases"),
-    [
-        ("cache", 0o770, ["mode 0770", "expected 0700", "chmod 700 {path}"]),
-        ("cache", 0o705, ["mode 0705", "expected 0700"]),
-        ("base", 0o770, ["{path} ", "mode 0770"]),
-        ("base", 0o702, ["chmod go-w"]),
-        ("above", 0o777, ["{path} ", "mode 0777"]),
-    ],
+    ("level", "mode"), [("cache", 0o770), ("cache", 0o705), ("base", 0o770), ("base", 0o702), ("above", 0o777)]
 )
-def test_cache_that_others_can_write_is_refused_before_use(trap, which, mode, phrases):
+def test_cache_that_others_can_write_is_refused_before_use(trap, level, mode):
     cache, marker = trap
-    path = {"cache": cache, "base": cache.parent, "above": cache.parents[1]}[which]
+    path = {"cache": cache, "base": cache.parent, "above": cache.parents[1]}[level]
     path.chmod(mode)
     ended = run_python(UNSAFE, THEANO_FLAGS=flags_for(cache))
-    assert [phrase for phrase in phrases if phrase.format(path=path) not in ended.facts["error"]] == []
+    assert f"{path} " in ended.facts["error"]
+    assert f"mode {mode:04o}" in ended.facts["error"]
     assert not marker.exists()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import sys
@@ -87,17 +86,3 @@ def test_wait_is_unlimited_while_the_holder_changes(cache: Path, monkeypatch: py
     monkeypatch.setattr(compilelock, "time", clock)
     with lock_ctx():
         assert n_steps == n_owners
-
-
-def test_full_disk_is_reported_and_releases_the_lock(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "pwrite", full)
-        with lock_ctx():
-            assert is_locked(cache), "the name of the holder is only informative"
-        patched.setattr(os, "open", full)
-        with pytest.raises(OSError, match="No space left"):
-            get_lock()
-    assert not is_locked(cache)

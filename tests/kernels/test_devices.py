@@ -19,13 +19,12 @@ import numpy as np
 import pytest
 
 from shardpress.model import Model
-from shardpress_kernels.network import Network
 from tests.support import device_child as child
 from tests.support import reference
-from tests.support.cases import ALL_CASES, case, each
+from tests.support.cases import ALL_CASES, case
 from tests.support.cuda import stub
 from tests.support.interpreters import REPOSITORY, environment
-from tests.support.networks import numpy_steps, numpy_update
+from tests.support.networks import numpy_steps
 from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.process
@@ -107,24 +106,36 @@ def device(request):
 # ---- where operations ran
 
 
-def test_each_run_uses_its_device(runs, device):
-    assert runs[device].device == device
-
-
 def products(graph):
     """Return the matrix products among operations of any kind: Dot, Dot22, Gemm, GpuGemv, BatchedDot, Ger..."""
     return [node["op"] for node in graph if re.search(r"Dot|Gem[mv]|Ger(?!m)", node["op"])]
 
 
-@each("kind, n_products", [("step {} with cost", 5), ("step {} without cost", 5), ("encode {}", 1)])
-def test_every_product_is_compiled_for_the_device(runs, gpu, kind, n_products):
-    for label in labels_of(gpu):
-        found = products(runs[gpu].graphs[kind.format(label)])
-        assert len(found) == n_products
-        assert set(found) <= {"GpuDot22", "GpuGemm"}
-        on_cpu = products(runs["cpu"].graphs[kind.format(label)])
-        assert len(on_cpu) == n_products  # the pattern includes products on the CPU
-        assert set(on_cpu) <= {"Dot22", "Gemm"}
+def n_products_of(device):
+    """Return the number of products of each graph.
+
+    Each layer has one product for encoding, one for decoding, one or two for the error, and two for its gradient. A
+    head has four: its outputs, the gradient of the features, and its own gradient. Theano computes the latter twice,
+    because it merges one copy with the running average of adam.
+    """
+    found = {}
+    for label in labels_of(device):
+        found |= {f"step {label} with cost": 5, f"step {label} without cost": 5, f"encode {label}": 1}
+    for name, network in child.networks_of(device).items():
+        found[f"step {name} with cost"] = 6 * network.n_layers - 1 + 4 * (network.head is not None)
+        found[f"encode {name}"] = network.output.n_layers
+    return found
+
+
+def test_every_product_is_compiled_for_the_device(runs, gpu):
+    assert runs[gpu].device == gpu
+    for label, n_products in n_products_of(gpu).items():
+        with case(label):
+            found = products(runs[gpu].graphs[label])
+            assert len(found) == n_products
+            assert set(found) <= {"GpuDot22", "GpuGemm"}
+    on_cpu = products(runs["cpu"].graphs[f"step {labels_of(gpu)[0]} with cost"])
+    assert len(on_cpu) == 5, "the pattern includes products on the CPU"
 
 
 def test_only_scalars_are_computed_on_the_cpu(runs, gpu):
@@ -134,14 +145,10 @@ def test_only_scalars_are_computed_on_the_cpu(runs, gpu):
         assert [node for node in others if node["ndim"] > 0] == [], label
 
 
-@each("dtype", child.DTYPES)
-def test_rows_are_uploaded_in_their_own_dtype(runs, gpu, dtype):
-    graph = runs[gpu].graphs[f"encode {dtype}"]
-    uploaded = [node["dtype"] for node in graph if node["op"] == "GpuFromHost"]
-    assert uploaded == [np.dtype(dtype).name]
-
-
-def test_step_uploads_nothing_but_scalars(runs, gpu):
+def test_only_rows_are_uploaded_and_in_their_own_dtype(runs, gpu):
+    for dtype in child.DTYPES:
+        graph = runs[gpu].graphs[f"encode {dtype}"]
+        assert [node["dtype"] for node in graph if node["op"] == "GpuFromHost"] == [np.dtype(dtype).name]
     for label, kind in product(labels_of(gpu), ("with cost", "without cost")):
         graph = runs[gpu].graphs[f"step {label} {kind}"]
         assert [node for node in graph if node["op"] == "GpuFromHost" and node["ndim"]] == []
@@ -150,33 +157,23 @@ def test_step_uploads_nothing_but_scalars(runs, gpu):
 # ---- results
 
 
-def oracle_training(rule):
-    """Repeat the training in NumPy and float64; return the parameters and the requested costs."""
+def minibatches(n_steps):
+    """Return the scaled minibatches of the training runs, in float64."""
     rows = child.make_rows()
-    x_all = child.make_scaler(rows).transform(rows).astype(np.float64)
-    p = {name: array.astype(np.float64) for name, array in child.start_of(child.NETWORK).items()}
-    costs = []
-    state = {name: [np.zeros_like(array), np.zeros_like(array)] for name, array in p.items()}
-    for step, numbers in enumerate(child.make_minibatches()):
-        x = x_all[numbers]
-        h = 1 / (1 + np.exp(-(x @ p["W"] + p["b_hidden"])))
-        dy = h @ p["W"].T + p["b_output"] - x
-        if child.with_cost(step):
-            costs.append(np.mean(dy**2))
-        dz = dy @ p["W"] * h * (1 - h)
-        gradients = {"W": x.T @ dz + dy.T @ h, "b_hidden": dz.sum(axis=0), "b_output": dy.sum(axis=0)}
-        for name, gradient in gradients.items():
-            numpy_update(rule, step + 1, child.RATES[rule], p[name], 2 / dy.size * gradient, *state[name])
-    return p, np.array(costs)
+    x = child.make_scaler(rows).transform(rows).astype(np.float64)
+    return [x[numbers] for numbers in child.make_minibatches()[:n_steps]]
 
 
 def test_costs_and_parameters_of_training_equal_numpy(runs, device):
     arrays = runs[device].arrays
+    pairs = [(x, x) for x in minibatches(child.N_STEPS)]
     for label in labels_of(device):
-        p, costs = oracle_training(label.split()[0])
+        rule = label.split()[0]
+        p, costs = numpy_steps(child.NETWORK, child.start_of(child.NETWORK), pairs, rule, child.RATES[rule])
         assert costs[-1] < 0.1 * costs[0]  # it learns
         with case(label):
-            assert_close(arrays[f"{label} costs"], costs, device, "float32", "cost")
+            computed = [cost for step, cost in enumerate(costs) if child.with_cost(step)]
+            assert_close(arrays[f"{label} costs"], computed, device, "float32", "cost")
             for name, expected in p.items():
                 assert_close(arrays[f"{label} {name}"], expected, device, "float32", "parameters")
 
@@ -190,21 +187,14 @@ def targets_of(network, step):
 @pytest.fixture(scope="module")
 def trained_by_numpy():
     """Repeat `device_child.train_network` in NumPy and float64; return parameters and costs of each network."""
-    rows = child.make_rows()
-    x_all = child.make_scaler(rows).transform(rows).astype(np.float64)
-    minibatches = [x_all[numbers] for numbers in child.make_minibatches()[: child.N_NETWORK_STEPS]]
-    corrupted = [reference.masked(x, child.make_noise(step), child.CORRUPTION) for step, x in enumerate(minibatches)]
-    return {
-        name: numpy_steps(
-            network,
-            child.start_of(network),
-            zip(minibatches, corrupted, strict=True),
-            "adam",
-            child.RATES["adam"],
-            [(targets_of(network, step), child.make_kept(network, step)) for step in range(child.N_NETWORK_STEPS)],
-        )
-        for name, network in child.NETWORKS.items()
-    }
+    complete = minibatches(child.N_NETWORK_STEPS)
+    corrupted = [reference.masked(x, child.make_noise(step), child.CORRUPTION) for step, x in enumerate(complete)]
+    found = {}
+    for name, network in child.NETWORKS.items():
+        more = [(targets_of(network, step), child.make_kept(network, step)) for step in range(child.N_NETWORK_STEPS)]
+        pairs = zip(complete, corrupted, strict=True)
+        found[name] = numpy_steps(network, child.start_of(network), pairs, "adam", child.RATES["adam"], more)
+    return found
 
 
 def test_training_on_corrupted_rows_equals_numpy(runs, trained_by_numpy, device):
@@ -231,38 +221,18 @@ def test_features_and_errors_equal_numpy(runs, device):
             assert_close(arrays["decoded"], decoded, device, "float32", "cost")
 
 
-def test_products_of_every_network_are_compiled_for_the_device(runs, gpu):
-    """Each layer has one product for encoding, one for decoding, one or two for the error, and two for its gradient.
-
-    A head has four: its outputs, the gradient of the features, and its own gradient. Theano computes the latter twice,
-    because it merges one copy with the running average of adam.
-    """
-    for name, network in child.networks_of(gpu).items():
-        n_layers = network.n_layers
-        n_of_head = 4 * (network.head is not None)
-        n_of_step = 6 * n_layers - 1 + n_of_head
-        for kind, expected in [(f"step {name} with cost", n_of_step), (f"encode {name}", network.output.n_layers)]:
-            found = products(runs[gpu].graphs[kind])
-            assert set(found) <= {"GpuDot22", "GpuGemm"}
-            assert len(found) == expected
-
-
-def test_costs_and_features_of_training_equal_the_cpu(runs, gpu):
-    arrays = runs[gpu].arrays
-    expected = runs["cpu"].arrays
-    for label, (name, quantity) in product(labels_of(gpu), (("costs", "cost"), ("features", "features"))):
-        assert_close(arrays[f"{label} {name}"], expected[f"{label} {name}"], gpu, "float32", quantity)
-
-
 def test_features_equal_the_numpy_encoder_of_the_model(runs, device):
     arrays = runs[device].arrays
     rows = child.make_rows()
     for label in labels_of(device):
-        p = {name: arrays[f"{label} {name}"] for name in ("W", "b_hidden", "b_output")}
-        features = arrays[f"{label} features"]
-        assert features.shape == (child.N_ROWS, child.N_FEATURES)
-        expected = Model(child.make_scaler(rows), Network(p["W"].shape), p).encode(rows)
-        assert_close(features, expected, device, "float32", "features")
+        p = {name: arrays[f"{label} {name}"] for name in child.NETWORK.shapes}
+        expected = Model(child.make_scaler(rows), child.NETWORK, p).encode(rows)
+        assert_close(arrays[f"{label} features"], expected, device, "float32", "features")
+    for dtype in child.DTYPES:
+        rows = child.make_rows(dtype)[:50]
+        scaler = child.make_scaler_of(dtype, rows)
+        expected = Model(scaler, child.NETWORK, child.start_of(child.NETWORK)).encode(rows)
+        assert_close(arrays[f"{dtype} features"], expected, device, "float32", "features")
 
 
 def test_reconstructions_and_their_errors_equal_numpy(runs, device):
@@ -283,13 +253,6 @@ def test_resident_and_streamed_rows_give_the_same_bits(runs, device):
         np.testing.assert_array_equal(arrays[f"{label} {name}"], arrays[f"{first} {name}"])
 
 
-@each("dtype", child.DTYPES)
-def test_features_of_every_dtype_equal_numpy(runs, device, dtype):
-    rows = child.make_rows(dtype)[:50]
-    expected = Model(child.make_scaler_of(dtype, rows), child.NETWORK, child.start_of(child.NETWORK)).encode(rows)
-    assert_close(runs[device].arrays[f"{dtype} features"], expected, device, "float32", "features")
-
-
 # ---- the fix of OpenCL reductions
 
 
@@ -302,34 +265,14 @@ def argument_lengths(code):
     return int(room), max(indices) + 1
 
 
-REDUCTIONS = ["1-d", "2-d", "2-d rows", "2-d columns"]
-
-
-@each("name", REDUCTIONS)
-def test_repaired_reductions_have_room_for_every_argument(opencl, runs, name):
-    reduction = runs[OPENCL].reductions[name]
-    room, need = argument_lengths(reduction["repaired"])
-    assert need == 5 + 2 * reduction["n_dims"]
-    assert room >= need
-
-
-@each("name", REDUCTIONS)
-def test_unrepaired_reductions_write_after_the_end(opencl, runs, name):
-    # If this test fails, Theano has fixed the bug, and our fix can be removed.
-    room, need = argument_lengths(runs[OPENCL].reductions[name]["original"])
-    assert room < need
-
-
-@each("name", REDUCTIONS)
-def test_repair_changes_the_size_of_the_array_alone(opencl, runs, name):
-    reduction = runs[OPENCL].reductions[name]
-    changed = set(reduction["repaired"].splitlines()) ^ set(reduction["original"].splitlines())
-    assert len(changed) == 2
-    assert all("void *args[" in line for line in changed)
-
-
-@each("name", REDUCTIONS)
-def test_repair_changes_the_cache_version(opencl, runs, name):
-    reduction = runs[OPENCL].reductions[name]
-    assert reduction["repaired version"] != reduction["original version"]
-    assert reduction["repaired version"] != "()"  # Theano does not cache this version
+def test_repair_of_reductions_makes_room_for_every_argument(opencl, runs):
+    for name in ("1-d", "2-d", "2-d rows", "2-d columns"):
+        with case(name):
+            reduction = runs[OPENCL].reductions[name]
+            room, need = argument_lengths(reduction["repaired"])
+            assert room >= need == 5 + 2 * reduction["n_dims"]
+            room, need = argument_lengths(reduction["original"])
+            assert room < need, "otherwise Theano has fixed the bug"
+            changed = set(reduction["repaired"].splitlines()) ^ set(reduction["original"].splitlines())
+            assert len(changed) == 2, "the repair changes the length of the array alone"
+            assert reduction["repaired version"] not in ("()", reduction["original version"])

@@ -1,21 +1,20 @@
-"""Tests of the CPU Ops against their NumPy reference: at all edges of tiles, for any number of threads and other rows.
+"""Tests of the CPU Ops against their NumPy reference: for all networks, at all edges of tiles, for any threads.
 
-Sample: if a test combines dtypes, rules, shapes or layouts, each value occurs in one combination; with TEST_CASES=all,
-all combinations are tested.
+Sample: if a test combines dtypes, rules or networks, each value occurs in one combination; with TEST_CASES=all, all
+combinations are tested.
 """
 
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from shardpress_kernels import ops
-from shardpress_kernels.autoencoder import Autoencoder, theano
+from shardpress_kernels.autoencoder import Autoencoder
 from shardpress_kernels.hostmath import are_within
-from shardpress_kernels.network import Network
+from shardpress_kernels.network import Head, Network, TargetLoss
 from shardpress_kernels.rules import RULES
 from shardpress_kernels.step import TrainingStep
 from tests.support import reference
@@ -28,10 +27,33 @@ from tests.support.tolerances import assert_close
 pytestmark = pytest.mark.compiler
 
 # Tiles have 6 rows and, depending on the processor, 8, 16 or 64 columns. Rows of W are processed 512 at a time, rows of
-# a minibatch 258 at a time.
+# a minibatch 258 at a time. The compiled code does not depend on widths.
 WIDTHS = [(1, 1), (7, 3), (15, 16), (17, 15), (64, 64), (65, 33), (100, 130), (512, 48), (513, 17), (1030, 70)]
-HEIGHTS = [1, 5, 6, 7, 24, 25, 258, 259, 600]
+ONE_LAYER = [Network(widths) for widths in WIDTHS]
+EVERY_OPTION = Network((70, 513, 66), "leaky-relu", "linear", gain=True)
+DEEP = [
+    Network((65, 33), code="linear", gain=True),
+    Network((64, 17), gain=True),
+    Network((2049, 129, 8)),
+    EVERY_OPTION,
+    Network((5, 20, 16, 3, 1), "leaky-relu"),
+    Network((65, 130, 9), "leaky-relu", gain=True, output_layer="hidden"),
+]
+WITH_HEAD = [
+    Network((65, 33), gain=True, head=Head("classes", 10)),
+    Network((40, 70, 17), "relu", "linear", head=Head("classes", 65)),
+    Network((30, 530, 520), head=Head("classes", 300)),
+    Network((64, 20), gain=True, head=Head("numbers", 1)),
+]
+NESTED = [
+    Network((65, 33), code="linear", nested=True),
+    Network((40, 70, 17), "relu", "linear", gain=True, nested=True, head=Head("numbers", 1)),
+    Network((230, 210), code="linear", nested=True),
+]
+# A compiled function reuses its memory, which must not show after fewer rows.
+HEIGHTS = [259, 1, 600, 5, 6, 7, 24, 25, 97, 258]
 THREADS = [1, 2, 4]
+LOSS = TargetLoss(weight=0.3, scale=2.5)
 
 
 @pytest.fixture
@@ -39,39 +61,67 @@ def rng():
     return np.random.default_rng(20240317)
 
 
-def random_parameters(rng, n_inputs, n_features):
-    shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
-    return {name: rng.normal(0, 1 / np.sqrt(n_inputs), shape).astype(np.float32) for name, shape in shapes.items()}
+def random_parameters(rng, network):
+    """Return parameters for which the output of every layer stays near 1."""
+    shapes = network.shapes.items()
+    parameters = {name: rng.normal(0, 1 / np.sqrt(shape[0]), shape).astype(np.float32) for name, shape in shapes}
+    if network.gain:
+        parameters["gain"] = rng.uniform(1, 2, network.n_features).astype(np.float32)
+    return parameters
 
 
-def autoencoder_of(parameters, center=None, scale=None, n_threads=2):
-    autoencoder = Autoencoder(Network(parameters["W"].shape), center, scale)
+def of_one_layer(W, b_hidden):
+    return {"W": W, "b_hidden": b_hidden, "b_output": np.zeros(len(W))}
+
+
+def autoencoder_of(network, parameters, scaling=(), n_threads=2):
+    """Return an autoencoder with parameters, given its center, its scale and, optionally, its limits."""
+    autoencoder = Autoencoder(network, *scaling)
     autoencoder.set_parameters(parameters)
     autoencoder.n_threads.set_value(np.int64(n_threads))
     assert autoencoder.uses_ops(np.dtype("f4"))
     return autoencoder
 
 
-def scaling_of(rows, working):
-    if working is None:
-        return []
-    low = rows.min(axis=0).astype(working)
-    high = rows.max(axis=0).astype(working)
-    return [low, (1 / np.where(high > low, high - low, 1)).astype(working)]
+def scaling_of(network, kind):
+    """Return center, scale and limits of bytes; nothing if the rows are scaled."""
+    if kind == "scaled":
+        return ()
+    zeros = np.zeros(network.n_inputs, np.float32)
+    return zeros, zeros + np.float32(1 / 255), (zeros, zeros + 255)
+
+
+def random_rows(rng, n_rows, network, kind):
+    """Return rows of bytes, of floats, or of scaled floats, and the same rows scaled in float64."""
+    if kind == "scaled":
+        rows = rng.random((n_rows, network.n_inputs), dtype=np.float32)
+    else:
+        rows = rng.integers(0, 256, (n_rows, network.n_inputs)).astype({"bytes": "u1", "floats": "f4"}[kind])
+    return rows, reference.scaled(rows, scaling_of(network, kind)[:2])
+
+
+def random_targets(rng, head, n_rows):
+    """Return targets. Some are missing."""
+    is_missing = rng.random(n_rows) < 0.3
+    if head.kind == "numbers":
+        return np.where(is_missing, np.nan, rng.normal(size=n_rows)).astype(np.float32)
+    return np.where(is_missing, -1, rng.integers(0, head.n_outputs, n_rows)).astype(np.float32)
+
+
+def arrays_of_step(rng, network, n_rows, corruption):
+    """Return what a step needs in addition to the rows, by name."""
+    arrays = {}
+    if corruption:
+        arrays["noise"] = rng.integers(0, 256, (n_rows, network.n_inputs), dtype=np.uint8)
+    if network.head is not None:
+        arrays["targets"] = random_targets(rng, network.head, n_rows)
+    if network.nested:
+        arrays["kept"] = rng.integers(0, network.n_features + 1, n_rows).astype(np.float32)
+    return arrays
 
 
 def float64(parameters):
-    return [array.astype(np.float64) for array in parameters.values()]
-
-
-def code_of(x, W, b_hidden):
-    """Return the code of the reference, for a network of one layer of sigmoids."""
-    return reference.code(Network(W.shape), x, [W, b_hidden, np.zeros(len(W))])
-
-
-def gradients_of(x, parameters):
-    """Return the gradients of the reference, for a network of one layer of sigmoids."""
-    return reference.gradients(Network(parameters[0].shape), x, x, parameters)
+    return {name: array.astype(np.float64) for name, array in parameters.items()}
 
 
 def assert_same_bits(found, expected):
@@ -81,95 +131,103 @@ def assert_same_bits(found, expected):
 # ---- against NumPy
 
 
-@pytest.mark.process
-@each("n_inputs, n_features", WIDTHS)
-def test_features_and_errors_equal_numpy_at_tile_edges(rng, n_inputs, n_features):
-    parameters = random_parameters(rng, n_inputs, n_features)
-    autoencoder = autoencoder_of(parameters)
-    network = Network((n_inputs, n_features))
+def check_features_and_errors(rng, network, kind):
+    parameters = random_parameters(rng, network)
+    autoencoder = autoencoder_of(network, parameters, scaling_of(network, kind))
     p = float64(parameters)
     for n_rows in [0, *HEIGHTS]:
-        x = rng.random((n_rows, n_inputs), dtype=np.float32)
-        assert_close(autoencoder.encode(x), reference.code(network, x, p), "cpu", "float32", "features")
-        assert_close(autoencoder.errors(x), reference.row_errors(network, x, p), "cpu", "float32", "cost")
+        with case(n_rows):
+            rows, x = random_rows(rng, n_rows, network, kind)
+            features = autoencoder.encode(rows)
+            assert_close(features, reference.features(network, x, p), "cpu", "float32", "features")
+            assert_close(autoencoder.errors(rows), reference.row_errors(network, x, p), "cpu", "float32", "cost")
+            others = np.ascontiguousarray(features[::-1])
+            expected = reference.row_errors(network, x, p, others.astype(np.float64))
+            assert_close(autoencoder.errors(rows, others), expected, "cpu", "float32", "cost")
 
 
-@each("n_inputs, n_features", WIDTHS)
-def test_features_of_bytes_equal_numpy_at_tile_edges(rng, n_inputs, n_features):
-    parameters = random_parameters(rng, n_inputs, n_features)
-    scaling = np.zeros(n_inputs, np.float32), np.full(n_inputs, 1 / 255, np.float32)
-    autoencoder = autoencoder_of(parameters, *scaling)
-    for n_rows in [0, *HEIGHTS]:
-        rows = rng.integers(0, 256, (n_rows, n_inputs), dtype=np.uint8)
-        expected = reference.code(autoencoder.network, reference.scaled(rows, scaling), float64(parameters))
-        assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
-
-
-@each("n_inputs, n_features", WIDTHS)
-def test_error_and_gradients_equal_numpy_at_tile_edges(rng, n_inputs, n_features):
-    parameters = random_parameters(rng, n_inputs, n_features)
-    autoencoder = autoencoder_of(parameters)
-    step = TrainingStep(autoencoder, "momentum", np.dtype("f4"))
+def check_error_and_gradients(rng, network, corruption=0.0, kind="floats"):
+    parameters = random_parameters(rng, network)
+    autoencoder = autoencoder_of(network, parameters, scaling_of(network, kind))
+    step = TrainingStep(autoencoder, "momentum", np.dtype("f4"), corruption=corruption, loss=LOSS)
     for n_rows in HEIGHTS:
-        x = rng.random((n_rows, n_inputs), dtype=np.float32)
-        autoencoder.set_parameters(parameters)
-        forget(step)
-        cost, gradients = gradients_of(x.astype(np.float64), float64(parameters))
-        assert_close(take_step(step, x, -1.0, with_cost=True), cost, "cpu", "float32", "cost")
-        # In the first step at a rate of -1, the velocity is the gradient.
-        for found, expected in zip(step.state().values(), gradients, strict=True):
-            assert_close(found, expected, "cpu", "float32", "gradients")
+        with case(n_rows):
+            rows, x = random_rows(rng, n_rows, network, kind)
+            arrays = arrays_of_step(rng, network, n_rows, corruption)
+            visible = reference.masked(x, arrays["noise"], corruption) if corruption else x
+            targets = None
+            if "targets" in arrays:
+                targets = reference.Targets(arrays["targets"], LOSS)
+            autoencoder.set_parameters(parameters)
+            forget(step)
+            error = take_step(step, rows, -1.0, with_cost=True, **arrays)
+            expected_error, gradients = reference.gradients(
+                network, x, visible, float64(parameters), targets, arrays.get("kept")
+            )
+            assert_close(error, expected_error, "cpu", "float32", "cost")
+            # In the first step at a rate of -1, the velocity is the gradient.
+            for found, expected in zip(step.state().values(), gradients, strict=True):
+                assert_close(found, expected, "cpu", "float32", "gradients")
+
+
+@pytest.mark.process
+@each("kind", ["bytes", "scaled"])
+@each("network", ONE_LAYER)
+def test_features_and_errors_of_one_layer_equal_numpy_at_edges(rng, network, kind):
+    check_features_and_errors(rng, network, kind)
+
+
+@each("kind, network", cross(["bytes", "floats"], DEEP))
+def test_features_and_errors_of_networks_equal_numpy(rng, network, kind):
+    check_features_and_errors(rng, network, kind)
+
+
+@each("network", ONE_LAYER)
+def test_gradients_of_one_layer_equal_numpy_at_edges(rng, network):
+    check_error_and_gradients(rng, network, kind="scaled")
+
+
+@each(
+    "network, corruption",
+    [*((network, 0.0) for network in (*DEEP, *WITH_HEAD, *NESTED)), (DEEP[0], 0.25), (WITH_HEAD[3], 0.25)],
+)
+def test_gradients_of_networks_equal_numpy(rng, network, corruption):
+    check_error_and_gradients(rng, network, corruption)
+
+
+def test_network_with_every_option_equals_numpy(rng):
+    # One network has all options. Separate networks for all options and instruction sets would compile for minutes.
+    check_features_and_errors(rng, EVERY_OPTION, "bytes")
+    check_error_and_gradients(rng, EVERY_OPTION, 0.25)
 
 
 @each("working, dtype", cross(["float32", "float64", None], sorted(ops.DTYPES)))
 def test_training_on_every_dtype_equals_numpy(rng, dtype, working):
     rows = (rng.random((40, 19)) * (200 if np.dtype(dtype).kind != "i" else 100)).astype(dtype)
+    scaling = ()
     if working is None:
         rows //= rows.dtype.type(100)  # otherwise sigmoids would saturate
-    scaling = scaling_of(rows, working)
-    parameters = random_parameters(rng, 19, 5)
+    else:
+        low = rows.min(axis=0).astype(working)
+        high = rows.max(axis=0).astype(working)
+        scaling = (low, (1 / np.where(high > low, high - low, 1)).astype(working))
+    network = Network((19, 5))
+    parameters = random_parameters(rng, network)
     numbers = rng.permutation(40)[:31]
-    autoencoder = autoencoder_of(parameters, *scaling)
-    step = TrainingStep(autoencoder, "momentum", np.dtype(dtype), resident=rows.copy())
-    cost, gradients = gradients_of(reference.scaled(rows[numbers], scaling), float64(parameters))
+    step = TrainingStep(autoencoder_of(network, parameters, scaling), "momentum", np.dtype(dtype), resident=rows.copy())
+    x = reference.scaled(rows[numbers], scaling)
+    cost, gradients = reference.gradients(network, x, x, float64(parameters))
     assert_close(take_step(step, numbers, 0.1, with_cost=True), cost, "cpu", "float32", "cost")
     for found, expected in zip(step.state().values(), gradients, strict=True):
         assert_close(found, -0.1 * expected, "cpu", "float32", "gradients")
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_every_rule_equals_its_numpy_reference(rng, rule):
-    parameters = random_parameters(rng, 70, 33)
-    expected = float64(parameters)
-    states = [[np.zeros_like(array) for _ in RULES[rule].states] for array in expected]
-    autoencoder = autoencoder_of(parameters)
-    step = TrainingStep(autoencoder, rule, np.dtype("f4"))
-    for count in range(1, 13):
-        minibatch = rng.random((300, 70), dtype=np.float32)
-        take_step(step, minibatch, 0.01 / count)
-        rate = 0.01 / count * (np.sqrt(1 - 0.999**count) / (1 - 0.9**count) if rule == "adam" else 1)
-        _, gradients = gradients_of(minibatch.astype(np.float64), expected)
-        for parameter, gradient, own in zip(expected, gradients, states, strict=True):
-            for array, values in zip(
-                [parameter, *own], RULES[rule].update(parameter, gradient, rate, *own), strict=True
-            ):
-                array[...] = values
-    for found, array in zip(autoencoder.parameters().values(), expected, strict=True):
-        assert_close(found, array, "cpu", "float32", "parameters")
-    found = {name: array for name, array in step.state().items() if name != "step"}
-    roles = [f"{name}.{role}" for name in parameters for role in RULES[rule].states]
-    for name, array in zip(roles, [array for own in states for array in own], strict=True):
-        assert_close(found.pop(name), array, "cpu", "float32", "parameters")
-    assert found == {}
-
-
 @pytest.mark.process
-@pytest.mark.parametrize("optimizer", ["", "fused"])
+@pytest.mark.usefixtures("path")
 @each("working, dtype", cross(["float32", "float64"], ["u1", "f8", "f4", "i8", "i2"]))
 @each("n_inputs", [1, 15, 64, 100])
-def test_rows_outside_the_range_are_reported(rng, monkeypatch, optimizer, working, dtype, n_inputs):
+def test_rows_outside_the_range_are_reported(rng, working, dtype, n_inputs):
     # Some rows contain one value just outside the range, in any column, or NaN or Inf. Other rows are just inside it.
-    monkeypatch.setattr("shardpress_kernels.backend.uses_ops", lambda: not optimizer)
     low = np.full(n_inputs, 10, working)
     high = np.full(n_inputs, 90, working)
     rows = rng.integers(11, 90, (60, n_inputs)).astype(dtype)
@@ -183,10 +241,9 @@ def test_rows_outside_the_range_are_reported(rng, monkeypatch, optimizer, workin
             outside |= {50: np.nextafter(kind(10), kind(0)), 51: np.nextafter(kind(90), kind(100))}
     for row, value in outside.items():
         rows[row, rng.integers(n_inputs)] = value
-    parameters = random_parameters(rng, n_inputs, 3)
-    center = np.full(n_inputs, 47, working)
-    autoencoder = Autoencoder(Network((n_inputs, 3)), center, 1 / (high - low), (low, high))
-    autoencoder.set_parameters(parameters)
+    network = Network((n_inputs, 3))
+    autoencoder = Autoencoder(network, np.full(n_inputs, 47, working), 1 / (high - low), (low, high))
+    autoencoder.set_parameters(random_parameters(rng, network))
     out = np.empty((60, 3), np.float32)
     assert autoencoder.encode_checked(rows, out).tolist() == sorted(outside)
     others = np.setdiff1d(np.arange(60), list(outside))
@@ -195,52 +252,8 @@ def test_rows_outside_the_range_are_reported(rng, monkeypatch, optimizer, workin
 
 
 def test_checking_rows_requires_a_range():
-    with pytest.raises(ValueError, match=r"center.*scale.*limits"):
+    with pytest.raises(ValueError, match="limits"):
         Autoencoder(Network((3, 2))).encode_checked(np.zeros((1, 3), np.float32), np.empty((1, 2), np.float32))
-
-
-NETWORKS = [Network((9, 4)), Network((9, 5, 4), "leaky-relu", "linear", gain=True)]
-
-
-@each("inplace, network", cross([False, True], NETWORKS))
-def test_an_op_changes_only_the_inputs_that_it_may_change(rng, network, inplace):
-    parameters = [rng.normal(0, 1 / 3, shape).astype(np.float32) for shape in network.shapes.values()]
-    rows = rng.random((20, 9), dtype=np.float32)
-    noise = rng.integers(0, 256, (14, 9), dtype=np.uint8)
-    one = np.array(1, dtype=np.int64)
-    rate = np.array(0.2, dtype=np.float32)
-    states = [np.zeros_like(array) for array in parameters for _ in RULES["adam"].states]
-    scaling = scaling_of(rows, "float32")
-    numbers = np.arange(3, 17)
-    limits = [np.full(9, 0.1, np.float32), np.full(9, 0.9, np.float32)]
-    checked = [np.empty((20, 4), np.float32), np.empty(20, bool)]
-    cases = [
-        (ops.Encode, (), [rows, *parameters, one, np.empty((20, 4), np.float32), *scaling]),
-        (ops.Encode, (True,), [rows, *parameters, one, *limits, *checked, *scaling]),
-        (ops.Errors, (), [rows, *parameters, one, np.empty(20, np.float32), *scaling]),
-        (ops.Errors, (True,), [rows, rows[:, :4].copy(), *parameters, one, np.empty(20, np.float32), *scaling]),
-        (ops.Step, ("adam", 0.3, True), [rows, numbers, noise, rate, one, *parameters, *states, *scaling]),
-        (ops.Step, ("adam", 0.0, False), [rows, rate, one, *parameters, *states, *scaling]),
-    ]
-    for op, properties, arrays in cases:
-        check_inputs_after_a_call_of(op(network, *properties, inplace=inplace), arrays)
-
-
-def check_inputs_after_a_call_of(op, arrays):
-    copies = [array.copy() for array in arrays]
-    variables = [theano.tensor.TensorType(array.dtype, (False,) * array.ndim)() for array in arrays]
-    node = op(*variables, return_list=True)[0].owner
-    values = [[array] for array in copies] + [[None] for _ in node.outputs]
-    storages = dict(zip([*node.inputs, *node.outputs], values, strict=True))
-    computed = {variable: [variable in node.inputs] for variable in storages}
-    op.make_thunk(node, storages, computed, [], impl="c")()
-    outputs = [storages[variable][0] for variable in node.outputs]
-    changed = [copies[i] for i in op.changed]
-    for array, output in zip(changed, outputs[len(outputs) - len(changed) :], strict=True):
-        assert np.shares_memory(array, output) == op.inplace
-    may_change = op.changed if op.inplace else ()
-    for i, (array, before) in enumerate(zip(copies, arrays, strict=True)):
-        assert i in may_change or np.array_equal(array, before)
 
 
 # ---- rows of bytes
@@ -294,14 +307,15 @@ HARD_WEIGHTS = ["normal", "a few huge ones", "of all sizes", "of one sign", "tin
 def test_features_of_bytes_are_as_exact_as_those_of_floats(rng, columns, weights):
     rows, *scaling = hard_columns(columns, rng)
     W = hard_weights(weights, rng)
+    network = Network(W.shape)
     exact = (rows - scaling[0].astype(np.float64)) * scaling[1].astype(np.float64)  # not rounded
-    b_hidden = (-exact.mean(axis=0) @ W).astype(np.float32)
-    autoencoder = autoencoder_of({"W": W, "b_hidden": b_hidden, "b_output": np.zeros(len(W))}, *scaling)
+    parameters = of_one_layer(W, (-exact.mean(axis=0) @ W).astype(np.float32))
+    autoencoder = autoencoder_of(network, parameters, scaling)
     features = autoencoder.encode(rows)
     of_floats = autoencoder.encode(rows.astype(np.uint16))
-    expected = code_of(reference.scaled(rows, scaling), W.astype(np.float64), b_hidden.astype(np.float64))
+    expected = reference.code(network, reference.scaled(rows, scaling), float64(parameters))
     assert_close(features, expected, "cpu", "float32", "features")
-    expected = code_of(exact, W.astype(np.float64), b_hidden.astype(np.float64))
+    expected = reference.code(network, exact, float64(parameters))
     errors = [np.sqrt(np.mean((found - expected) ** 2)) for found in (features, of_floats)]
     assert errors[0] <= 1.05 * errors[1]
 
@@ -316,22 +330,25 @@ def test_bytes_use_integer_products_where_these_are_exact(rng, n_inputs, columns
     # Values of other dtypes are multiplied as floats. Bytes are multiplied as floats if the processor lacks the
     # instruction.
     rows, *scaling = hard_columns(columns, rng, n_inputs)
-    autoencoder = autoencoder_of(random_parameters(rng, n_inputs, 60), *scaling)
+    network = Network((n_inputs, 60))
+    autoencoder = autoencoder_of(network, random_parameters(rng, network), scaling)
     of_bytes = autoencoder.encode(rows)
     of_floats = autoencoder.encode(rows.astype(np.uint16))
     assert np.array_equal(of_bytes, of_floats) != (in_integers and has_products_of_bytes())
 
 
-@each("bad", [np.nan, np.inf, -np.inf])
+@each("dtype, bad", [("u1", np.nan), ("u1", np.inf), ("u1", -np.inf), ("f4", np.nan), ("f4", np.inf), ("f4", 3e38)])
 @each("where", ["W", "b_hidden", "center", "scale"])
-def test_bytes_use_float_products_if_parameters_are_not_finite(rng, where, bad):
+def test_bytes_and_floats_are_scaled_first_for_extreme_parameters(rng, dtype, where, bad):
+    # Rows of u2 and f8 are always scaled first.
+    network = Network((300, 8))
     rows, center, scale = hard_columns("even", rng)
-    parameters = random_parameters(rng, 300, 60)
-    for name, array in {**parameters, "center": center, "scale": scale}.items():
-        if name == where:
-            array.flat[37] = bad
-    autoencoder = autoencoder_of(parameters, center, scale)
-    assert_same_bits(autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16)))
+    arrays = {**random_parameters(rng, network), "center": center, "scale": scale}
+    arrays[where].flat[7] = bad
+    scaling = (arrays.pop("center"), arrays.pop("scale"))
+    autoencoder = autoencoder_of(network, arrays, scaling)
+    scaled_first = autoencoder.encode(rows.astype({"u1": "u2", "f4": "f8"}[dtype]))
+    np.testing.assert_allclose(autoencoder.encode(rows.astype(dtype)), scaled_first, rtol=0, atol=1e-6)
 
 
 @each("n_inputs", [65_535, 65_536, 65_537, 140_001])
@@ -340,20 +357,22 @@ def test_sums_of_bytes_do_not_overflow(n_inputs):
     rows = np.full((7, n_inputs), 255, np.uint8)
     scaling = (np.zeros(n_inputs, "f4"), np.full(n_inputs, 1 / 255, "f4"))
     W = np.array([1, -1, 1 - 2**-16], np.float32) / np.full((n_inputs, 1), n_inputs, np.float32)
-    autoencoder = autoencoder_of({"W": W, "b_hidden": np.zeros(3), "b_output": np.zeros(n_inputs)}, *scaling)
-    expected = code_of(reference.scaled(rows, scaling), W.astype(np.float64), np.zeros(3))
-    tolerance = (
-        5e-6 if n_inputs <= 65_536 and has_products_of_bytes() else 1e-3
-    )  # a long sum, with all terms rounded the same way
-    np.testing.assert_allclose(autoencoder.encode(rows), expected, rtol=0, atol=tolerance)
+    network = Network(W.shape)
+    parameters = of_one_layer(W, np.zeros(3))
+    expected = reference.code(network, reference.scaled(rows, scaling), float64(parameters))
+    tolerance = 1e-3  # a long sum, with all terms rounded the same way
+    if n_inputs <= 65_536 and has_products_of_bytes():
+        tolerance = 5e-6
+    found = autoencoder_of(network, parameters, scaling).encode(rows)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
 @each("name", ["W", "b_hidden", "center", "scale"])
-def test_changed_parameter_is_noticed_between_calls(rng, name):
+def test_changed_parameter_of_bytes_is_noticed_between_calls(rng, name):
     # Data derived from the parameters is reused while the parameters stay the same.
+    network = Network((300, 60))
     rows, *scaling = hard_columns("even", rng)
-    parameters = random_parameters(rng, 300, 60)
-    autoencoder = autoencoder_of(parameters, *scaling)
+    autoencoder = autoencoder_of(network, random_parameters(rng, network), scaling)
     before = autoencoder.encode(rows)
     assert_same_bits(autoencoder.encode(rows), before)
     variables = dict(zip(["center", "scale"], autoencoder.scaling(), strict=True)) | autoencoder.shared
@@ -362,7 +381,7 @@ def test_changed_parameter_is_noticed_between_calls(rng, name):
     changed.flat[-1] += 1
     variables[name].set_value(changed)
     scaling = [variable.get_value() for variable in autoencoder.scaling()]
-    expected = autoencoder_of(autoencoder.parameters(), *scaling).encode(rows)
+    expected = autoencoder_of(network, autoencoder.parameters(), scaling).encode(rows)
     assert not np.array_equal(expected, before)
     assert_same_bits(autoencoder.encode(rows), expected)
     autoencoder.n_threads.set_value(np.int64(4))  # needs more memory
@@ -372,55 +391,58 @@ def test_changed_parameter_is_noticed_between_calls(rng, name):
 @each("n_inputs", [1, 3, 63, 64, 65, 100, 785])
 def test_bytes_are_compared_with_ranges_of_any_numbers(rng, n_inputs):
     # The limits of one column are varied: whole numbers or fractions, inside or outside the range of a byte, or NaN.
+    network = Network((n_inputs, 5))
+    parameters = random_parameters(rng, network)
     rows = rng.integers(50, 200, (256, n_inputs), dtype=np.uint8)
-    whole = [(low, high) for low in (-1, 0, 1, 254, 255, 256) for high in (-1, 0, 1, 254, 255, 256)]
-    others = [(-0.5, 254.5), (0.5, 255.5), (254.5, 300.0), (-3e38, 3e38), (100, 99), (99.5, 100.4), (99.5, 99.6)]
-    nothing = [(np.nan, 255), (0, np.nan), (np.nan, np.nan)]
-    parameters = random_parameters(rng, n_inputs, 5)
-    for low, high in whole + others + nothing:
+    limits = [(low, high) for low in (-1, 0, 1, 254, 255, 256) for high in (-1, 0, 1, 254, 255, 256)]
+    limits += [(-0.5, 254.5), (0.5, 255.5), (254.5, 300.0), (-3e38, 3e38), (100, 99), (99.5, 100.4), (99.5, 99.6)]
+    limits += [(np.nan, 255), (0, np.nan), (np.nan, np.nan)]
+    center = np.full(n_inputs, 120.5, np.float32)
+    scale = np.full(n_inputs, 1 / 149, np.float32)
+    for low, high in limits:
         lowest = np.full(n_inputs, 50, np.float32)
         highest = np.full(n_inputs, 199, np.float32)
         column = rng.integers(n_inputs)
         lowest[column] = low
         highest[column] = high
         rows[:, column] = np.arange(256)
-        center = np.full(n_inputs, 120.5, np.float32)
-        scale = np.full(n_inputs, 1 / 149, np.float32)
-        autoencoder = Autoencoder(Network((n_inputs, 5)), center, scale, (lowest, highest))
-        autoencoder.set_parameters(parameters)
+        autoencoder = autoencoder_of(network, parameters, (center, scale, (lowest, highest)))
         found = autoencoder.encode_checked(rows, np.empty((256, 5), np.float32))
         np.testing.assert_array_equal(found, np.flatnonzero(~are_within(rows, lowest, highest)))
         rows[:, column] = 100
 
 
 @pytest.mark.process
-@each("dtype", ["uint8", "float32"])
-def test_no_memory_is_read_after_the_last_row(dtype):
+def test_no_memory_is_read_after_the_last_row():
     # The rows end at the end of a page. The next page cannot be accessed.
-    code = f"""
+    code = """
     import ctypes, mmap
     import numpy as np
     from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.network import Network
-    dtype = np.dtype("{dtype}")
     page = mmap.PAGESIZE
     memory = mmap.mmap(-1, 33 * page)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + 32 * page), ctypes.c_size_t(page), mmap.PROT_NONE) == 0
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + 32 * page), ctypes.c_size_t(page), 0) == 0
     rng = np.random.default_rng(0)
+    facts["n_compared"] = 0
     for n_inputs in (7, 97, 98, 99, 100):
         zeros = np.zeros(n_inputs, np.float32)
         autoencoder = Autoencoder(Network((n_inputs, 20)), zeros, zeros + np.float32(1 / 255), (zeros, zeros + 255))
-        autoencoder.set_parameters(start_of(autoencoder.network, rng, None))
+        weights = {name: rng.normal(0, 0.1, array.shape) for name, array in autoencoder.parameters().items()}
+        autoencoder.set_parameters(weights)
         for n_rows in range(1, 20):
-            rows = rng.integers(0, 256, (n_rows, n_inputs)).astype(dtype)
-            out = np.empty((n_rows, 20), np.float32)
-            at_end = np.frombuffer(memory, dtype, rows.size, 32 * page - rows.nbytes).reshape(rows.shape)
-            at_end[:] = rows
-            assert autoencoder.encode_checked(at_end, out).size == 0
-            assert np.array_equal(out, autoencoder.encode(rows))
+            for dtype in (np.uint8, np.float32):
+                rows = rng.integers(0, 256, (n_rows, n_inputs)).astype(dtype)
+                out = np.empty((n_rows, 20), np.float32)
+                at_end = np.frombuffer(memory, dtype, rows.size, 32 * page - rows.nbytes).reshape(rows.shape)
+                at_end[:] = rows
+                assert autoencoder.encode_checked(at_end, out).size == 0
+                assert np.array_equal(out, autoencoder.encode(rows))
+                facts["n_compared"] += 1
     """
-    run_python(code)
+    ended = run_python(code)
+    assert ended.facts.get("n_compared") == 5 * 19 * 2, ended.stderr
 
 
 # ---- rows of floats
@@ -431,139 +453,113 @@ def test_no_memory_is_read_after_the_last_row(dtype):
 def test_rows_of_floats_are_not_scaled_if_columns_begin_near_0(rng, n_features, offset):
     # If a column begins far from 0, rows are scaled first, like rows of other dtypes. With more than 64 features, all
     # rows are scaled first.
+    network = Network((300, n_features))
     width = np.exp(rng.normal(size=300)).astype(np.float32)
     low = (offset * width).astype(np.float32)
     scale = 1 / width
     if abs(offset) == 1:
         low *= np.float32(0.999)  # otherwise the rounding of the scale would matter
     rows = (low + rng.random((500, 300), dtype=np.float32) * width).astype(np.float32)
-    parameters = random_parameters(rng, 300, n_features)
-    autoencoder = autoencoder_of(parameters, low, scale)
+    parameters = random_parameters(rng, network)
+    autoencoder = autoencoder_of(network, parameters, (low, scale))
     found = autoencoder.encode(rows)
     scaled_first = autoencoder.encode(rows.astype(np.float64))
-    W, b_hidden, _ = float64(parameters)
-    expected = code_of((rows - low.astype(np.float64)) * scale.astype(np.float64), W, b_hidden)  # not rounded
     if abs(offset) > 1 or n_features > 64:
         assert_same_bits(found, scaled_first)
         return
     assert not np.array_equal(found, scaled_first)
+    x = (rows - low.astype(np.float64)) * scale.astype(np.float64)  # not rounded
+    expected = reference.code(network, x, float64(parameters))
     assert_close(found, expected, "cpu", "float32", "features")
     errors = [np.sqrt(np.mean((features - expected) ** 2)) for features in (found, scaled_first)]
     assert errors[0] <= 1.05 * (1 + 2 * abs(offset)) * errors[1]  # the mean row is 1/2
 
 
-@each("bad", [np.nan, np.inf, 3e38])
-@each("where", ["W", "b_hidden", "center", "scale"])
-def test_floats_are_scaled_if_parameters_cannot_be_folded(rng, where, bad):
-    rows = rng.random((50, 30), dtype=np.float32)
-    parameters = random_parameters(rng, 30, 8)
-    center = np.zeros(30, np.float32)
-    scale = np.full(30, 2, np.float32)
-    for name, array in {**parameters, "center": center, "scale": scale}.items():
-        if name == where:
-            array.flat[7] = bad
-    autoencoder = autoencoder_of(parameters, center, scale)
-    found = autoencoder.encode(rows)
-    scaled_first = autoencoder.encode(rows.astype(np.float64))
-    np.testing.assert_allclose(found, scaled_first, rtol=0, atol=1e-6)
-
-
 # ---- the same bits
 
 
-@each("dtype", [np.uint8, np.float32])
-@each("n_inputs, n_features", [(101, 24), (786, 65), (599, 17), (9, 64)])
-def test_row_gives_the_same_bits_next_to_any_other_rows(rng, n_inputs, n_features, dtype):
-    rows = rng.integers(0, 256, (203, n_inputs)).astype(dtype)
-    scaling = scaling_of(rows, "float32")
-    parameters = random_parameters(rng, n_inputs, n_features)
-    features = autoencoder_of(parameters, *scaling, n_threads=1).encode(rows)
+SHALLOW = [Network((101, 24)), Network((786, 65)), Network((599, 17)), Network((9, 64))]
+
+
+@each("kind", ["bytes", "floats"])
+@each("network", SHALLOW)
+def test_row_of_one_layer_has_the_same_bits_next_to_any_rows(rng, network, kind):
+    check_bits_of_rows(rng, network, kind)
+
+
+@each("kind, network", cross(["bytes", "floats"], DEEP[2:]))
+def test_row_of_networks_is_the_same_next_to_any_rows(rng, network, kind):
+    check_bits_of_rows(rng, network, kind)
+
+
+def check_bits_of_rows(rng, network, kind):
+    parameters = random_parameters(rng, network)
+    rows, _ = random_rows(rng, 611, network, kind)
+    first = autoencoder_of(network, parameters, scaling_of(network, kind), n_threads=1)
+    features = first.encode(rows)
+    errors = first.errors(rows)
+    decoded = first.errors(rows, features)
     for n_threads in THREADS:
-        autoencoder = autoencoder_of(parameters, *scaling, n_threads=n_threads)
-        for start, stop in [(0, 203), (0, 1), (3, 4), (5, 100), (7, 202), (197, 203), (198, 203)]:
-            assert_same_bits(autoencoder.encode(rows[start:stop]), features[start:stop])
+        autoencoder = autoencoder_of(network, parameters, scaling_of(network, kind), n_threads=n_threads)
+        for start, stop in [(0, 611), (0, 1), (3, 4), (5, 300), (7, 610), (605, 611), (606, 611)]:
+            some = rows[start:stop]
+            assert_same_bits(autoencoder.encode(some), features[start:stop])
+            assert_same_bits(autoencoder.errors(some), errors[start:stop])
+            assert_same_bits(autoencoder.errors(some, features[start:stop]), decoded[start:stop])
         assert_same_bits(autoencoder.encode(np.ascontiguousarray(rows[::-1])), features[::-1])
 
 
-@each("n_inputs, n_features", [(100, 24), (784, 64), (600, 130)])
-def test_row_gives_the_same_bits_with_any_number_of_threads(rng, n_inputs, n_features):
-    rows = rng.integers(0, 256, (611, n_inputs), dtype=np.uint8)
-    scaling = scaling_of(rows, "float32")
-    parameters = random_parameters(rng, n_inputs, n_features)
-    first = autoencoder_of(parameters, *scaling, n_threads=1)
-    features = first.encode(rows)
-    errors = first.errors(rows)
-    for n_threads in THREADS:
-        autoencoder = autoencoder_of(parameters, *scaling, n_threads=n_threads)
-        for start, stop in [(0, 611), (0, 1), (3, 4), (5, 300), (7, 610), (600, 611)]:
-            assert_same_bits(autoencoder.encode(rows[start:stop]), features[start:stop])
-            assert_same_bits(autoencoder.errors(rows[start:stop]), errors[start:stop])
-        backwards = np.ascontiguousarray(rows[::-1])
-        assert_same_bits(autoencoder.encode(backwards), features[::-1])
-
-
-@each("rule, shape", cross(list(RULES), [(100, 24, 37), (784, 64, 512), (600, 130, 259)]))
-def test_training_gives_the_same_bits_with_any_number_of_threads(rng, rule, shape):
-    n_inputs, n_features, n_rows = shape
-    parameters = random_parameters(rng, n_inputs, n_features)
-    rows = rng.random((700, n_inputs), dtype=np.float32)
-    minibatches = [rng.permutation(700)[:n_rows] for _ in range(4)]
+@each("rule, network", cross(list(RULES), [Network((784, 64)), EVERY_OPTION, WITH_HEAD[0], NESTED[1]]))
+def test_training_gives_the_same_bits_for_any_threads_and_place(rng, rule, network):
+    parameters = random_parameters(rng, network)
+    rows, _ = random_rows(rng, 700, network, "bytes")
+    minibatches = [rng.permutation(700)[:n_rows] for n_rows in (259, 7, 512)]
+    arrays = [arrays_of_step(rng, network, len(numbers), 0.3) for numbers in minibatches]
     results = []
-    for n_threads in THREADS:
-        autoencoder = autoencoder_of(parameters, n_threads=n_threads)
-        step = TrainingStep(autoencoder, rule, rows.dtype, resident=rows)
-        costs = [take_step(step, minibatch, 0.01, with_cost=True) for minibatch in minibatches]
+    for n_threads, resident in [(1, rows), (2, rows), (4, rows), (2, None)]:
+        autoencoder = autoencoder_of(network, parameters, scaling_of(network, "bytes"), n_threads)
+        step = TrainingStep(autoencoder, rule, rows.dtype, resident, corruption=0.3, loss=LOSS)
+        costs = []
+        for numbers, own in zip(minibatches, arrays, strict=True):
+            minibatch = rows[numbers] if resident is None else numbers
+            costs.append(take_step(step, minibatch, 0.01, with_cost=True, **own))
         results.append([np.float32(costs), *autoencoder.parameters().values(), *step.state().values()])
     for found in results[1:]:
         for array, expected in zip(found, results[0], strict=True):
             assert_same_bits(array, expected)
 
 
-def test_concurrent_calls_are_independent(rng):
-    parameters = random_parameters(rng, 784, 64)
-    rows = rng.random((5000, 784), dtype=np.float32)
-    autoencoders = [autoencoder_of(parameters) for _ in range(2)]
-    expected = autoencoders[0].encode(rows)
-    autoencoders[1].encode(rows)  # Theano compiles in one thread at a time
-    with ThreadPoolExecutor(2) as pool:
-        for _ in range(5):
-            for features in pool.map(lambda autoencoder: autoencoder.encode(rows), autoencoders):
-                assert_same_bits(features, expected)
-
-
 # ---- NaN and Inf
 
 
-@each("bad", [np.nan, np.inf, -np.inf])
-@each("n_inputs, n_features", [(100, 24), (784, 64), (600, 130)])
-def test_row_that_is_not_finite_affects_no_other(rng, bad, n_inputs, n_features):
-    parameters = random_parameters(rng, n_inputs, n_features)
-    rows = rng.random((50, n_inputs), dtype=np.float32)
-    autoencoder = autoencoder_of(parameters)
-    features = autoencoder.encode(rows)
-    errors = autoencoder.errors(rows)
-    bad_rows = rows.copy()
-    others = np.delete(np.arange(50), [5, 49])
-    bad_rows[[5, 49], 17] = bad
-    found = autoencoder.encode(bad_rows)
-    assert_same_bits(found[others], features[others])
-    assert_same_bits(autoencoder.errors(bad_rows)[others], errors[others])
-    assert not np.isfinite(autoencoder.errors(bad_rows)[[5, 49]]).any()
-    saturated = np.where(bad * parameters["W"][17] > 0, 1, 0) if np.isinf(bad) else np.full(n_features, np.nan)
-    np.testing.assert_array_equal(found[[5, 49]], [saturated] * 2)
+@each("kind", ["bytes", "floats"])
+@each("network", [Network((20, 3), code="linear"), Network((20, 40, 3), "leaky-relu", "linear"), Network((20, 40, 3))])
+def test_rows_with_features_that_are_not_finite_are_reported(rng, network, kind):
+    # All sums are finite, except in the rows in which a column with huge weights is not zero.
+    parameters = random_parameters(rng, network)
+    parameters[network.layers[0][0]][3:5] = 3e38
+    rows, _ = random_rows(rng, 60, network, kind)
+    rows[:, 3:5] = 0
+    rows[[5, 6, 59], 3:5] = 255
+    autoencoder = autoencoder_of(network, parameters, scaling_of(network, kind))
+    out = np.empty((60, 3), np.float32)
+    found = autoencoder.encode_checked(rows, out)
+    np.testing.assert_array_equal(found, np.flatnonzero(~np.isfinite(out).all(axis=1)))
+    assert set(found) <= {5, 6, 59}
+    assert len(found) == 3 or network.code == "sigmoid"
 
 
 def test_nan_of_any_bit_pattern_stays_nan():
     # The function `exponential` in C adds to the bits of its argument, which could turn NaN into a number.
     bits = np.array([0x7FC00000, 0x7FC00001, 0x7F800001, 0xFFC00001, 0x7FFFFFFF, 0xFFFFFFFF], dtype=np.uint32)
-    autoencoder = autoencoder_of({"W": np.ones((1, 20)), "b_hidden": np.zeros(20), "b_output": np.zeros(1)})
+    autoencoder = autoencoder_of(Network((1, 20)), of_one_layer(np.ones((1, 20)), np.zeros(20)))
     assert np.isnan(autoencoder.encode(bits.view(np.float32)[:, None])).all()
 
 
 def test_sigmoid_is_exact_in_float32_and_saturates():
     z = np.concatenate([np.linspace(-90, 30, 200_001), [-1e30, -300, -88.1, 17, 89, 300, 1e30, 0, -0.0]])
     z = z.astype(np.float32)[:, None]
-    autoencoder = autoencoder_of({"W": np.ones((1, 1)), "b_hidden": np.zeros(1), "b_output": np.zeros(1)})
+    autoencoder = autoencoder_of(Network((1, 1)), of_one_layer(np.ones((1, 1)), np.zeros(1)))
     found = autoencoder.encode(z)[:, 0]
     with np.errstate(over="ignore"):
         expected = 1 / (1 + np.exp(-z[:, 0].astype(np.float64)))
@@ -593,84 +589,97 @@ def test_subnormal_numbers_are_not_flushed_to_zero():
     assert run_python(code).facts["tiny"] == pytest.approx(5e-40)
 
 
-# ---- memory layouts of arrays
+# ---- arrays
 
 
-def test_features_are_written_to_the_given_array_only(rng):
-    autoencoder = autoencoder_of(random_parameters(rng, 50, 21))
-    rows = rng.random((33, 50), dtype=np.float32)
-    expected = autoencoder.encode(rows)
-    around = np.full(35 * 21 + 1, 7, dtype=np.float32)
-    out = around[1 + 21 : 1 + 34 * 21].reshape(33, 21)  # not aligned to 8 bytes
-    assert autoencoder.encode(rows, out) is out
-    assert_same_bits(out, expected)
-    assert (around[: 1 + 21] == 7).all()
-    assert (around[1 + 34 * 21 :] == 7).all()
-
-
-@each("order", ["strided", "transposed", "reversed"])
+@each("order", ["strided", "transposed", "reversed", "unaligned"])
 def test_features_are_written_to_arrays_of_any_layout(rng, order):
-    autoencoder = autoencoder_of(random_parameters(rng, 50, 21))
+    network = Network((50, 21))
+    autoencoder = autoencoder_of(network, random_parameters(rng, network))
     rows = rng.random((33, 50), dtype=np.float32)
+    around = np.full(35 * 21 + 1, 7, dtype=np.float32)
     out = {
         "strided": np.zeros((33, 40), np.float32)[:, 3:24],
         "transposed": np.zeros((21, 33), np.float32).T,
         "reversed": np.zeros((33, 21), np.float32)[::-1],
+        "unaligned": around[1 + 21 : 1 + 34 * 21].reshape(33, 21),  # to 8 bytes
     }[order]
     assert autoencoder.encode(rows, out) is out
     assert_same_bits(np.ascontiguousarray(out), autoencoder.encode(rows))
+    assert (around[: 1 + 21] == 7).all()
+    assert (around[1 + 34 * 21 :] == 7).all()
 
 
-def test_rows_can_be_unaligned_strided_and_read_only(rng):
-    autoencoder = autoencoder_of(random_parameters(rng, 50, 21))
+def test_rows_and_parameters_can_have_any_layout(rng):
+    network = Network((50, 21))
+    parameters = random_parameters(rng, network)
     rows = rng.random((33, 50), dtype=np.float32)
-    expected = autoencoder.encode(rows)
+    expected = autoencoder_of(network, parameters).encode(rows)
     unaligned = np.frombuffer(b"x" + rows.tobytes(), dtype=np.uint8)[1:].view(np.float32).reshape(rows.shape)
-    for same in (np.asfortranarray(rows), unaligned, np.repeat(rows, 2, axis=1)[:, ::2]):
+    autoencoder = autoencoder_of(network, parameters | {"W": np.asfortranarray(parameters["W"])})
+    for same in (rows, np.asfortranarray(rows), unaligned, np.repeat(rows, 2, axis=1)[:, ::2]):
         assert_same_bits(autoencoder.encode(same), expected)
 
 
-def test_parameters_can_have_any_memory_order(rng):
-    parameters = random_parameters(rng, 50, 21)
-    rows = rng.random((33, 50), dtype=np.float32)
-    expected = autoencoder_of(parameters).encode(rows)
-    fortran_order = parameters | {"W": np.asfortranarray(parameters["W"])}
-    assert_same_bits(autoencoder_of(fortran_order).encode(rows), expected)
-
-
-def test_short_minibatch_after_a_long_one_is_independent(rng):
-    # A compiled step reuses its memory. The padding after the rows must stay 0.
-    parameters = random_parameters(rng, 70, 33)
-    minibatches = rng.random((4, 300, 70), dtype=np.float32)
-    sizes = [7, 300, 1, 299]
-    autoencoder = autoencoder_of(parameters)
-    step = TrainingStep(autoencoder, "momentum", np.dtype("f4"))
-    for size, minibatch in zip(sizes, minibatches, strict=True):
-        autoencoder.set_parameters(parameters)
-        forget(step)
-        take_step(step, minibatch[:size], -1.0)
-        new = TrainingStep(autoencoder_of(parameters), "momentum", np.dtype("f4"))
-        take_step(new, minibatch[:size], -1.0)
-        for found, expected in zip(step.state().values(), new.state().values(), strict=True):
-            assert_same_bits(found, expected)
-
-
-# ---- errors
-
-
 def test_arrays_of_wrong_shapes_are_refused_by_name(rng):
-    autoencoder = autoencoder_of(random_parameters(rng, 5, 3))
-    with pytest.raises(ValueError, match=r"\bW\b.*\(5, 3\).*\(6, 3\)"):
+    network = Network((5, 4, 3), gain=True)
+    parameters = random_parameters(rng, network)
+    rows = np.zeros((4, 5), np.float32)
+    autoencoder = autoencoder_of(network, parameters)
+    for name, shape in {"W_2": (6, 3), "b_hidden_1": (5,), "b_output_2": (3,), "gain": (2,)}.items():
+        variable = autoencoder.shared[name]
+        before = variable.get_value()
+        variable.set_value(np.zeros(shape, np.float32))
+        with pytest.raises(ValueError, match=rf"\b{name}\b.*\({shape[0]}, .*\({before.shape[0]}, "):
+            autoencoder.encode(rows)
+        variable.set_value(before)
+    with pytest.raises(ValueError, match=r"\bW_1\b"):
         autoencoder.encode(np.zeros((4, 6), np.float32))
-    with pytest.raises(ValueError, match=r"\bout\b.*\(5, 3\).*\(4, 3\)"):
-        autoencoder.encode(np.zeros((4, 5), np.float32), np.zeros((5, 3), np.float32))
-    with pytest.raises(ValueError, match=r"\bcenter\b.*\(4, 1\).*\(5, 1\)"):
-        autoencoder_of(random_parameters(rng, 5, 3), np.zeros(4), np.ones(5)).encode(np.zeros((4, 5), np.float32))
+    with pytest.raises(ValueError, match=r"\bout\b"):
+        autoencoder.encode(rows, np.zeros((5, 3), np.float32))
+    with pytest.raises(ValueError, match=r"\bcenter\b"):
+        autoencoder_of(network, parameters, (np.zeros(4), np.ones(5))).encode(rows)
+
+
+def test_arrays_that_a_step_cannot_use_are_refused(rng):
+    network = Network((5, 3), code="linear", head=Head("classes", 3), nested=True)
+    autoencoder = autoencoder_of(network, random_parameters(rng, network))
+    step = TrainingStep(autoencoder, "adam", np.dtype("f4"), corruption=0.5, loss=LOSS)
+    usable = {"rows": np.zeros((4, 5), np.float32), **arrays_of_step(rng, network, 4, 0.5)}
+    take(step, usable)
+    before = autoencoder.parameters()
+    for name, value, words in [
+        ("noise", None, "noise"),
+        ("noise", np.zeros((3, 5), np.uint8), "noise"),
+        ("targets", None, "targets"),
+        ("targets", np.zeros(3, np.float32), "the targets"),
+        ("targets", np.array([0, 1, 3, 2], np.float32), "row 2 "),
+        ("targets", np.array([np.nan, 0, 1, 2], np.float32), "row 0 "),
+        ("kept", None, "kept"),
+        ("kept", np.zeros(3, np.float32), "kept"),
+        ("kept", np.full(4, np.nan, np.float32), "keeps"),
+    ]:
+        with case(name, words), pytest.raises(ValueError, match=words):
+            take(step, usable | {name: value})
+    plain = TrainingStep(Autoencoder(Network((5, 3))), "adam", np.dtype("f4"))
+    with pytest.raises(ValueError, match="minibatch has no rows"):
+        take(plain, {"rows": usable["rows"][:0]})
+    for name in ("noise", "targets", "kept"):
+        with pytest.raises(ValueError, match=name):
+            take(plain, {"rows": usable["rows"], name: usable[name]})
+    for name, array in autoencoder.parameters().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def take(step, arrays):
+    others = dict(arrays)
+    return take_step(step, others.pop("rows"), 0.1, **others)
 
 
 @each("number", [-1, 9])
 def test_row_numbers_after_the_last_row_are_refused(rng, number):
-    autoencoder = autoencoder_of(random_parameters(rng, 5, 3))
+    network = Network((5, 3))
+    autoencoder = autoencoder_of(network, random_parameters(rng, network))
     before = autoencoder.parameters()
     step = TrainingStep(autoencoder, "adam", np.dtype("f4"), resident=np.zeros((9, 5), np.float32))
     with pytest.raises(IndexError, match=rf"\brow {number}\b.*\b9\b"):
@@ -679,32 +688,17 @@ def test_row_numbers_after_the_last_row_are_refused(rng, number):
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_empty_minibatch_is_refused(rng):
-    step = TrainingStep(autoencoder_of(random_parameters(rng, 5, 3)), "momentum", np.dtype("f4"))
-    with pytest.raises(ValueError, match="minibatch"):
-        take_step(step, np.zeros((0, 5), np.float32), 0.1)
-
-
-def test_other_dtypes_are_computed_by_theano(rng):
-    parameters = random_parameters(rng, 5, 3)
-    autoencoder = autoencoder_of(parameters)
-    rows = rng.random((4, 5)) > 0.5
-    assert not autoencoder.uses_ops(rows.dtype)
-    expected = code_of(rows.astype(np.float64), *float64(parameters)[:2])
-    assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
-
-
 # ---- processes and threads
 
 
 def test_other_python_threads_run_during_a_call(rng):
     # The interpreter does not switch threads in this test. The other thread runs only if the encoder releases the lock.
-    parameters = random_parameters(rng, 784, 256)
+    network = Network((784, 256))
     rows = rng.random((3_000, 784), dtype=np.float32)
-    autoencoder = autoencoder_of(parameters, n_threads=1)
+    autoencoder = autoencoder_of(network, random_parameters(rng, network), n_threads=1)
+    autoencoder.encode(rows)
     n_yields = [0]
     stop = threading.Event()
-    autoencoder.encode(rows)
 
     def yield_repeatedly():
         while not stop.is_set():
@@ -716,18 +710,18 @@ def test_other_python_threads_run_during_a_call(rng):
     thread.start()
     sys.setswitchinterval(10**6)
     try:
-        meanwhile = 0
+        n_meanwhile = 0
         for _ in range(1000):  # a busy machine may have no core for the thread during one call
-            before_call = n_yields[0]
+            n_before = n_yields[0]
             autoencoder.encode(rows)
-            meanwhile += n_yields[0] - before_call
-            if meanwhile:
+            n_meanwhile += n_yields[0] - n_before
+            if n_meanwhile:
                 break
     finally:
         sys.setswitchinterval(before)
         stop.set()
         thread.join()
-    assert meanwhile
+    assert n_meanwhile
 
 
 @pytest.mark.process
@@ -779,42 +773,21 @@ def test_idle_threads_sleep():
     assert run_python(code).facts["quiet"] == 100
 
 
-@pytest.mark.process
-@pytest.mark.parametrize(("variables", "expected"), [({"OPENBLAS_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "5"}, 5)])
-def test_number_of_threads_set_by_the_user_is_kept(variables, expected):
-    code = """
-    from shardpress_kernels.autoencoder import Autoencoder
-    from shardpress_kernels.network import Network
-    facts["threads"] = int(Autoencoder(Network((5, 3))).n_threads.get_value())
-    """
-    without_limits = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"))
-    assert run_python(code, **without_limits | variables).facts["threads"] == expected
-    assert run_python(code, **without_limits).facts["threads"] == len(os.sched_getaffinity(0))
-
-
-# ---- compiling
+# ---- flags of Theano
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("flags", ["optimizer_excluding=fused", "optimizer_excluding=inplace:fused"])
+@pytest.mark.parametrize("flags", ["optimizer_excluding=inplace:fused", "linker=py"])
 def test_flags_of_the_user_can_disable_the_ops(flags):
     code = """
     import numpy as np
     from shardpress_kernels import backend
     from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.network import Network
-    compiled = backend.compile_function
-    functions = []
-    backend.compile_function = lambda *arguments: functions.append(compiled(*arguments)) or functions[-1]
-    Autoencoder(Network((5, 3))).encode(np.zeros((4, 5), np.float32))
-    facts["fuses"] = backend.uses_ops()
-    (function,) = functions
-    facts["ops"] = [type(node.op).__name__ for node in function.maker.fgraph.apply_nodes]
+    features = Autoencoder(Network((5, 3))).encode(np.zeros((4, 5), np.float32))
+    facts |= {"uses_ops": backend.uses_ops(), "features": features.tolist()}
     """
-    facts = run_python(code, THEANO_FLAGS=flags).facts
-    assert not facts["fuses"]
-    assert "Encode" not in facts["ops"]
-    assert any("Gemm" in op or "Dot" in op for op in facts["ops"])
+    assert run_python(code, THEANO_FLAGS=flags).facts == {"uses_ops": False, "features": [[0.5] * 3] * 4}
 
 
 @pytest.mark.process
@@ -839,20 +812,10 @@ def test_results_do_not_depend_on_in_place_optimization():
     facts["features"] = out.tolist()
     """
     expected = run_python(code).facts
-    for flags in ("optimizer_excluding=inplace", "optimizer=fast_compile", "optimizer=None"):
+    assert len(expected["costs"]) == 5
+    for flags in ("optimizer_excluding=inplace", "optimizer=None"):
         with case(flags):
             assert run_python(code, THEANO_FLAGS=flags).facts == expected
-    for flags in ("linker=py", "mode=FAST_COMPILE"):  # Theano's own operations, in NumPy
-        with case(flags):
-            found = run_python(code, THEANO_FLAGS=flags).facts
-            np.testing.assert_allclose(found["costs"], expected["costs"], rtol=1e-4)
-            np.testing.assert_allclose(found["features"], expected["features"], atol=1e-4)
-
-
-def test_cache_version_depends_on_the_source(monkeypatch):
-    network = Network((9, 4))
-    every = ops.Encode(network), ops.Errors(network), ops.Step(network, "adam", 0.0, True)
-    versions = [op.c_code_cache_version() for op in every]
-    assert len(set(versions)) == 3
-    monkeypatch.setattr(ops, "_source", lambda file: "other code")
-    assert ops.Encode(network).c_code_cache_version() not in versions
+    found = run_python(code, THEANO_FLAGS="mode=FAST_COMPILE").facts  # Theano's own operations, in NumPy
+    np.testing.assert_allclose(found["costs"], expected["costs"], rtol=1e-4)
+    np.testing.assert_allclose(found["features"], expected["features"], atol=1e-4)

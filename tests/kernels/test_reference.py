@@ -1,64 +1,97 @@
 """Tests of the NumPy reference of all networks, against explicit formulas and finite differences."""
 
 import numpy as np
-import pytest
 
-from shardpress_kernels.network import Network
+from shardpress_kernels.hostmath import activated, target_losses
+from shardpress_kernels.network import Head, Network, TargetLoss
 from tests.support import reference
-from tests.support.cases import each
+from tests.support.cases import case, each
 from tests.support.networks import NETWORKS, random_parameters
+
+LOSS = TargetLoss(weight=0.3, scale=2.5)
+# All networks have 7 columns.
+WITH_HEAD = {
+    "classes": Network((7, 3), head=Head("classes", 4)),
+    "numbers": Network((7, 3), code="linear", gain=True, head=Head("numbers", 1)),
+    "hidden classes": Network((7, 8, 3), "leaky-relu", gain=True, head=Head("classes", 2)),
+    "hidden numbers": Network((7, 8, 5, 3), "leaky-relu", head=Head("numbers", 1)),
+}
+NESTED = {
+    "nested": Network((7, 5), code="linear", nested=True),
+    "nested gain": Network((7, 5), gain=True, nested=True),
+    "nested deep": Network((7, 8, 5), "leaky-relu", "linear", nested=True, head=Head("classes", 3)),
+}
 
 
 def float64_parameters(rng, network):
     return {name: array.astype(np.float64) for name, array in random_parameters(rng, network).items()}
 
 
-def cost(network, x, corrupted, parameters):
-    """Return the mean squared difference between rows and their reconstruction from `corrupted`."""
-    return np.mean((reference.forward(network, corrupted, parameters)[1][0] - x) ** 2)
+def loss_of(outputs, target):
+    """Return the loss of one row, as `shardpress_kernels.network` defines it."""
+    if len(outputs) == 1:
+        return 0 if np.isnan(target) else (outputs[0] - target) ** 2 / 2
+    return 0 if target < 0 else -np.log(np.exp(outputs[int(target)]) / np.exp(outputs).sum())
 
 
-def differences(network, x, corrupted, parameters, width=1e-6):
-    """Return central finite differences of the cost for each entry; no unit crosses a kink because `width` is small."""
+def cost(network, x, visible, p, targets, kept):
+    """Return the squared error of rows and the weighted loss of their targets, row by row."""
+    total = 0.0
+    for row, code, target, n in zip(x, reference.code(network, visible, p), targets, kept, strict=True):
+        s = (code - network.center) * p["gain"] if network.gain else code.copy()
+        s[n:] = 0
+        for (W, _, b_output), kind in reversed(list(zip(network.layers, network.mirrors, strict=True))):
+            s = activated(kind, p[W] @ s + p[b_output])
+        total += np.mean((s - row) ** 2) / len(x)
+        if network.head is not None:
+            total += LOSS.weight * loss_of(LOSS.scale * (code @ p["W_head"] + p["b_head"]), target) / len(x)
+    return total
+
+
+def slopes(cost_of, parameters, width=1e-6):
+    """Return central finite differences; no unit crosses a kink because `width` is small."""
     found = {name: np.zeros_like(array) for name, array in parameters.items()}
     for name, array in parameters.items():
         for i in np.ndindex(array.shape):
             value = array[i]
             array[i] = value + width
-            above = cost(network, x, corrupted, parameters)
+            above = cost_of(parameters)
             array[i] = value - width
-            found[name][i] = (above - cost(network, x, corrupted, parameters)) / (2 * width)
+            found[name][i] = (above - cost_of(parameters)) / (2 * width)
             array[i] = value
     return found
 
 
-@each("name", NETWORKS)
-@each("corruption", [0.0, 0.3])
-def test_gradients_of_every_option_equal_finite_differences(rng, name, corruption):
-    network = NETWORKS[name]
+@each("name, network", (NETWORKS | WITH_HEAD | NESTED).items())
+def test_gradients_of_every_option_equal_finite_differences(rng, name, network):
     x = rng.random((9, 7))
-    corrupted = reference.masked(x, rng.integers(0, 256, x.shape, dtype=np.uint8), corruption)
+    visible = reference.masked(x, rng.integers(0, 256, x.shape, dtype=np.uint8), 0.3)
     p = float64_parameters(rng, network)
-    found_cost, gradients = reference.gradients(network, x, corrupted, p)
-    assert found_cost == pytest.approx(cost(network, x, corrupted, p), rel=1e-12)
-    for gradient, expected in zip(gradients, differences(network, x, corrupted, p).values(), strict=True):
-        assert gradient.shape == expected.shape
-        np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-8 * max(1, np.abs(expected).max()))
-        assert expected.any()  # every parameter affects the cost
+    values = np.array([0, 1, 1, 0, 1, 0, 1, 1, 0], np.float32)
+    values[3] = np.nan if network.head is not None and network.head.kind == "numbers" else -1
+    kept = np.full(9, network.n_features)
+    if network.nested:
+        kept[:6] = range(6)
+    targets = None if network.head is None else reference.Targets(values, LOSS)
+    _, gradients = reference.gradients(network, x, visible, p, targets, kept if network.nested else None)
+    expected = slopes(lambda parameters: cost(network, x, visible, parameters, values, kept), p)
+    for gradient, (parameter, slope) in zip(gradients, expected.items(), strict=True):
+        with case(name, parameter):
+            np.testing.assert_allclose(gradient, slope, rtol=0, atol=1e-8 * max(1, np.abs(slope).max()))
+            assert slope.any()  # every parameter affects the cost
 
 
 def test_one_layer_equals_its_formulas(rng):
-    network = Network((7, 3))
+    network = Network((7, 3), gain=True)
     x = rng.random((5, 7))
     p = float64_parameters(rng, network)
     h = 1 / (1 + np.exp(-(x @ p["W"] + p["b_hidden"])))
     np.testing.assert_array_equal(reference.code(network, x, p), h)
-    y = h @ p["W"].T + p["b_output"]
+    y = ((h - 0.5) * p["gain"]) @ p["W"].T + p["b_output"]
     np.testing.assert_array_equal(reference.row_errors(network, x, p), np.mean((y - x) ** 2, axis=1))
 
 
 def test_stacked_layers_and_their_decoder_equal_their_formulas(rng):
-    # The formulas of leaky units, a linear code and the gain are written out.
     network = Network((7, 6, 3), "leaky-relu", "linear", gain=True)
     x = rng.random((5, 7))
     p = float64_parameters(rng, network)
@@ -75,29 +108,25 @@ def test_stacked_layers_and_their_decoder_equal_their_formulas(rng):
         np.testing.assert_allclose(found, expected, rtol=1e-14, atol=1e-15)
 
 
-def test_gain_of_one_shifts_the_reconstruction_by_half_a_weight(rng):
-    plain = Network((7, 3))
-    with_gain = Network((7, 3), gain=True)
-    x = rng.random((5, 7))
-    p = float64_parameters(rng, plain)
-    _, (y, _) = reference.forward(plain, x, p)
-    _, (z, _) = reference.forward(with_gain, x, {**p, "gain": np.ones(3)})
-    np.testing.assert_allclose(z, y - p["W"].sum(axis=1) / 2, rtol=1e-12)
-
-
-def test_parameters_can_be_given_in_order_or_by_name(rng):
-    for network in NETWORKS.values():
-        x = rng.random((5, 7))
-        p = float64_parameters(rng, network)
-        by_name, in_order = (reference.gradients(network, x, x, given) for given in (p, list(p.values())))
-        for found, expected in zip(by_name[1], in_order[1], strict=True):
-            np.testing.assert_array_equal(found, expected)
-
-
-@each("corruption, n_hidden", [(0.0, 0), (1 / 256, 1), (0.25, 64), (0.5, 128), (1.0, 256)])
+@each("corruption, n_hidden", [(0.0, 0), (1 / 256, 1), (0.25, 64), (1.0, 256)])
 def test_number_of_masking_noise_values_follows_the_corruption(corruption, n_hidden):
     noise = np.arange(256, dtype=np.uint8)[None]
-    x = np.full((1, 256), 7.0)
-    corrupted = reference.masked(x, noise, corruption)
-    np.testing.assert_array_equal(corrupted[0] == 0, np.arange(256) < n_hidden)
-    assert set(corrupted.ravel()) <= {0.0, 7.0}
+    corrupted = reference.masked(np.full((1, 256), 7.0), noise, corruption)
+    np.testing.assert_array_equal(corrupted[0], np.where(np.arange(256) < n_hidden, 0.0, 7.0))
+
+
+@each("head", [Head("classes", 4), Head("numbers", 1)])
+def test_losses_equal_their_formulas_and_do_not_overflow(rng, head):
+    targets = rng.integers(0, head.n_outputs, 50).astype(np.float32)
+    targets[::3] = -1 if head.kind == "classes" else np.nan
+    z = rng.normal(size=(50, head.n_outputs))
+    expected = [loss_of(outputs, target) for outputs, target in zip(z, targets, strict=True)]
+    np.testing.assert_allclose(target_losses(head, z, targets), expected, rtol=1e-12, atol=1e-15)
+    assert np.isfinite(target_losses(head, 1e4 * z, targets)).all()
+    assert np.isfinite(reference.head_errors(head, 1e4 * z, targets)).all()
+
+
+def test_a_head_does_not_belong_to_the_encoder():
+    network = Network((7, 8, 3), "leaky-relu", gain=True, nested=True, head=Head("classes", 2))
+    assert network.encoder == Network((7, 8, 3), "leaky-relu", gain=True)
+    assert list(network.shapes) == [*network.encoder.shapes, "W_head", "b_head"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import sys
 from importlib.util import find_spec
@@ -25,12 +24,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_installed_theano_is_unchanged() -> None:
-    assert theanofiles.changed_files() == []
-
-
 def test_changed_and_missing_files_are_named(folder: Path) -> None:
-    assert theanofiles.changed_files(folder) == []
+    assert theanofiles.changed_files() == theanofiles.changed_files(folder) == []
     with open(folder / "gof/cmodule.py", "a") as file:
         file.write("# a patch\n")
     (folder / "tensor/blas.py").unlink()
@@ -47,7 +42,5 @@ def test_changed_theano_is_refused_in_later_pythons(
         with pytest.raises(theanofiles.TheanoChanged, match=r"gof/cc\.py.* setup-theano"):
             compilecache._check_theano()
         return
-    with caplog.at_level(logging.WARNING):
-        compilecache._check_theano()
+    compilecache._check_theano()
     assert "gof/cc.py" in caplog.text
-    assert "setup-theano" in caplog.text

@@ -1,29 +1,28 @@
-"""Tests of the verdict on new rows: stored statistics, estimates against slow ones, and rates of false alarms and hits.
+"""Tests of the verdict on new rows: estimates against slow ones, degenerate samples, and the rate of false alarms.
 
-Models are linear networks of principal components, which need no training.
+Models are linear networks of principal components, which need no training. The tests of appends in `tests/run` count
+how many changes are found.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 
 from shardpress.columns import NO_COLUMNS, Columns
 from shardpress.model import Model
 from shardpress.report.newrows import Verdict, judge_new_rows
-from shardpress.report.reference import Reference, estimate
+from shardpress.report.reference import Reference
 from shardpress.report.sample import Sample, SampleSpec, draw_sample, held_out_stretches, max_stretches
-from shardpress.scan.ranges import Scan
 from shardpress.scan.scaler import Scaler
 from shardpress.training.components import principal_components
-from shardpress.training.fit import validation_rows
 from shardpress.training.order import spread_rows
 from shardpress_kernels.network import Network
 from tests.support.cases import case, each, sample
@@ -31,7 +30,7 @@ from tests.support.pages import make_parts, model_of
 
 NO_ROWS = np.empty(0, dtype=np.int64)
 NAMED = Columns(tuple(f"column-{i}-end" for i in range(20)), "names")
-SEEDS = sample(range(400), 100)
+SEEDS = sample(range(400), 50)
 FILES = ["new.h5"]
 
 
@@ -104,30 +103,15 @@ def as_json(verdict: Verdict) -> Any:
     return json.loads(json.dumps(asdict(verdict), allow_nan=False))
 
 
-# -- stored references ---------------------------------------------------------------------------------------------
-
-
-@each("n_rows, n_columns, n_features", [(2, 3, 2), (400, 6, 3), (2000, 50, 40), (30, 1, 1)])
-def test_stored_reference_gives_the_same_verdict(n_rows: int, n_columns: int, n_features: int) -> None:
-    model, rows, reference = small_case(n_rows, n_columns, n_features)
-    stored = reference.stored()
-    assert all(array.dtype.kind in "if" and np.isfinite(array).all() for array in stored.values())
-    found = Reference.of_stored(stored)
-    assert judged(found, model, rows[n_rows:]) == judged(reference, model, rows[n_rows:])
-
-
 # -- small and degenerate samples ----------------------------------------------------------------------------------
 
 
 def test_too_few_rows_are_not_judged() -> None:
     model, rows, reference = small_case()
     for few in (None, sample_of(model, rows[:0]), sample_of(model, rows[:1])):
-        verdict = judge_new_rows(reference, few, model, NO_COLUMNS, 0, 1, FILES)
-        facts = as_json(verdict)
-        assert facts.pop("verdict") == "keep"
-        assert len(facts.pop("reasons")) == 1
-        assert (facts.pop("n_rows"), facts.pop("n_sampled"), facts.pop("stuck_columns")) == (1, 0, [])
-        assert set(facts.values()) == {None}
+        found = judge_new_rows(reference, few, model, NO_COLUMNS, 0, 1, FILES)
+        assert found == Verdict("keep", found.reasons, n_rows=1)
+        assert len(found.reasons) == 1
 
 
 @each("n_reference, n_new", [(2, 2), (3, 9), (9, 3), (10, 31), (40, 2), (400, 2), (400, 4), (127, 128), (33, 400)])
@@ -140,35 +124,23 @@ def test_few_rows_give_finite_numbers_and_no_alarm(n_reference: int, n_new: int)
     assert (verdict.mean_shift is None) == (verdict.covariance_shift is None) == (reference.basis.shape[1] == 0)
 
 
-def test_features_that_do_not_vary_have_no_shift() -> None:
+@each("rank", [0, 2])
+def test_features_of_lower_rank_use_fewer_directions(rank: int) -> None:
     model, rows, _ = small_case()
-    constant = replace(model, parameters={**model.parameters, "W": np.zeros_like(model.parameters["W"])})
-    reference = reference_of(constant, rows[:400])
-    assert reference.basis.shape == (3, 0)
-    verdict = judged(reference, constant, rows[400:])
-    assert (verdict.verdict, verdict.mean_shift, verdict.covariance_shift) == ("keep", None, None)
-
-
-def test_features_of_lower_rank_use_fewer_directions() -> None:
-    model, rows, _ = small_case()
-    W = model.parameters["W"].copy()
+    W = model.parameters["W"] * np.float32(rank > 0)
     W[:, 2] = W[:, 0] - W[:, 1]
     dependent = replace(model, parameters={**model.parameters, "W": W})
     reference = reference_of(dependent, rows[:400])
-    assert reference.basis.shape == (3, 2)
-    assert judged(reference, dependent, rows[400:]).mean_shift is not None
+    assert reference.basis.shape == (3, rank)
+    verdict = judged(reference, dependent, rows[400:])
+    assert (verdict.mean_shift is None) == (verdict.covariance_shift is None) == (rank == 0)
+    assert verdict.verdict == "keep"
 
 
 def test_equal_rows_and_exact_models_give_no_alarm() -> None:
     model, rows, _ = small_case(n_columns=4, n_features=4)  # reconstructs all rows
     for values in (rows, np.repeat(rows[:1], 800, axis=0)):
         assert judged(reference_of(model, values[:400]), model, values[400:]).verdict == "keep"
-
-
-@each("factor", [1e6, 1e30])
-def test_rows_far_away_give_finite_numbers(factor: float) -> None:
-    model, rows, reference = small_case()
-    assert as_json(judged(reference, model, rows[400:] * factor))["verdict"] == "retrain"
 
 
 @each("factor", [10, 1e4, 1e30])
@@ -186,69 +158,28 @@ def test_one_damaged_row_in_a_thousand_changes_no_verdict(factor: float) -> None
         changed = damaged[1000:].copy()
         changed[:, 2] += 2 * rows[:, 2].std()
         assert judged(reference, model, changed).verdict != "keep"
+        assert as_json(judged(reference, model, rows[1000:] * 1e5 * factor))["verdict"] == "retrain"
 
 
 # -- estimates -----------------------------------------------------------------------------------------------------
 
 
-def test_the_noise_of_a_mean_is_that_of_repeated_draws() -> None:
-    """Also if the rows of a group have a common part."""
-    rng = np.random.default_rng(0)
-    groups = np.arange(480) // 8
-    means = []
-    noises = []
-    for _ in range(300):
-        mean, noise = estimate(rng.normal(0, 0.5, (60, 3))[groups] + rng.normal(size=(480, 3)), groups)
-        means.append(mean)
-        noises.append(noise)
-    covariance = np.cov(np.array(means).T)
-    trace, norm = np.mean(noises, axis=0)
-    assert trace == pytest.approx(np.trace(covariance), rel=0.15)
-    assert norm == pytest.approx(np.linalg.norm(covariance), rel=0.2)
-
-
-@each("factor, offset", [(1.0, 2.0), (2.0, 0.5), (40.0, 0.0)])
-def test_shifts_agree_with_a_slow_implementation(factor: float, offset: float) -> None:
+@each("factor, offset", [(1.0, 2.0), (1.2, 0.0), (2.0, 0.5)])
+def test_differences_agree_with_a_slow_implementation(factor: float, offset: float) -> None:
     model, rows, reference = small_case()
+    old = rows[:400]
     new = rows[400:] * factor
     new[:, 1] += offset
     verdict = judged(reference, model, new)
-    old_features = model.encode(rows[:400])
-    variances, axes = np.linalg.eigh(np.cov(old_features.T, bias=True))
-    coordinates = (model.encode(new) - old_features.mean(axis=0)) @ (axes / np.sqrt(variances))
+    variances, axes = np.linalg.eigh(np.cov(model.encode(old).T, bias=True))
+    coordinates = (model.encode(new) - model.encode(old).mean(axis=0)) @ (axes / np.sqrt(variances))
     coordinates = np.clip(coordinates, -4, 4)
-    shift = coordinates.mean(axis=0)
-    change = np.cov(coordinates.T, bias=True) - np.eye(3)
-    assert verdict.mean_shift == pytest.approx(np.linalg.norm(shift), rel=0.05, abs=0.05)
-    assert verdict.covariance_shift == pytest.approx(np.linalg.norm(change), rel=0.05, abs=0.15)
-
-
-def test_error_ratio_is_that_of_the_mean_errors() -> None:
-    model, rows, reference = small_case()
-    new = rows[400:] * 1.2
-    errors = []
-    for some in (rows[:400], new):
-        scaled = model.scaler.scaled(some)
-        errors.append(np.square(scaled - model.decode(model.encode(some))).mean())
-    assert judged(reference, model, new).error_ratio == pytest.approx(errors[1] / errors[0], rel=1e-4)
-
-
-def test_expected_share_outside_is_right_for_other_rows() -> None:
-    rng = np.random.default_rng(0)
-    expected = []
-    found = []
-    for _ in range(60):
-        rows = rng.normal(size=(1300, 6))
-        model = components_model(rows[:300], 2)
-        expected.append(reference_of(model, rows[:100], 300).outside_share)
-        found.append(((rows[300:] < model.scaler.minimum) | (rows[300:] > model.scaler.maximum)).any(axis=1).mean())
-    # The correlation of few rows is overestimated on average, and with it the share.
-    assert 0.9 * np.mean(found) < np.mean(expected) < 1.6 * np.mean(found)
-
-
-def test_rows_of_few_values_are_not_expected_outside() -> None:
-    rows = np.random.default_rng(0).integers(0, 4, (400, 6)).astype(np.float64)
-    assert reference_of(components_model(rows, 3), rows).outside_share == 0
+    shift = np.linalg.norm(coordinates.mean(axis=0))
+    change = np.linalg.norm(np.cov(coordinates.T, bias=True) - np.eye(3))
+    before, after = (model.row_errors(some, model.encode(some)).mean() for some in (old, new))
+    assert verdict.mean_shift == pytest.approx(shift, rel=0.05, abs=0.05)
+    assert verdict.covariance_shift == pytest.approx(change, rel=0.05, abs=0.15)
+    assert verdict.error_ratio == pytest.approx(after / before, rel=1e-2)
 
 
 @each("n_outside, verdict", [(0, "keep"), (2, "keep"), (40, "watch"), (200, "retrain")])
@@ -258,6 +189,8 @@ def test_rows_outside_the_range_are_counted_exactly(n_outside: int, verdict: str
     assert found.verdict == verdict
     assert found.outside_share == n_outside / 400
     assert found.reference_outside_share == reference.outside_share
+    few_values = np.random.default_rng(0).integers(0, 4, (400, 6)).astype(np.float64)
+    assert reference_of(components_model(few_values, 3), few_values).outside_share == 0
 
 
 def test_columns_that_rarely_change_are_not_stuck() -> None:
@@ -281,10 +214,8 @@ def test_constant_missing_indicators_are_not_stuck() -> None:
     network = Network((6, 2), code="linear")
     parameters = {name: np.full(shape, 0.1, dtype=np.float32) for name, shape in network.shapes.items()}
     model = Model(scaler, network, parameters)
-    scaled = scaler.transform(rows)
-    complete = scaler.transform(np.nan_to_num(rows[400:]))
     samples = []
-    for values in (scaled[:400], complete):
+    for values in (scaler.transform(rows[:400]), scaler.transform(np.nan_to_num(rows[400:]))):
         numbers = np.arange(400)
         features = (values @ parameters["W"]).astype(np.float32)
         samples.append(Sample(values, features, {}, 0 * numbers, numbers, numbers // 8, numbers < 0))
@@ -297,18 +228,14 @@ def test_constant_missing_indicators_are_not_stuck() -> None:
 # -- held-out rows -------------------------------------------------------------------------------------------------
 
 
-def is_held_out(stretches: list[tuple[int, int]], rows: np.ndarray) -> bool:
-    return set(numbers_of(stretches)) <= set(rows.tolist())
-
-
 def numbers_of(stretches: list[tuple[int, int]]) -> list[int]:
     return [row for start, stop in stretches for row in range(start, stop)]
 
 
-@each("n_rows, n_validated", [(50, 1), (50, 49), (1000, 50), (1000, 600), (100_000, 5000), (10**6, 50_000)])
+@each("n_rows, n_validated", [(50, 1), (50, 49), (1000, 50), (1000, 600), (100_000, 5000)])
 def test_stretches_are_validation_rows_within_the_limits(n_rows: int, n_validated: int) -> None:
     held_out = spread_rows(n_rows, NO_ROWS, n_validated, seed=5)
-    for n_wanted in (1, 2, 127, 128, 129, 2000):
+    for n_wanted in (1, 127, 128, 129, 2000):
         for n_most in (1, 128, 512):
             with case(n_wanted, n_most):
                 stretches = held_out_stretches(held_out, n_wanted, n_most)
@@ -316,22 +243,9 @@ def test_stretches_are_validation_rows_within_the_limits(n_rows: int, n_validate
                 assert 1 <= len(stretches) <= n_most
                 assert len(numbers) <= n_wanted
                 assert numbers == sorted(set(numbers))
-                assert is_held_out(stretches, held_out)
-    wanted = held_out_stretches(held_out, 2000)
-    assert len(numbers_of(wanted)) >= min(n_validated, 128)
+                assert set(numbers) <= set(held_out.tolist())
+    assert len(numbers_of(held_out_stretches(held_out, 2000))) >= min(n_validated, 128)
     assert held_out_stretches(held_out, 0) == held_out_stretches(NO_ROWS, 100) == []
-
-
-def test_held_out_rows_are_those_of_the_training() -> None:
-    range_ = np.zeros(3)
-    bad_rows = np.array([7, 8, 500, 900], dtype=np.int64)
-    scan = Scan(2000, range_, range_ + 1, bad_rows, range_, np.zeros((2, 3)))
-    for fraction, most in ((0.05, 10**6), (0.3, 10**6), (0.3, 100), (0.0, 100)):
-        with case(fraction, most):
-            of_training = validation_rows(scan, fraction, most, seed=3)
-            held_out = spread_rows(2000, NO_ROWS, min(round(fraction * 2000), most), 3)
-            np.testing.assert_array_equal(np.setdiff1d(held_out, bad_rows), of_training)
-            assert is_held_out(held_out_stretches(held_out, 300), np.union1d(of_training, bad_rows))
 
 
 def test_given_stretches_are_sampled_for_any_division_into_parts(tmp_path: Path) -> None:
@@ -351,68 +265,36 @@ def test_given_stretches_are_sampled_for_any_division_into_parts(tmp_path: Path)
         expected = np.searchsorted([stop for _, stop in stretches], good, side="right")
         np.testing.assert_array_equal(found.stretches, expected)
         assert draw_sample(parts, spec, [(60, 62)]) is None
-        assert draw_sample(parts, spec, []) is None
         assert 1 <= max_stretches(parts, 5) <= 5 < max_stretches(parts) <= 128
 
 
-# -- rates of false alarms and hits --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """Model of a distribution, the reference of 2,000 held-out rows, and a generator for new rows."""
-
-    model: Model
-    reference: Reference
-    mixture: Mixture
-    deviations: np.ndarray
-    seed: int
-
-    def draw(self, n_rows: int) -> tuple[np.ndarray, np.random.Generator]:
-        """Return new rows of the same distribution, and a generator for their changes."""
-        rng = np.random.default_rng((self.seed, n_rows))
-        return self.mixture.draw(rng, n_rows), rng
-
-    def judge(self, rows: np.ndarray) -> Verdict:
-        return judged(self.reference, self.model, rows, NAMED)
-
-
-@lru_cache(maxsize=2 * len(SEEDS))
-def scene(seed: int, has_heavy_tails: bool = False) -> Scene:
-    rng = np.random.default_rng(seed)
-    mixture = Mixture.of(rng, 20, has_heavy_tails)
-    rows = mixture.draw(rng, 4000)
-    model = components_model(rows, 8, trained_on=rows[2000:])
-    reference = reference_of(model, rows[:2000], len(rows), 16)
-    return Scene(model, reference, mixture, rows.std(axis=0), seed)
-
-
-def n_found(is_found: Callable[[Scene], bool], has_heavy_tails: bool = False) -> int:
-    """Return for how many seeds of 100 a function is true, extrapolated from the tested seeds."""
-    found = [is_found(scene(seed, has_heavy_tails)) for seed in SEEDS]
-    return round(100 * sum(found) / len(found))
+# -- rates of false alarms ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@each("n_rows, has_heavy_tails", [(500, False), (500, True), (50, False), (50, True), (20, False)])
-def test_rows_of_the_same_distribution_are_kept(n_rows: int, has_heavy_tails: bool) -> None:
-    def is_alarm(one: Scene) -> bool:
-        return one.judge(one.draw(n_rows)[0]).verdict != "keep"
-
-    assert n_found(is_alarm, has_heavy_tails) <= 5
+@each("has_heavy_tails, sizes", [(False, (20, 50, 500)), (True, (50, 500))])
+def test_rows_of_the_same_distribution_are_kept(has_heavy_tails: bool, sizes: tuple[int, ...]) -> None:
+    n_alarms = Counter[int]()
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        mixture = Mixture.of(rng, 20, has_heavy_tails)
+        rows = mixture.draw(rng, 4000)
+        model = components_model(rows, 8, trained_on=rows[2000:])
+        reference = reference_of(model, rows[:2000], len(rows), 16)
+        for n_rows in sizes:
+            n_alarms[n_rows] += judged(reference, model, mixture.draw(rng, n_rows)).verdict != "keep"
+    assert max(n_alarms.values()) <= 0.05 * len(SEEDS)
 
 
 @pytest.mark.slow
 @each("n_files, file_rows", [(20, 500), (1, 10_000)])
 def test_rows_that_resemble_their_neighbours_are_kept(n_files: int, file_rows: int) -> None:
     """Each row of a time series is close to the one before it, so a short file looks unlike the others."""
-
-    def is_alarm(one: Scene) -> bool:
-        rng = np.random.default_rng(one.seed)
+    n_alarms = 0
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
         n_rows = n_files * file_rows
-        causes = rng.normal(size=(n_rows + 500, 6))
-        for i in range(1, len(causes)):
-            causes[i] = 0.98 * causes[i - 1] + 0.2 * causes[i]
+        causes = lfilter([0.2], [1, -0.98], rng.normal(size=(n_rows + 500, 6)), axis=0)
         rows = causes @ rng.normal(size=(6, 20)) + 0.3 * rng.normal(size=(len(causes), 20))
         model = components_model(rows[:n_rows], 8)
         held_out = np.flatnonzero(np.arange(n_rows) % 40 < 4)
@@ -421,64 +303,5 @@ def test_rows_that_resemble_their_neighbours_are_kept(n_files: int, file_rows: i
         scaled = model.scaler.scaled(rows[held_out])
         drawn = Sample(scaled, features, {}, files, held_out % file_rows, held_out // 40, held_out < 0)
         reference = Reference.of(drawn, model, [f"{i}.h5" for i in range(n_files)], n_rows)
-        return judged(reference, model, rows[n_rows:]).verdict != "keep"
-
-    assert n_found(is_alarm) <= 5
-
-
-@pytest.mark.slow
-@each("n_rows", [50, 500])
-def test_rows_with_shifted_columns_are_found(n_rows: int) -> None:
-    def is_found(one: Scene) -> bool:
-        rows, rng = one.draw(n_rows)
-        columns = rng.choice(20, 4, replace=False)
-        rows[:, columns] += 1.5 * one.deviations[columns]
-        verdict = one.judge(rows)
-        names_columns = any(NAMED.names[i] in reason for reason in verdict.reasons for i in columns.tolist())
-        return verdict.verdict != "keep" and (verdict.mean_shift or 0) > 0.5 and names_columns
-
-    assert n_found(is_found) >= 95
-
-
-@pytest.mark.slow
-@each("n_rows", [50, 500])
-def test_rows_rotated_in_feature_space_are_found(n_rows: int) -> None:
-    def is_found(one: Scene) -> bool:
-        rows, rng = one.draw(n_rows)
-        rotation = np.linalg.qr(rng.normal(size=(8, 8)))[0]
-        codes = one.model.encode(rows)
-        change = one.model.decode(codes @ rotation) - one.model.decode(codes)
-        verdict = one.judge(one.model.scaler.restore(one.model.scaler.scaled(rows) + change))
-        return verdict.verdict != "keep" and (verdict.covariance_shift or 0) > 1
-
-    assert n_found(is_found) >= 95
-
-
-@pytest.mark.slow
-@each("n_rows", [50, 500])
-def test_one_stuck_column_is_found_and_named(n_rows: int) -> None:
-    def is_found(one: Scene) -> bool:
-        rows, rng = one.draw(n_rows)
-        stuck = int(rng.integers(20))
-        rows[:, stuck] = rows[0, stuck]
-        verdict = one.judge(rows)
-        is_named = any(NAMED.names[stuck] in reason for reason in verdict.reasons)
-        return (
-            verdict.verdict != "keep"
-            and verdict.stuck_columns == ({"column": stuck, "name": NAMED.names[stuck]},)
-            and is_named
-        )
-
-    assert n_found(is_found) >= 95
-
-
-@pytest.mark.slow
-def test_a_part_of_the_training_rows_is_watched_but_not_trained_again() -> None:
-    def is_watched(one: Scene) -> bool:
-        rng = np.random.default_rng(one.seed)
-        part = replace(one.mixture, centers=one.mixture.centers[[0, 0, 0]], mixing=one.mixture.mixing[[0, 0, 0]])
-        verdict = one.judge(part.draw(rng, 500))
-        # A part whose rows are harder to reconstruct can need another model.
-        return verdict.verdict == "watch" or (verdict.error_ratio or 0) > 1.5
-
-    assert n_found(is_watched) >= 95
+        n_alarms += judged(reference, model, rows[n_rows:]).verdict != "keep"
+    assert n_alarms <= 0.05 * len(SEEDS)

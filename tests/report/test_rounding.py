@@ -9,6 +9,9 @@ from shardpress.model import Model
 from shardpress.report.rows import _error_bound, _rounding_bound
 from shardpress.scan.scaler import Scaler
 from shardpress_kernels.network import Network
+from tests.support.cases import each
+
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
 
 NETWORKS = [
     Network((784, 64)),
@@ -24,6 +27,16 @@ def model_of(network: Network, rng: np.random.Generator) -> Model:
     parameters = {name: (rng.normal(size=network.shapes[name]) * sizes[name]).astype(np.float32) for name in sizes}
     low = rng.normal(size=network.n_inputs)
     return Model(Scaler(low, low + rng.uniform(1, 2, network.n_inputs)), network, parameters)
+
+
+def model_and_rows(network: Network) -> tuple[Model, np.ndarray]:
+    """Return a random model, and rows inside, at the end of and outside its range."""
+    rng = np.random.default_rng(network.n_inputs)
+    model = model_of(network, rng)
+    rows = model.scaler.minimum + rng.uniform(-0.5, 1.5, (20, network.n_inputs))
+    rows[0] = model.scaler.maximum
+    rows[1, 1:] = model.scaler.minimum[1:]
+    return model, rows
 
 
 def encode_in_one_chain(model: Model, rows: np.ndarray) -> np.ndarray:
@@ -52,60 +65,41 @@ def errors_in_one_chain(model: Model, rows: np.ndarray) -> np.ndarray:
     return np.asarray(np.cumsum(squares, axis=1, dtype=np.float32)[:, -1] / np.float32(model.n_inputs))
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
-def test_float32_in_any_order_stays_within_a_tight_bound() -> None:
-    for network in NETWORKS:
-        rng = np.random.default_rng(network.n_inputs)
-        model = model_of(network, rng)
-        rows = model.scaler.minimum + rng.uniform(-0.5, 1.5, (20, network.n_inputs))
-        rows[0] = model.scaler.maximum
-        rows[1, 1:] = model.scaler.minimum[1:]
-        expected = model.encode(rows)
-        allowed = _rounding_bound(model, rows)
-        assert (np.abs(encode_in_one_chain(model, rows) - expected) < allowed / 2).all(), network
-        assert (allowed < 1e-2 * np.maximum(1, np.abs(expected).max())).all(), network
+@each("network", NETWORKS)
+def test_float32_in_any_order_stays_within_a_tight_bound(network: Network) -> None:
+    model, rows = model_and_rows(network)
+    expected = model.encode(rows)
+    allowed = _rounding_bound(model, rows)
+    assert (np.abs(encode_in_one_chain(model, rows) - expected) < allowed / 2).all()
+    assert (allowed < 1e-2 * np.maximum(1, np.abs(expected).max())).all()
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
-def test_bound_of_errors_holds_in_any_order_and_is_tight() -> None:
-    for network in NETWORKS:
-        rng = np.random.default_rng(network.n_inputs)
-        model = model_of(network, rng)
-        rows = model.scaler.minimum + rng.uniform(-0.5, 1.5, (20, network.n_inputs))
-        features = model.encode(rows)
-        model.parameters[network.layers[0][2]][:] = 0.5  # near the middle of the rows
-        expected = model.row_errors(rows, features)
-        allowed = _error_bound(model, rows, features, _rounding_bound(model, rows))
-        assert (np.abs(errors_in_one_chain(model, rows) - expected) < allowed / 2).all(), network
-        assert (allowed < 1e-2 * expected).all(), network
+@each("network", NETWORKS)
+def test_bound_of_errors_holds_in_any_order_and_is_tight(network: Network) -> None:
+    model, rows = model_and_rows(network)
+    features = model.encode(rows)
+    model.parameters[network.layers[0][2]][:] = 0.5  # near the middle of the rows
+    expected = model.row_errors(rows, features)
+    allowed = _error_bound(model, rows, features, _rounding_bound(model, rows))
+    assert (np.abs(errors_in_one_chain(model, rows) - expected) < allowed / 2).all()
+    assert (allowed < 1e-2 * expected).all()
 
 
-def test_bound_of_errors_is_infinite_where_float32_overflows() -> None:
+def test_bounds_are_infinite_where_float32_overflows() -> None:
     model = model_of(Network((5, 3), code="linear"), np.random.default_rng(0))
     rows = np.array([[1.0] * 5, [1e30] * 5, [1e300] * 5])
-    features = np.zeros((3, 3))
-    allowed = _error_bound(model, rows, features, np.zeros((3, 3)))
+    allowed = _error_bound(model, rows, np.zeros((3, 3)), np.zeros((3, 3)))
     assert np.isfinite(allowed).tolist() == [True, False, False]
+    assert np.isfinite(_rounding_bound(model, rows)).all(axis=1).tolist() == [True, False, False]
 
 
-def test_bound_holds_for_units_with_zero_tiny_and_large_weights() -> None:
-    for size in (0, 1e-25, 1e-12, 1e12):
-        rng = np.random.default_rng(0)
-        model = model_of(Network((30, 20, 3), code="linear"), rng)
-        weights = {name: array * np.float32(size) for name, array in model.parameters.items()}
-        model = Model(
-            model.scaler,
-            model.network,
-            {**model.parameters, "W_2": weights["W_2"], "b_hidden_2": weights["b_hidden_2"]},
-        )
-        rows = model.scaler.minimum + rng.random((20, 30))
-        allowed = _rounding_bound(model, rows)
-        assert (np.abs(encode_in_one_chain(model, rows) - model.encode(rows)) <= allowed / 2).all(), size
-        assert (allowed <= max(2e-30, 1e-3 * size)).all(), size
-
-
-def test_bound_grows_with_the_row() -> None:
-    model = model_of(Network((5, 3), code="linear"), np.random.default_rng(0))
-    near, far = (_rounding_bound(model, np.full((1, 5), value)) for value in (1, 1e6))
-    assert (far > 1e5 * near).all()
-    assert not np.isfinite(_rounding_bound(model, np.full((1, 5), 1e300))).any()
+@each("size", [0, 1e-25, 1e-12, 1e12])
+def test_bound_holds_for_units_with_zero_tiny_and_large_weights(size: float) -> None:
+    rng = np.random.default_rng(0)
+    model = model_of(Network((30, 20, 3), code="linear"), rng)
+    for name in ("W_2", "b_hidden_2"):
+        model.parameters[name][:] *= np.float32(size)
+    rows = model.scaler.minimum + rng.random((20, 30))
+    allowed = _rounding_bound(model, rows)
+    assert (np.abs(encode_in_one_chain(model, rows) - model.encode(rows)) <= allowed / 2).all()
+    assert (allowed <= max(2e-30, 1e-3 * size)).all()

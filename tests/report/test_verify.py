@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from msgspec.structs import replace
 from shardpress.commands.table import main
 from shardpress.formats import digest
 from shardpress.records import Entry
-from shardpress.report import rows as module
+from shardpress.report.compare import compare
 from shardpress.report.verify import verify
 from shardpress.result import GENERATION, INDEX, Result, load_model, result_bytes
 from shardpress.run import encoding_stage
@@ -30,6 +31,7 @@ from tests.support.soak_protocol import edit
 from tests.support.standin import Workspace, features_of
 
 N_ROWS = sum(SIZES)
+Edit = Callable[[h5py.File, int], object]
 
 
 def rewrite_index(out: Path) -> None:
@@ -42,13 +44,21 @@ def rewrite_index(out: Path) -> None:
     (out / INDEX).write_bytes(result_bytes(lambda file: None, result.model, result.facts, parts, {}, {}))
 
 
-def test_run_reports_differences_from_float64_features(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out) == 0
-    facts = Result.open(out).facts.verification
-    assert (facts["n_rows"], facts["n_bad"], facts["unchecked"]) == (N_ROWS, 0, [])
-    assert 0 < facts["largest_difference"] < 1e-6
-    assert 0 < facts["of_tolerance"] < 1
-    assert Result.open(out).report()["verification"] == facts
+def fault_after(out: Path, part: str, row: int, change: Edit) -> str:
+    """Change a row of a part, return the only fault that is found, and restore the part."""
+    path = out / part
+    whole = path.read_bytes()
+    with h5py.File(path, "a") as file:
+        change(file, row)
+    rewrite_index(out)
+    (fault,) = verify(str(out), 1000).faults
+    assert fault.file == part
+    path.write_bytes(whole)
+    return fault.fault
+
+
+def replace_autoencoder(monkeypatch: pytest.MonkeyPatch, autoencoder: type) -> None:
+    monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", autoencoder)
 
 
 def test_wrong_features_end_the_run_and_are_recomputed(
@@ -60,13 +70,12 @@ def test_wrong_features_end_the_run_and_are_recomputed(
             found[:1, 1] += 1e-4
             return found
 
-    right = sys.modules["shardpress_kernels.autoencoder"].Autoencoder
-    monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", Wrong)
-    assert workspace.run(out) == 79
+    with monkeypatch.context() as patched:
+        replace_autoencoder(patched, Wrong)
+        assert workspace.run(out) == 79
     assert not (out / INDEX).exists()
     assert "row 0: feature 1 " in caplog.text
     assert "4 of 4 parts" in caplog.text
-    monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", right)
     assert workspace.run(out) == 0
     assert workspace.run(tmp_path / "undisturbed") == 0
     assert features_of(out) == features_of(tmp_path / "undisturbed")
@@ -76,6 +85,11 @@ def test_intact_output_is_verified(
     workspace: Workspace, out: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert workspace.run(out) == 0
+    of_run = Result.open(out).facts.verification
+    assert (of_run["n_rows"], of_run["n_bad"], of_run["unchecked"]) == (N_ROWS, 0, [])
+    assert 0 < of_run["largest_difference"] < 1e-6
+    assert 0 < of_run["of_tolerance"] < 1
+    os.utime(workspace.shards / "0.h5", (0, 0))  # the rows are recognized
     monkeypatch.chdir("/")
     capsys.readouterr()
     assert main(["verify", str(out), "--json"]) == 0
@@ -99,12 +113,14 @@ def test_every_damaged_file_is_named_and_others_are_checked(workspace: Workspace
         path.unlink() if damage is None else path.write_bytes(damage)
         found = verify(str(out))
         assert [fault.file for fault in found.faults] == [name]
-        assert str(path) not in found.faults[0].fault  # the file is named only once
         assert found.rows.n_rows > N_ROWS - 20
         assert main(["verify", str(out)]) == 79
         assert f"{name}: " in capsys.readouterr().out
         path.write_bytes(whole)
     assert not verify(str(out)).faults
+    assert workspace.run(out.with_name("other")) == 0
+    shutil.copy(out.with_name("other") / INDEX, out / "generation-1.h5")
+    assert "generation-1.h5" in [fault.file for fault in verify(str(out)).faults]
 
 
 def test_damaged_index_is_a_fault_and_its_model_is_not_used(
@@ -121,66 +137,41 @@ def test_damaged_index_is_a_fault_and_its_model_is_not_used(
         assert main(["verify", str(out), "--json"]) == 79
         (fault,) = json.loads(capsys.readouterr().out)["faults"]
         assert fault["file"] == INDEX
-        assert main(["verify", str(out)]) == 79
-        assert "--restart" in capsys.readouterr().out
 
 
-def test_earlier_generation_of_another_run_is_a_fault(workspace: Workspace, out: Path, tmp_path: Path) -> None:
-    for output in (out, tmp_path / "other"):
-        assert workspace.run(output, *(["--epochs", "3"] if output != out else [])) == 0
-    assert workspace.run(out, "--retrain", "--seed", "1") == 0
-    shutil.copy(tmp_path / "other" / INDEX, out / "generation-1.h5")
-    assert "generation-1.h5" in [fault.file for fault in verify(str(out)).faults]
+def swap_rows(file: h5py.File, row: int) -> None:
+    file["features"][row : row + 2] = file["features"][row : row + 2][::-1]
 
 
-def test_swapped_rows_are_found_despite_correct_digests(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out) == 0
-    result = Result.open(out)
-    part = result.parts[2].file
-    with h5py.File(out / part, "a") as file:
-        file["features"][3:5] = file["features"][3:5][::-1]
-    rewrite_index(out)
-    (fault,) = verify(str(out), N_ROWS).faults
-    assert fault.file == part
-    assert "row 3: feature" in fault.fault
+def mark(file: h5py.File, row: int) -> None:
+    file["valid"][row] ^= True
 
 
-def test_validity_of_rows_is_verified(workspace: Workspace, out: Path) -> None:
+def mark_as_bad(file: h5py.File, row: int) -> None:
+    """Store a row like a bad row, so that readers skip it."""
+    mark(file, row)
+    file["features"][row] = np.nan
+
+
+def test_wrong_rows_are_found_despite_correct_digests(workspace: Workspace, out: Path) -> None:
     workspace.add_shard("3.h5", np.full((4, 4), np.nan, np.float32))
     assert workspace.run(out, "--on-bad-data", "skip", "--max-bad", "4") == 0
     assert verify(str(out)).rows.n_bad == 4
     result = Result.open(out)
-    found = set()
-    for number in (0, -1):
-        part, rows = result.ranges[number]
-        path = out / part.file
-        whole = path.read_bytes()
-        with h5py.File(path, "a") as file:
-            file["valid"][rows.first + 1] ^= True
-        rewrite_index(out)
-        (fault,) = verify(str(out), 1000).faults
-        assert fault.fault.startswith(f"row {rows.first + 1}: ")
-        found.add(fault.fault)
-        path.write_bytes(whole)
-    assert len(found) == 2  # the texts differ for a good row stored as bad, and a bad row stored as good
+    good, _ = result.ranges[0]
+    bad, rows = result.ranges[-1]
+    assert fault_after(out, good.file, 3, swap_rows).startswith("row 3: feature ")
+    texts = {fault_after(out, good.file, 1, change) for change in (mark, mark_as_bad)}
+    texts.add(fault_after(out, bad.file, rows.first, mark).replace(f"row {rows.first}: ", "row 1: "))
+    assert all(text.startswith("row 1: ") for text in texts)
+    assert len(texts) == 2  # they differ for a good row stored as bad, and a bad row stored as good
 
 
-def test_good_rows_stored_as_bad_are_a_fault(workspace: Workspace, out: Path) -> None:
-    """`valid` is False and the features are NaN, as for a bad row: readers would skip the row."""
-    assert workspace.run(out) == 0
-    result = Result.open(out)
-    part = result.parts[0].file
-    with h5py.File(out / part, "a") as file:
-        file["valid"][1] = False
-        file["features"][1] = np.nan
-    rewrite_index(out)
-    (fault,) = verify(str(out), 1000).faults
-    assert fault.file == part
-    assert fault.fault.startswith("row 1: ")
-
-
-def scattered(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
-    """Return a result with a part of many ranges, which are in another order than in its file, and dead rows."""
+@pytest.mark.process
+def test_all_ranges_and_input_files_of_a_part_are_checked(
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part has many ranges, which are in another order than in its file, and dead rows."""
     monkeypatch.setattr(encoding_stage, "_LEAST_FILES", 9)
     rows = np.random.default_rng(4).normal(size=(5, 3, 4)).astype(np.float32)
     for i in range(5):
@@ -193,49 +184,29 @@ def scattered(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) 
     assert workspace.run_on(paths, out, "--model", str(model)) == 0
     paths.remove(workspace.shards / "32.h5")
     assert workspace.run_on(paths, out, "--model", str(model), "--append", "--drop-missing") == 0
-    return Result.open(out)
-
-
-@pytest.mark.process
-def test_a_wrong_row_in_any_range_of_a_part_is_found(
-    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    result = scattered(workspace, out, monkeypatch)
+    result = Result.open(out)
     part = max(result.parts, key=lambda part: len(part.ranges))
     in_result = [each.first for other, each in result.ranges if other is part]
     assert len(part.ranges) == 3
     assert sorted(in_result) != in_result
     assert part.n_live < part.n_rows
     assert verify(str(out), 1000).faults == ()
-    path = out / part.file
-    whole = path.read_bytes()
+
+    def increase(file: h5py.File, row: int) -> None:
+        file["features"][row, 0] += 0.1
+
+    assert compare(str(model), str(out)).likeness.change == 0
     for each in part.ranges:
-        with h5py.File(path, "a") as file:
-            file["features"][each.first + 1, 0] += 0.1
-        rewrite_index(out)
-        (fault,) = verify(str(out), 1000).faults
-        assert fault.file == part.file
-        assert fault.fault.startswith(f"row {each.first + 1}: feature 0 ")
-        path.write_bytes(whole)
-    with h5py.File(path, "a") as file:
-        file["features"][:] += 0.1
+        fault = fault_after(out, part.file, each.first + 1, increase)
+        assert fault.startswith(f"row {each.first + 1}: feature 0 ")
     rewrite_index(out)
-    assert {fault.file for fault in verify(str(out), 1000).faults} == {part.file}
-
-
-@pytest.mark.process
-def test_unchecked_inputs_of_one_part_are_named(
-    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scattered(workspace, out, monkeypatch)
-    names = ("33.h5", "34.h5", "2.h5")
-    paths = [workspace.shards / name for name in names]
-    paths[0].unlink()
-    paths[1].write_bytes(b"text")
-    edit(paths[2])
+    missing, damaged, edited = (workspace.shards / name for name in ("33.h5", "34.h5", "2.h5"))
+    missing.unlink()
+    damaged.write_bytes(b"text")
+    edit(edited)
     found = verify(str(out), 1000)
     assert (found.faults, found.rows.n_rows) == ((), SIZES[0] + 6)
-    assert {each.file for each in found.unchecked} == {str(path) for path in paths}
+    assert {each.file for each in found.unchecked} == {str(missing), str(damaged), str(edited)}
     assert len({each.fault for each in found.unchecked}) == 3
 
 
@@ -260,7 +231,6 @@ def test_rounding_error_is_allowed_once(workspace: Workspace, out: Path) -> None
         ["--impute", "median", "--missing-value", "0.5"],
         ["--clip-quantile", "0.1"],
         ["--scale", "std"],
-        ["--scale", "common"],
         ["--row-scale", "norm", "--transform", "log1p"],
         ["--storage-dtype", "float16"],
     ],
@@ -269,7 +239,7 @@ def test_rounding_error_is_allowed_once(workspace: Workspace, out: Path) -> None
 def test_verification_applies_every_encoding_setting(
     workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
-    monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", Silent)
+    replace_autoencoder(monkeypatch, Silent)
     rows = np.random.default_rng(2).normal(size=(20, 4)).astype(np.float32)
     rows[3, 1] = 0.5
     workspace.add_shard("3.h5", rows)
@@ -294,65 +264,11 @@ def test_rows_outside_the_range_of_a_model_are_verified(
     assert (found.faults, found.unchecked, found.rows.n_rows) == ((), (), N_ROWS + 5)
 
 
-def test_touched_inputs_are_recognized_by_their_rows(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out) == 0
-    os.utime(workspace.shards / "0.h5", (0, 0))
-    found = verify(str(out))
-    assert (found.faults, found.unchecked, found.rows.n_rows) == ((), (), sum(SIZES))
-
-
-def test_missing_or_changed_inputs_are_listed_and_others_checked(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out) == 0
-    path = workspace.shards / "0.h5"
-    edit(path)
-    reasons = set()
-    for _ in ("changed", "missing"):
-        found = verify(str(out))
-        assert (found.faults, found.rows.n_rows) == ((), SIZES[2])
-        (unchecked,) = found.unchecked
-        assert unchecked.file == str(path)
-        reasons.add(unchecked.fault)
-        path.unlink(missing_ok=True)
-    assert len(reasons) == 2
-    shutil.rmtree(workspace.shards)
-    found = verify(str(out))
-    assert (found.faults, found.rows.n_rows, len(found.unchecked)) == ((), 0, 2)
-
-
-def test_fewer_rows_are_read_from_large_chunks(
-    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert workspace.run(out) == 0
-    monkeypatch.setattr(module, "_BYTES", 20 * 16)  # 20 rows of four float32
-    assert verify(str(out)).rows.n_rows == 20
-    monkeypatch.setattr(module, "_BYTES", 0)
-    assert verify(str(out)).rows.n_rows == 8
-    assert verify(str(out), 30).rows.n_rows == 30
-
-
-def test_directory_without_a_result_is_refused(workspace: Workspace, out: Path, tmp_path: Path) -> None:
-    with refused(66, str(out)):
-        verify(str(out))
-    assert workspace.run(out, disk=FullAfter("part", 1)) == 74
-    with refused(66, str(out)):
-        verify(str(out))
-
-
-@pytest.mark.process
-def test_verification_does_not_need_theano(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out) == 0
-    program = (
-        "import sys; sys.modules['theano'] = None; from shardpress.commands.table import main;"
-        f"sys.exit(main(['verify', {str(out)!r}]))"
-    )
-    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], timeout=120).returncode == 0
-
-
 def test_rows_of_a_partly_unreadable_shard_are_no_fault(
     workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of its rows are stored as bad, but most of them can be read if only these rows are requested."""
-    monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", Silent)
+    replace_autoencoder(monkeypatch, Silent)
     rows = np.random.default_rng(3).normal(size=(64, 4)).astype(np.float32)
     path = write_shard(workspace.shards / "3.h5", rows, extras={"y": np.arange(64)}, chunks=(8, 4), fletcher32=True)
     damaged = Path(path).read_bytes().replace(rows[24:32].tobytes(), rows[16:24].tobytes())
@@ -361,3 +277,21 @@ def test_rows_of_a_partly_unreadable_shard_are_no_fault(
     assert workspace.run(out, *flags) == 0
     found = verify(str(out), 1000)
     assert (found.faults, found.unchecked, found.rows.n_rows, found.rows.n_bad) == ((), (), N_ROWS, 56)
+
+
+@pytest.mark.process
+def test_verification_needs_only_a_result(workspace: Workspace, out: Path) -> None:
+    with refused(66, str(out)):
+        verify(str(out))
+    assert workspace.run(out, disk=FullAfter("part", 1)) == 74
+    with refused(66, str(out)):
+        verify(str(out))
+    assert workspace.run(out) == 0
+    program = (
+        "import sys; sys.modules['theano'] = None; from shardpress.commands.table import main;"
+        f"sys.exit(main(['verify', {str(out)!r}]))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], timeout=120).returncode == 0
+    shutil.rmtree(workspace.shards)
+    found = verify(str(out))
+    assert (found.faults, found.rows.n_rows, len(found.unchecked)) == ((), 0, 2)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from shardpress.scan import ranges
+from shardpress.settings import replicas
 from tests.support.appends import N_ROWS
 from tests.support.bad_shards import Shards, Silent
 from tests.support.helpers import write_shard
@@ -83,6 +84,13 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.fixture
+def replicas_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow replicas that take only a few steps each."""
+    for name, value in (("_MIN_STEPS", 2), ("_MIN_ROUNDS", 6), ("_MIN_STEPS_PER_ROUND", 1)):
+        monkeypatch.setattr(replicas, name, value)
+
+
 class Reading(Exception):
     """Raised if rows are read."""
 
@@ -114,3 +122,10 @@ def model(shards: Shards, tmp_path: Path) -> str:
     training.add(np.random.default_rng(9).uniform(-30, 30, (100, 4)).astype(np.float32))
     assert training.run() == 0
     return str(training.output)
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """Return a workspace without shards."""
+    install(monkeypatch)
+    return Workspace(tmp_path)

@@ -1,4 +1,4 @@
-"""A month of appends: rows that do not change, and rows that change in three ways.
+"""Months of appends: rows that do not change, and rows that change in three ways.
 
 A run over twenty files trains the model. Then one file arrives, and then ten more, all with the same distribution: the
 verdict is *keep*. A file whose values are shifted, one whose rows are rotated in the space of the features, and one
@@ -112,27 +112,6 @@ def names_the_column(found: dict[str, Any]) -> bool:
 REASONS = {"shifted": names_the_shift, "rotated": names_the_rotation, "stuck": names_the_column}
 
 
-def test_a_month_of_appends(make_workspace: Callable[..., Workspace], tmp_path: Path) -> None:
-    month = Month(make_workspace(), tmp_path / "features", Source(seed=0))
-    month.train(n_files=20)
-    assert month.append(n_files=1)["verdict"] == "keep"
-    assert month.append(n_files=10)["verdict"] == "keep"
-
-    shifted = month.append(n_files=1, kind="shifted")
-    assert shifted["verdict"] in ("watch", "retrain")
-    assert names_the_shift(shifted)
-
-    rotated = month.append(n_files=1, kind="rotated")
-    assert rotated["verdict"] in ("watch", "retrain")
-    assert names_the_rotation(rotated)
-
-    stuck = month.append(n_files=1, kind="stuck")
-    assert stuck["verdict"] in ("watch", "retrain")
-    assert names_the_column(stuck)
-
-    assert month.append(n_files=1)["verdict"] == "keep"  # earlier drift does not move the reference
-
-
 def test_an_append_can_end_before_drifted_rows_are_published(
     make_workspace: Callable[..., Workspace], tmp_path: Path
 ) -> None:
@@ -145,29 +124,6 @@ def test_an_append_can_end_before_drifted_rows_are_published(
     assert features_of(output) == before
     assert month.run_append("--on-append-drift", "warn") == 0
     assert Result.open(output).facts.appends[-1]["drift"]["verdict"] == "retrain"
-
-
-@pytest.mark.parametrize("n_most", [None, 150])
-def test_new_rows_are_compared_with_the_validation_rows(
-    make_workspace: Callable[..., Workspace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_most: int | None
-) -> None:
-    """The mean squared error of the reference is that of the validation, so the rows are the same."""
-    if n_most is not None:
-        monkeypatch.setattr(budget, "_VALIDATION_BYTES", n_most * N_COLUMNS * 4)
-    output = tmp_path / "features"
-    month = Month(make_workspace(), output, Source(seed=0))
-    month.train(n_files=20)
-    training = Result.open(output).model.about["training"]
-    before = Result.open(output).statistics()
-    assert before["n_rows"] == (n_most or 0.1 * 20 * N_ROWS)
-    best = training["history"][training["best_epoch"]]
-    assert before["error/mean"] == pytest.approx(best["validation_cost"], rel=1e-5)
-    for _ in range(2):
-        assert month.append(n_files=1)["verdict"] == "keep"
-        after = Result.open(output).statistics()
-        assert after.keys() == before.keys()
-        for name, array in before.items():
-            np.testing.assert_array_equal(after[name], array)
 
 
 def test_without_held_out_rows_there_is_no_verdict(make_workspace: Callable[..., Workspace], tmp_path: Path) -> None:
@@ -202,22 +158,11 @@ def test_rows_are_compared_with_those_of_the_training_of_a_given_model(
         assert Result.open(output).facts.appends[-1]["drift"]["verdict"] == expected
 
 
-def test_the_report_lists_the_verdicts(make_workspace: Callable[..., Workspace], tmp_path: Path) -> None:
-    output = tmp_path / "features"
-    month = Month(make_workspace(), output, Source(seed=0))
-    month.train(n_files=20)
-    month.append(n_files=1)
-    month.append(n_files=1, kind="stuck")
-    text = text_of(page_of(Result.open(output).report()))
-    assert "Appended rows" in text
-    assert "Verdict on the last append (200 rows): watch" in text
-    assert f"olumn {STUCK}" in text
-
-
 @pytest.mark.slow
 def test_verdicts_are_reliable(make_workspace: Callable[..., Workspace], tmp_path: Path) -> None:
     """The shares of false alarms and of hits; `SEEDS` says how many months there are."""
     false_alarms = 0
+    later_alarms = 0
     hits = Counter[str]()
     for seed in SEEDS:
         folder = tmp_path / f"{seed}"
@@ -229,6 +174,10 @@ def test_verdicts_are_reliable(make_workspace: Callable[..., Workspace], tmp_pat
         for kind, is_right in REASONS.items():
             found = month.append(n_files=1, kind=kind)
             hits[kind] += found["verdict"] != "keep" and is_right(found)
-    print(f"{len(SEEDS)} seeds: {false_alarms} false alarms; hits: {dict(hits)}")
-    assert false_alarms <= 0.05 * len(SEEDS)
+        text = text_of(page_of(Result.open(folder / "features").report()))
+        assert "Appended rows" in text
+        assert f"olumn {STUCK}" in text
+        later_alarms += month.append(n_files=1)["verdict"] != "keep"  # earlier drift does not move the reference
+    print(f"{len(SEEDS)} seeds: {false_alarms} and {later_alarms} false alarms; hits: {dict(hits)}")
+    assert max(false_alarms, later_alarms) <= 0.05 * len(SEEDS)
     assert min(hits[kind] for kind in REASONS) >= 0.95 * len(SEEDS)

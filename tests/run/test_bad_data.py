@@ -22,20 +22,20 @@ from tests.support.bad_shards import (
     state,
 )
 from tests.support.damage import damage
-from tests.support.logged import COMPLETE, mentions, reuses
+from tests.support.logged import COMPLETE, mentions
+
+SKIP = ["--on-bad-data", "skip", *NO_LIMITS]
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("threads", ["1", "3"])
-def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(shards: Shards, tmp_path: Path, threads: str) -> None:
+def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(shards: Shards, tmp_path: Path) -> None:
     bad = fill_with_bad_data(shards)
-    flags = ["--on-bad-data", "skip", "--threads", threads, "--validation-fraction", "0.2", *NO_LIMITS]
+    flags = [*SKIP, "--threads", "3", "--validation-fraction", "0.2"]
     assert shards.run(*flags) == 0
     check(shards.output, shards.arrays, bad)
     expected = standin.features_of(shards.output)
     use = Result.open(shards.output).use()
     assert 0 < np.count_nonzero(use == Use.VALIDATION) < 78
-    lines = bad_lines(shards.output)
     for folder, number in (("work", 0), ("work", 2), ("work", 3), ("parts", 0), ("parts", 1), ("parts", 5)):
         output = tmp_path / f"{folder}-{number}"
         assert shards.run(*flags, output=output, disk=InterruptedDisk(folder, number)) == 130
@@ -43,41 +43,13 @@ def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(shards: Shards, t
         assert shards.run(*flags, output=output) == 0
         assert standin.features_of(output) == expected
         np.testing.assert_array_equal(Result.open(output).use(), use)
-        assert lines == bad_lines(output)
-        assert shards.run(*flags, output=output) == 0
+        assert bad_lines(output) == bad_lines(shards.output)
 
 
 @pytest.mark.process
-def test_allowing_the_bad_rows_resumes_with_the_same_scan(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "shardpress")
-    shards.fill(30, 30)
-    rows = shards.arrays[1].copy()
-    rows[20] = np.nan
-    shards.rewrite(1, rows)
-    assert shards.run() == 65
-    (before,) = (shards.output / "work").glob("scan-*")
-    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
-    assert reuses(caplog.text, "scan")
-    assert list((shards.output / "work").glob("scan-*")) == [before]
-    check(shards.output, shards.arrays, [50])
-
-
-def test_a_rerun_over_unreadable_shards_is_already_complete(shards: Shards, capsys: Any) -> None:
-    fill_with_bad_data(shards)
-    flags = ["--on-bad-data", "skip", *NO_LIMITS]
-    assert shards.run(*flags) == 0
-    before = state(shards.output)
-    capsys.readouterr()
-    assert shards.run(*flags) == 0
-    summary = capsys.readouterr().out
-    assert summary.startswith(COMPLETE)
-    assert mentions(summary, 121, 43, 2)
-    assert state(shards.output) == before
-
-
-@pytest.mark.process
-@pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
-@pytest.mark.parametrize("stop", [("work", 2), ("parts", 5)], ids=str)
+@pytest.mark.parametrize(
+    ("stop", "with_model"), [(("work", 2), False), (("parts", 5), False), (("parts", 5), True)], ids=str
+)
 def test_a_shard_that_was_repaired_between_runs_is_read(
     shards: Shards, model: str, stop: tuple[str, int], with_model: bool
 ) -> None:
@@ -88,9 +60,7 @@ def test_a_shard_that_was_repaired_between_runs_is_read(
     status = path.stat()
     damage(path)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    flags = ["--on-bad-data", "skip", *NO_LIMITS, *(["--model", model] if with_model else [])]
-    if with_model:
-        stop = ("parts", 5)
+    flags = [*SKIP, *(["--model", model] if with_model else [])]
     assert shards.run(*flags, disk=InterruptedDisk(*stop)) == 130
     with open(path, "r+b") as file:
         file.write(good)
@@ -99,35 +69,36 @@ def test_a_shard_that_was_repaired_between_runs_is_read(
     check(shards.output, shards.arrays, [], load_model(model) if with_model else None)
 
 
-# -- another policy after the run has finished ------------------------------------------------------------------------
+# -- after the run has finished ---------------------------------------------------------------------------------------
+
+
+def test_bad_rows_and_shards_are_listed_and_a_rerun_is_complete(shards: Shards, capsys: Any) -> None:
+    bad = fill_with_bad_data(shards)
+    assert shards.run(*SKIP) == 0
+    lines = bad_lines(shards.output)
+    assert [Path(line["file"]).name for line in lines[:3]] == ["x.h5", "0.h5", "0.h5"]
+    assert [line["row"] for line in lines[1:3]] == bad[:2]
+    assert {Path(line["file"]).name for line in lines[3:]} == {"1.h5"}
+    before = state(shards.output)
+    capsys.readouterr()
+    assert shards.run(*SKIP) == 0
+    summary = capsys.readouterr().out
+    assert summary.startswith(COMPLETE)
+    assert mentions(summary, 121, 43, 2)
+    assert state(shards.output) == before
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
-@pytest.mark.parametrize(
-    "flags",
-    [["--on-bad-data", "raise"], ["--on-bad-data", "skip", "--max-bad", "35%"]],
-    ids=["raise", "rows"],
-)
-def test_results_with_more_bad_data_than_allowed_are_refused(
-    shards: Shards, model: str, flags: list[str], with_model: bool
-) -> None:
+def test_results_with_more_bad_shards_than_allowed_are_refused(shards: Shards, model: str, with_model: bool) -> None:
     fill_with_bad_data(shards)
-    (shards.folder / "x.h5").unlink()
-    flags = [*flags, *(["--model", model] if with_model else [])]
-    assert shards.run("--on-bad-data", "skip", *NO_LIMITS, *flags[4 if flags[1] == "skip" else 2 :]) == 0
+    flags = ["--model", model] if with_model else []
+    assert shards.run(*flags, *SKIP) == 0
     before = results(shards.output)
-    assert shards.run(*flags) == 65
-    assert results(shards.output) == before
-
-
-def test_results_with_more_bad_shards_than_allowed_are_refused(shards: Shards) -> None:
-    fill_with_bad_data(shards)
-    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
-    before = results(shards.output)
-    assert shards.run("--on-bad-data", "skip", "--max-bad", "49%") == 65
-    assert results(shards.output) == before
-    assert shards.run("--on-bad-data", "skip", "--max-bad", "50%") == 0
+    for limit in (["--on-bad-data", "raise"], ["--on-bad-data", "skip", "--max-bad", "49%"]):
+        assert shards.run(*flags, *limit) == 65
+        assert results(shards.output) == before
+    assert shards.run(*flags, "--on-bad-data", "skip", "--max-bad", "50%") == 0
 
 
 @pytest.mark.process
@@ -151,9 +122,6 @@ def test_the_limit_of_bad_rows_of_an_append_refers_to_its_rows(shards: Shards, l
     assert shards.run("--append", *flags) == 0
     bad = [0, 1, 2, 3, *range(100, 104)]
     check(shards.output, shards.arrays, bad)
-    before = state(shards.output)
-    assert shards.run("--append", *flags) == 0
-    assert state(shards.output) == before
     (shards.output / Result.open(shards.output).parts[0].file).unlink()
     assert shards.run("--append", *flags) == 0
     check(shards.output, shards.arrays, bad)
@@ -163,7 +131,7 @@ def test_the_limit_of_bad_rows_of_an_append_refers_to_its_rows(shards: Shards, l
 def test_a_limit_of_an_append_does_not_refer_to_earlier_shards(shards: Shards) -> None:
     shards.fill(30, 41, fletcher32=True)
     damage(shards.folder / "1.h5")
-    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
+    assert shards.run(*SKIP) == 0
     shards.fill(20, seed=1)
     limited = ["--append", "--max-bad", "1%"]
     assert shards.run(*limited) == 0
@@ -173,29 +141,11 @@ def test_a_limit_of_an_append_does_not_refer_to_earlier_shards(shards: Shards) -
     assert state(shards.output) == before
 
 
-def test_bad_rows_and_shards_are_listed(shards: Shards) -> None:
-    bad = fill_with_bad_data(shards)
-    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
-    lines = bad_lines(shards.output)
-    assert [line["row"] for line in lines[1:3]] == bad[:2]
-    assert lines[0]["file"].endswith("x.h5")
-    assert {Path(line["file"]).name for line in lines[3:]} == {"1.h5"}
-
-
-def test_the_list_of_bad_rows_is_removed_with_its_results(shards: Shards) -> None:
-    shards.fill(30)
-    assert shards.run("--on-bad-data", "skip") == 0
-    assert bad_lines(shards.output) == []
-    assert shards.run("--seed", "1", "--overwrite") == 0
-    assert not (shards.output / "bad_rows.jsonl").exists()
-
-
 def test_names_of_bad_files_cannot_forge_lines(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     shards.fill(30)
     name = "x\n12:00:00 ERROR forged\x1b[31m.h5"
     (shards.folder / name).write_bytes(b"no HDF5")
-    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
+    assert shards.run(*SKIP) == 0
     assert all(record.getMessage().isprintable() for record in caplog.records)
     (line,) = bad_lines(shards.output)
     assert line["file"] == f"{shards.folder}/{name}"
-    assert len((shards.output / "bad_rows.jsonl").read_text().splitlines()) == 1

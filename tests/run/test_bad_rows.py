@@ -9,7 +9,6 @@ four seeds.
 from __future__ import annotations
 
 import re
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,64 +19,53 @@ from shardpress.features import open_features
 from shardpress.result import INDEX, Result, load_model
 from shardpress_kernels.autoencoder import Autoencoder
 from tests.support import standin
-from tests.support.bad_shards import (
-    NO_LIMITS,
-    Shards,
-    bad_lines,
-    check,
-    errors,
-    results,
-)
-from tests.support.cases import cross, sample
+from tests.support.bad_shards import NO_LIMITS, Shards, bad_lines, check, errors, results
+from tests.support.cases import case, cross, sample
 from tests.support.logged import mentions
 from tests.support.tolerances import assert_close
+
+SKIP = ["--on-bad-data", "skip", *NO_LIMITS]
 
 
 def test_a_bad_row_stops_the_run_before_training(
     shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shards.fill(20, 17, 0, 30)
-    for value, (shard, row, column) in product((np.nan, np.inf, -np.inf), ((0, 0, 0), (1, 8, 3), (3, 29, 1))):
+    for value, shard, row, column in ((np.nan, 0, 0, 0), (np.inf, 1, 8, 3), (-np.inf, 3, 29, 1), (-9999.0, 0, 7, 3)):
         good = shards.arrays[shard]
-        output = tmp_path / f"{value}-{shard}"
         rows = good.copy()
         rows[row, column] = value
         shards.rewrite(shard, rows)
-        assert shards.run(output=output) == 65, (value, shard)
-        where = (f"file={shards.folder}/{shard}.h5", "dataset=X", value, row, column)
-        assert mentions(errors(caplog), *where, "1 of 67")
-        assert "--on-bad-data skip" in errors(caplog)
-        assert len(list((output / "work").glob("scan-*"))) == 1, (value, shard)
-        assert not (output / INDEX).exists(), (value, shard)
+        output = tmp_path / f"{value}"
+        with case(value):
+            assert shards.run("--missing-value", "-9999", output=output) == 65
+            where = (f"file={shards.folder}/{shard}.h5", "dataset=X", value, row, column)
+            assert mentions(errors(caplog), *where, "1 of 67")
+            assert len(list((output / "work").glob("scan-*"))) == 1
+            assert not (output / INDEX).exists()
         shards.rewrite(shard, good)
-
-
-@pytest.mark.process
-def test_subnormal_numbers_and_minus_zero_are_accepted(shards: Shards) -> None:
-    shards.fill(30)
-    shards.add(np.array([[1e-45, -0.0, 1e-40, 0], [-1e-45, 0.0, -0.0, 5]], np.float32))
-    assert shards.run() == 0
-    check(shards.output, shards.arrays, [])
 
 
 @pytest.mark.slow
 def test_skipped_rows_keep_their_places_and_change_no_other_row(shards: Shards) -> None:
+    """One shard has only bad rows."""
     for seed in sample(range(4), 2):
-        check_skipped(shards.another(f"seed-{seed}"), seed)
+        with case(seed):
+            check_skipped(shards.another(f"seed-{seed}"), seed)
 
 
 def check_skipped(shards: Shards, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    shards.fill(*rng.integers(0, 40, 5), 33, seed=seed)
+    shards.fill(*rng.integers(0, 40, 4), 7, 33, seed=seed)
     bad_entries: list[tuple[int, int, list[int], str]] = []
     for number, rows in enumerate(shards.arrays):
         changed_rows = rows.copy()
-        for row in np.flatnonzero(rng.random(len(rows)) < 0.2):
+        for row in np.flatnonzero(rng.random(len(rows)) < (1 if number == 4 else 0.2)):
             columns = np.flatnonzero(rng.random(4) < 0.5).tolist() or [2]
             changed_rows[row, columns] = rng.choice([np.nan, np.inf, -np.inf], len(columns))
             bad_entries.append((number, int(row), columns, str(changed_rows[row, columns[0]])))
         shards.rewrite(number, changed_rows)
-    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
+    assert shards.run(*SKIP) == 0
     firsts = np.cumsum([0, *map(len, shards.arrays)])
     check(shards.output, shards.arrays, [firsts[number] + row for number, row, _, _ in bad_entries])
     good = np.concatenate(shards.arrays)
@@ -94,77 +82,39 @@ def check_skipped(shards: Shards, seed: int) -> None:
 def test_values_of_a_bad_row_affect_nothing(shards: Shards, tmp_path: Path) -> None:
     """They change neither the ranges nor the training nor the features of any other row."""
     shards.fill(60, 40)
-    rng = np.random.default_rng(1)
+    places = np.random.default_rng(1).choice(40, 7, replace=False)
     bits = set()
-    places = rng.choice(40, 7, replace=False)
-    for i, value in enumerate((np.nan, np.inf, -77)):
+    for value in (np.nan, np.inf, -77):
         changed_rows = shards.arrays[1].copy()
         changed_rows[places, 1] = value
         shards.rewrite(1, changed_rows)
-        output = tmp_path / str(i)
-        assert shards.run("--on-bad-data", "skip", "--missing-value", "-77", *NO_LIMITS, output=output) == 0
+        output = tmp_path / str(value)
+        assert shards.run(*SKIP, "--missing-value", "-77", output=output) == 0
         bits.add(standin.features_of(output))
     assert len(bits) == 1
 
 
 # -- columns and ranges --------------------------------------------------------------------------------------------
 
-
-@pytest.mark.parametrize("bad", ["column", "rows"])
-def test_a_run_without_usable_rows_is_refused(shards: Shards, caplog: pytest.LogCaptureFixture, bad: str) -> None:
-    rows = np.ones((30, 4), np.float32)
-    rows[slice(None) if bad == "rows" else (slice(None), 2)] = np.nan
-    shards.add(rows)
-    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 65
-    assert mentions(errors(caplog), f"file={shards.folder}/0.h5", 30)
+UNUSABLE = {
+    "bad column": np.where(np.arange(4) == 2, np.nan, np.ones((30, 4))),
+    "bad rows": np.full((30, 4), np.nan),
+    "equal rows": np.full((30, 4), 7.25),
+    "one row": np.arange(4.0)[None],
+}
 
 
-@pytest.mark.process
-def test_a_shard_of_only_bad_rows_keeps_its_place(shards: Shards) -> None:
-    shards.fill(20)
-    shards.add(np.full((13, 4), np.nan, np.float32))
-    shards.fill(20, seed=1)
-    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
-    check(shards.output, shards.arrays, range(20, 33))
-
-
-@pytest.mark.parametrize(
-    ("rows", "counts"),
-    [(np.full((30, 4), 7.25), (30,)), (np.arange(4.0)[None], (1, 1))],
-    ids=["constant", "one row"],
-)
-def test_equal_rows_or_a_single_row_are_refused(
-    shards: Shards, caplog: pytest.LogCaptureFixture, rows: np.ndarray, counts: tuple[int, ...]
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_rows_without_anything_to_learn_are_refused(
+    shards: Shards, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    shards.add(rows.astype(np.float32))
-    assert shards.run("--batch-size", "1") == 65
-    assert mentions(errors(caplog), *counts)
-
-
-def test_fewer_rows_than_features_cause_a_warning(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
-    shards.fill(2)
-    assert shards.run("--batch-size", "1", "--n-features", "3") == 0
-    assert mentions(caplog.text, 2, 4, 3, "--orientation columns")
-    caplog.clear()
-    assert shards.run("--batch-size", "1", "--n-features", "2", "--restart") == 0
-    assert "--orientation" not in caplog.text
-
-
-def test_the_error_about_bad_rows_lists_the_flags_to_allow_them(
-    shards: Shards, caplog: pytest.LogCaptureFixture
-) -> None:
-    rows = np.random.default_rng(0).normal(size=(100, 4))
-    rows[::10, 1] = np.nan
+    rows = UNUSABLE[kind].astype(np.float32)
     shards.add(rows)
-    for more in ([], ["--on-bad-data", "skip"]):
-        caplog.clear()
-        assert shards.run(*more) == 65
-        (advice,) = re.findall(r"--on-bad-data \w+ --max-bad \d+%?", errors(caplog))
-        assert advice == "--on-bad-data skip --max-bad 10%"
-    assert shards.run(*advice.split()) == 0
+    assert shards.run(*SKIP, "--batch-size", "1") == 65
+    assert mentions(errors(caplog), len(rows))
 
 
-def test_the_advice_allows_the_shards_that_were_left_out(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_advice_allows_all_bad_rows_and_shards(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     rows = np.random.default_rng(0).normal(size=(100, 4))
     rows[::2, 1] = np.nan
     shards.add(rows)
@@ -176,41 +126,23 @@ def test_the_advice_allows_the_shards_that_were_left_out(shards: Shards, caplog:
     assert shards.run(*advice.split()) == 0
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("constant", [[1], [0, 2, 3]], ids=str)
-def test_a_constant_column_becomes_0_and_is_reported_once(
-    shards: Shards, caplog: pytest.LogCaptureFixture, constant: list[int]
-) -> None:
-    caplog.set_level("INFO", "shardpress")
-    shards.fill(30, 30)
-    for number, rows in enumerate(shards.arrays):
-        rows[:, constant] = 7.25
-        shards.rewrite(number, rows)
-    assert shards.run() == 0
-    check(shards.output, shards.arrays, [])
-    (line,) = [line for line in caplog.messages if line.startswith("scan: ") and "constant" in line]
-    assert mentions(line, len(constant), 0, ", ".join(map(str, constant)))
-    assert not load_model(shards.output).scaler.transform(shards.arrays[0])[:, constant].any()
-
-
 @pytest.mark.slow
 def test_a_range_stretched_by_outliers_causes_a_warning(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
-    shards.fill(100, 200)
-    shards.arrays[1][7, 2] = 3e5
-    shards.arrays[1][9, 1] = -1e7
-    shards.rewrite(1, shards.arrays[1])
+    shards.fill(300)
+    shards.arrays[0][7, 2] = 3e5
+    shards.arrays[0][9, 1] = -1e7
+    shards.rewrite(0, shards.arrays[0])
     for flags in ([], ["--seed", "1", "--overwrite"]):  # the second run reuses the scan
         caplog.clear()
         assert shards.run(*flags) == 0
         (words,) = [record.getMessage() for record in caplog.records if "--clip-quantile" in record.getMessage()]
         assert mentions(words, 2, "1, 2", 1, "-1e+07", "--clip-quantile 0.001")
-        report = Result.open(shards.output).report()["scan"]
-        assert list(report["narrow_columns"]) == ["1", "2"]
+        assert list(Result.open(shards.output).report()["scan"]["narrow_columns"]) == ["1", "2"]
 
 
 EXTREME_RANGES: list[tuple[Any, float, float]] = [
     (np.float32, -3e38, 3e38),
-    (np.float32, 0, 1e-45),
+    (np.float32, -0.0, 1e-45),
     (np.float32, -1e-40, 1e-40),
     (np.float64, -8e307, 8e307),
     (np.float64, 0, 5e-324),
@@ -224,79 +156,51 @@ EXTREME_RANGES: list[tuple[Any, float, float]] = [
 def test_extreme_ranges_give_finite_features(shards: Shards) -> None:
     for i, (dtype, low, high) in enumerate(EXTREME_RANGES):
         these = shards.another(f"range-{i}")
-        words = f"{np.dtype(dtype)} from {low} to {high}"
         rows = np.random.default_rng(0).integers(0, 100, (60, 4)).astype(dtype)
         rows[:, 1] = np.where(np.arange(60) % 3 > 0, np.array(low, dtype), np.array(high, dtype))
         these.add(rows)
-        assert these.run() == 0, words
-        check(these.output, [rows], [])
-        scaled = load_model(these.output).scaler.transform(rows)
-        assert scaled.min() >= 0, words
-        assert scaled.max() <= 1, words
+        with case(dtype, low, high):
+            assert these.run() == 0
+            check(these.output, [rows], [])
+            scaled = load_model(these.output).scaler.transform(rows)
+            assert scaled.min() >= 0
+            assert scaled.max() <= 1
 
 
 # -- missing values ------------------------------------------------------------------------------------------------
 
-
-MISSING: list[tuple[Any, str, float]] = [
-    (np.float32, "-9999", -9999),
+# Storage dtype, --missing-value, and the value in the file; None if the dtype has no such value.
+MISSING: list[tuple[Any, str, float | None]] = [
     (np.float32, "-999.9", -999.9),
     (np.float64, "-9999", -9999),
     (np.float16, "-9999", -10000),
     (np.int16, "-9999", -9999),
     (np.uint8, "255", 255),
     (np.int64, str(2**63 - 1), 2**63 - 1),
+    (np.uint16, "-9999", None),
 ]
 
 
 @pytest.mark.slow
 def test_rows_with_the_missing_value_are_bad_rows(shards: Shards) -> None:
     for i, (dtype, missing, value) in enumerate(MISSING):
-        check_missing(shards.another(f"missing-{i}"), dtype, missing, value)
+        with case(dtype, missing):
+            check_missing(shards.another(f"missing-{i}"), dtype, missing, value)
 
 
-def check_missing(shards: Shards, dtype: Any, missing: str, value: float) -> None:
+def check_missing(shards: Shards, dtype: Any, missing: str, value: float | None) -> None:
     rows = np.random.default_rng(0).integers(0, 100, (50, 4)).astype(dtype)
-    rows[[4, 33], [1, 2]] = np.array(value, dtype=dtype)
-    rows[20] = np.array(value, dtype=dtype)
+    bad = {4: [1], 20: [0, 1, 2, 3], 33: [2]}
+    for row, columns in bad.items():
+        rows[row, columns] = np.array(2**16 - 9999 if value is None else value, dtype=dtype)  # a wrapped -9999
+    bad = {} if value is None else bad
     shards.add(rows)
-    assert shards.run("--on-bad-data", "skip", "--missing-value", missing, *NO_LIMITS) == 0, (dtype, missing)
+    assert shards.run(*SKIP, "--missing-value", missing) == 0
     read = rows.astype(np.float32) if dtype == np.float16 else rows
-    check(shards.output, [read], [4, 20, 33])
-    good = np.delete(read, [4, 20, 33], axis=0)
+    check(shards.output, [read], list(bad))
+    good = np.delete(read, list(bad), axis=0)
     np.testing.assert_array_equal(load_model(shards.output).scaler.maximum, good.max(axis=0))
-    assert [(line["row"], line["columns"]) for line in bad_lines(shards.output)] == [
-        (4, [1]),
-        (20, [0, 1, 2, 3]),
-        (33, [2]),
-    ]
-
-
-def test_a_missing_value_stops_the_run_by_default(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
-    rows = np.random.default_rng(0).integers(0, 100, (50, 4)).astype(np.int16)
-    rows[7, 3] = -9999
-    shards.add(rows)
-    assert shards.run("--missing-value", "-9999") == 65
-    assert mentions(errors(caplog), -9999, 7, 3, "1 of 50", -9999)
-
-
-@pytest.mark.process
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_missing_value_outside_the_dtype_matches_no_row(shards: Shards, dtype: Any) -> None:
-    rows = np.random.default_rng(0).integers(0, 256, (50, 4)).astype(dtype)
-    rows[:, 0] = np.array(-9999 % 2**16).astype(dtype)  # the value of a wrapped -9999
-    shards.add(rows)
-    assert shards.run("--missing-value", "-9999") == 0
-    check(shards.output, [rows], [])
-
-
-def test_another_missing_value_is_another_run(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
-    shards.fill(30)
-    assert shards.run() == 0
-    before = results(shards.output)
-    assert shards.run("--missing-value", "7") == 78
-    assert "missing_value None -> 7" in errors(caplog)
-    assert results(shards.output) == before
+    assert [(line["row"], line["columns"]) for line in bad_lines(shards.output)] == list(bad.items())
 
 
 # -- limits --------------------------------------------------------------------------------------------------------
@@ -307,29 +211,24 @@ def test_another_missing_value_is_another_run(shards: Shards, caplog: pytest.Log
 def test_the_limit_of_bad_rows_is_exact(
     shards: Shards, model: str, caplog: pytest.LogCaptureFixture, limit: str, with_model: bool
 ) -> None:
-    check_limit(shards.another(limit), model, caplog, limit, with_model)
-
-
-def check_limit(shards: Shards, model: str, caplog: pytest.LogCaptureFixture, limit: str, with_model: bool) -> None:
-    rng = np.random.default_rng(0)
     shards.fill(60, 40)
     flags = ["--on-bad-data", "skip", "--max-bad", limit, *(["--model", model] if with_model else [])]
-    bad = rng.choice(100, 8, replace=False)
-    for n_bad in (7, 8):
-        changed_rows = np.concatenate([rows.copy() for rows in shards.arrays])
-        changed_rows[bad[:n_bad], 1] = np.nan
-        shards.rewrite(0, changed_rows[:60])
-        shards.rewrite(1, changed_rows[60:])
-        caplog.clear()
-        if n_bad == 7:
-            assert shards.run(*flags) == 0, limit
-            check(shards.output, shards.arrays, bad[:7].tolist(), load_model(model) if with_model else None)
-        else:
-            before = results(shards.output)
-            assert shards.run(*flags, "--overwrite") == 65
-            written = limit.replace(" ", "")
-            assert mentions(errors(caplog), 8, 7, f"--max-bad {written}")
-            assert results(shards.output) == before
+    bad = np.random.default_rng(0).choice(100, 8, replace=False)
+
+    def spoil(n_bad: int) -> None:
+        rows = np.concatenate(shards.arrays)
+        rows[bad[:n_bad], 1] = np.nan
+        shards.rewrite(0, rows[:60])
+        shards.rewrite(1, rows[60:])
+
+    spoil(7)
+    assert shards.run(*flags) == 0
+    check(shards.output, shards.arrays, bad[:7].tolist(), load_model(model) if with_model else None)
+    before = results(shards.output)
+    spoil(8)
+    assert shards.run(*flags, "--overwrite") == 65
+    assert mentions(errors(caplog), 8, 7)
+    assert results(shards.output) == before
 
 
 # -- on the real kernels -------------------------------------------------------------------------------------------
@@ -346,7 +245,7 @@ def test_bad_rows_change_no_bit_of_good_rows_in_the_kernels(tmp_path: Path) -> N
     for number, rows in enumerate(shards.arrays):
         rows[rng.random(len(rows)) < 0.1, rng.integers(4)] = rng.choice([np.nan, np.inf, -np.inf])
         shards.rewrite(number, rows)
-    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
+    assert shards.run(*SKIP) == 0
     found = open_features(shards.output)
     fitted = load_model(shards.output)
     features = found.features.compute()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,10 @@ from shardpress.formats import pack, unpack
 from shardpress.output.files import unique_name
 from shardpress.output.journal import Record
 from shardpress.output.lock import locked
+from tests.support.cases import each
 from tests.support.interruptions import DAMAGE, STEPS, FullAfter
 from tests.support.logged import resumed_step
-from tests.support.soak_protocol import (
-    leftovers,
-    records,
-)
+from tests.support.soak_protocol import leftovers, records
 from tests.support.standin import Workspace, features_of
 
 N_CHECKPOINTS = 4  # two epochs of two steps
@@ -69,94 +65,42 @@ def test_training_resumes_after_the_last_intact_checkpoint(
         assert leftovers(output) == [], damage
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", [["--n-features", "1"], ["--seed", "1"], ["--optimizer", "momentum"]], ids=" ".join)
-def test_a_checkpoint_of_other_settings_is_ignored(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, flags: list[str]
-) -> None:
-    assert workspace.run(out, *STEPS, disk=FullAfter("checkpoint", 3)) == 74
-    caplog.clear()
-    assert workspace.run(out, *STEPS, *flags, "--overwrite") == 0
-    assert resumed_step(caplog.text) is None
-    assert features_of(out) == expected(*flags)
+def replace_last_checkpoint(output: Path, arrays: Any = (), progress: Any = (), **changes: Any) -> None:
+    """Replace the last checkpoint by one with other arrays, another progress or other facts."""
+    with locked(output) as journal:
+        *_, last = journal.records("checkpoint")
+        found, about = unpack(journal.load(last))
+        journal.withdraw(last)
+        about = {**about, "progress": {**about["progress"], **dict(progress)}, **changes}
+        entry = journal.write(unique_name("work/checkpoint", ".npz"), pack({**found, **dict(arrays)}, about))
+        journal.add(Record(last.key, last.fingerprint, entry, last.facts))
 
 
-def forged(data: bytes, kind: str) -> bytes:
-    """Return the file of a checkpoint with a change of this kind."""
-    arrays, about = unpack(data)
-    if kind == "no archive":
-        return b"nothing"
-    if kind == "too long":
-        return data + bytes(2**25)
-    if kind == "compressed":
-        buffer = io.BytesIO()
-        text = np.frombuffer(json.dumps([list(arrays), about]).encode(), dtype=np.uint8)
-        np.savez_compressed(buffer, about=text, **arrays)
-        return buffer.getvalue()
-    if kind == "no number of steps":
-        return pack(arrays, {"progress": about["progress"]})
-    if kind in PROGRESS:
-        return pack(arrays, {**about, "progress": {**about["progress"], **PROGRESS[kind]}})
-    if kind in ABOUT:
-        return pack(arrays, {**about, **ABOUT[kind]})
-    return pack({**arrays, **ARRAYS[kind]}, about)
-
-
-ARRAYS: dict[str, dict[str, np.ndarray]] = {
-    "of another width": {"parameters/W": np.zeros((4, 3), np.float32)},
-    "not finite": {"best/W": np.full((4, 2), np.nan, np.float32)},
-    "of another dtype": {"state/W_velocity": np.zeros((4, 2))},
-    "more arrays": {"state/more": np.zeros(2, np.float32)},
-}
-PROGRESS: dict[str, dict[str, Any]] = {
-    "epoch below 0": {"epoch": -1},
-    "epoch after the last": {"epoch": 10**6},
-    "steps after the last": {"n_done": 10**18},
-    "many epochs": {"n_epochs": 10**9},
-    "list for an optimizer": {"optimizer": []},
-}
-ABOUT: dict[str, dict[str, Any]] = {
-    "no progress": {"progress": {}},
-    "list for progress": {"progress": []},
-    "step below 0": {"n_steps": -1},
+FORGED: dict[str, dict[str, Any]] = {
+    "of another width": {"arrays": {"parameters/W": np.zeros((4, 3), np.float32)}},
+    "not finite": {"arrays": {"best/W": np.full((4, 2), np.nan, np.float32)}},
+    "of another dtype": {"arrays": {"state/W_velocity": np.zeros((4, 2))}},
+    "more arrays": {"arrays": {"state/more": np.zeros(2, np.float32)}},
+    "epoch below 0": {"progress": {"epoch": -1}},
+    "epoch after the last": {"progress": {"epoch": 10**6}},
+    "steps after the last": {"progress": {"n_done": 10**18}},
+    "many epochs": {"progress": {"n_epochs": 10**9}},
+    "list for an optimizer": {"progress": {"optimizer": []}},
     "step after the last": {"n_steps": 10**18},
     "step of another record": {"n_steps": 2},
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", ["no archive", "too long", "compressed", "no number of steps", *ARRAYS, *PROGRESS, *ABOUT]
-)
+@each("kind", FORGED)
 def test_an_invalid_checkpoint_is_ignored(
     workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    assert workspace.run(out, *STEPS, disk=FullAfter("checkpoint", 3)) == 74
-    with locked(out) as journal:
-        *_, last = journal.records("checkpoint")
-        data = journal.load(last)
-        journal.withdraw(last)
-        entry = journal.write(unique_name("work/checkpoint", ".npz"), forged(data, kind))
-        journal.add(Record(last.key, last.fingerprint, entry, last.facts))
+    output = out.with_name(kind)
+    assert workspace.run(output, *STEPS, disk=FullAfter("checkpoint", 3)) == 74
+    replace_last_checkpoint(output, **FORGED[kind])
     caplog.clear()
-    assert workspace.run(out, *STEPS) == 0
+    assert workspace.run(output, *STEPS) == 0
     assert any(record.levelname == "WARNING" and "checkpoint" in record.getMessage() for record in caplog.records)
     assert resumed_step(caplog.text) == 2
-    assert features_of(out) == expected()
-
-
-def test_a_checkpoint_of_a_forged_step_is_ignored(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
-) -> None:
-    """The record and the file agree on a step that the training does not have."""
-    assert workspace.run(out, *STEPS, disk=FullAfter("checkpoint", 3)) == 74
-    with locked(out) as journal:
-        *_, last = journal.records("checkpoint")
-        arrays, about = unpack(journal.load(last))
-        step = 10**12 - 1
-        entry = journal.write(unique_name("work/checkpoint", ".npz"), pack(arrays, {**about, "n_steps": step}))
-        journal.add(Record(f"checkpoint-{step}", last.fingerprint, entry, last.facts))
-    caplog.clear()
-    assert workspace.run(out, *STEPS) == 0
-    assert resumed_step(caplog.text) == 3
-    assert features_of(out) == expected()
+    assert features_of(output) == expected()

@@ -19,41 +19,59 @@ from tests.support.processes import DEADLINE, LAST_LINE, Small, arguments_of, de
 
 pytestmark = pytest.mark.process
 
+# -- missing and broken compilers --------------------------------------------------------------------------------------
 
-def test_a_required_device_that_is_missing_ends_the_run(small: Small, tmp_path: Path) -> None:
-    ended = small.program(THEANO_FLAGS="device=cuda103").run(tmp_path / "out", "--require-device")
+MISSING = {
+    "device": ({"THEANO_FLAGS": "device=cuda103"}, "device=cuda103 .* `shardpress doctor` .* THEANO_FLAGS=device=cpu"),
+    "compiler": ({"PATH": "/nonexistent"}, r".* g\+\+ .* PATH=/nonexistent\b.* \(Debian: "),
+    "configured compiler": ({"THEANO_FLAGS": "cxx=g+++"}, r".*\bcxx=g\+\+\+ "),
+}
+
+
+@pytest.mark.parametrize("what", MISSING)
+def test_a_required_device_or_compiler_that_is_missing_ends_the_run(small: Small, tmp_path: Path, what: str) -> None:
+    variables, words = MISSING[what]
+    ended = small.program(**variables).run(tmp_path / "out", "--require-device")
     assert ended.code == 69
-    assert ended.has_line("DeviceError: device=cuda103 .* `shardpress doctor` .* THEANO_FLAGS=device=cpu")
+    assert ended.has_line(f"DeviceError: {words}")
     assert LAST_LINE.search(ended.lines[-1])
+    assert not ended.has_line("Traceback")
 
 
 def test_the_cpu_replaces_a_missing_device_with_a_warning(small: Small, tmp_path: Path) -> None:
     ended = small.program(THEANO_FLAGS="device=cuda103").run(tmp_path / "out")
     assert ended.code == 0
     assert ended.has_line(" WARNING device=cuda103 .* CPU ")
-    assert ended.has_line(" INFO environment: THEANO_FLAGS=device=cuda103$")
     assert features_of(tmp_path / "out") == small.features
 
 
-def test_a_run_without_a_compiler_is_refused(small: Small, tmp_path: Path) -> None:
-    ended = small.program(PATH="/nonexistent").run(tmp_path / "out")
-    assert ended.code == 69
-    assert ended.has_line(r"DeviceError: .* g\+\+ .* PATH=/nonexistent\b.* \(Debian: ")
-    assert LAST_LINE.search(ended.lines[-1])
+# A compiler that fails if its arguments match a pattern, and the line of the run. The last one would be silently
+# replaced by one for a generic processor, which changes the last bits of features.
+BROKEN = {
+    "fails": ("*mod.cpp*", r"DeviceError: .* g\+\+: fatal error: cannot find cc1plus\..*"),
+    "fails with many lines": ("*-shared*", r"DeviceError: .* x\.cpp:0: error: number 0\. .*\brun\.log\b"),
+    "hides the processor": ("*-march=native*", "march=native.*ulimit -u"),
+}
+ERRORS = ["In file included from x:", *(f"x.cpp:{i}: error: number {i}" for i in range(500))]
 
 
-def test_a_configured_compiler_that_is_missing_is_named(small: Small, tmp_path: Path) -> None:
-    ended = small.program(THEANO_FLAGS="cxx=g+++").run(tmp_path / "out")
-    assert ended.code == 69
-    assert ended.has_line(r"DeviceError: .*\bcxx=g\+\+\+ ")
-    assert not ended.has_line("Traceback")
-
-
-def test_an_empty_compiler_setting_causes_a_warning(small: Small, tmp_path: Path) -> None:
-    warning = r" WARNING cxx .* C\+\+ "
-    ended = small.program(THEANO_FLAGS="cxx=").run(tmp_path / "out", at=warning, by=signal.SIGTERM)
-    assert ended.code == -signal.SIGTERM, ended.lines
-    assert not ended.has_line("training")
+@pytest.mark.parametrize("kind", BROKEN)
+def test_the_error_of_a_failing_compiler_is_quoted(small: Small, tmp_path: Path, kind: str) -> None:
+    pattern, words = BROKEN[kind]
+    errors = ERRORS if kind == "fails with many lines" else ["g++: fatal error: cannot find cc1plus"]
+    broken = tmp_path / "bin" / "g++"
+    broken.parent.mkdir()
+    (tmp_path / "errors").write_text("\n".join(errors))
+    fails = f'case "$*" in {pattern}) cat {tmp_path}/errors >&2; exit 1;; esac'
+    broken.write_text(f'#!/bin/sh\n{fails}\nexec /usr/bin/g++ "$@"\n')
+    broken.chmod(0o755)
+    program = small.program(THEANO_FLAGS=f"cxx={broken}", XDG_CACHE_HOME=tmp_path / "cache", TMPDIR=tmp_path / "bin")
+    ended = program.run(tmp_path / "out")
+    assert ended.code == 69, ended.lines
+    assert ended.has_line(words)
+    assert not ended.has_line("number 1|temporary file|command line")
+    assert kind != "fails with many lines" or "number 499" in (tmp_path / "out" / "run.log").read_text()
+    assert [path.name for path in broken.parent.iterdir()] == ["g++"], "no temporary files are left"
 
 
 def test_the_compiler_finds_its_linker_without_a_path(small: Small, tmp_path: Path) -> None:
@@ -67,48 +85,7 @@ def test_the_compiler_finds_its_linker_without_a_path(small: Small, tmp_path: Pa
     assert not second.has_line("compiling"), "compiled code is cached"
 
 
-def test_the_log_keeps_the_compiler_output_that_is_not_shown(small: Small, tmp_path: Path) -> None:
-    lines = "\\n".join(["In file included from x:", *(f"x.cpp:{i}: error: number {i}" for i in range(500))])
-    broken = tmp_path / "bin" / "g++"
-    broken.parent.mkdir()
-    broken.write_text(
-        f'#!/bin/sh\ncase "$*" in *-shared*) printf "{lines}" >&2; exit 1;; esac\nexec /usr/bin/g++ "$@"\n'
-    )
-    broken.chmod(0o755)
-    program = small.program(THEANO_FLAGS=f"cxx={broken}", XDG_CACHE_HOME=tmp_path / "cache", TMPDIR=tmp_path / "bin")
-    ended = program.run(tmp_path / "out")
-    assert ended.code == 69, ended.lines
-    assert ended.has_line(r"DeviceError: .* x\.cpp:0: error: number 0\. .*\brun\.log\b")
-    assert not ended.has_line("number 1|temporary file|command line")
-    assert "number 499" in (tmp_path / "out" / "run.log").read_text()
-    assert [path.name for path in broken.parent.iterdir()] == ["g++"], "no temporary files are left"
-
-
-def test_the_error_of_a_failed_compiler_is_quoted(small: Small, tmp_path: Path) -> None:
-    broken = tmp_path / "bin" / "g++"
-    broken.parent.mkdir()
-    broken.write_text(
-        '#!/bin/sh\ncase "$*" in *mod.cpp*) echo "g++: fatal error: cannot find cc1plus" >&2; exit 1;; esac\n'
-        f'PATH={os.environ["PATH"]} exec g++ "$@"\n'
-    )
-    broken.chmod(0o755)
-    program = small.program(PATH=f"{broken.parent}:{os.environ['PATH']}", XDG_CACHE_HOME=tmp_path / "cache")
-    ended = program.run(tmp_path / "out")
-    assert ended.code == 69, ended.lines
-    assert ended.has_line(r"DeviceError: .* g\+\+: fatal error: cannot find cc1plus\. .* \(Debian: ")
-    assert LAST_LINE.search(ended.lines[-1])
-
-
-def test_a_compiler_that_hides_the_processor_is_refused(small: Small, tmp_path: Path) -> None:
-    """Theano would silently compile for a generic processor, which changes the last bits of features."""
-    broken = tmp_path / "bin" / "g++"
-    broken.parent.mkdir()
-    broken.write_text('#!/bin/sh\ncase "$*" in *-march=native*) exit 1;; esac\nexec /usr/bin/g++ "$@"\n')
-    broken.chmod(0o755)
-    program = small.program(THEANO_FLAGS=f"cxx={broken}", XDG_CACHE_HOME=tmp_path / "cache")
-    ended = program.run(tmp_path / "out")
-    assert ended.code == 69, ended.lines
-    assert ended.has_line("march=native.*ulimit -u")
+# -- the compile cache -------------------------------------------------------------------------------------------------
 
 
 def test_a_run_succeeds_after_one_was_killed_while_compiling(small: Small, tmp_path: Path) -> None:
@@ -132,18 +109,11 @@ def test_a_temporary_compile_cache_replaces_an_unusable_one(small: Small, tmp_pa
     program = small.program(XDG_CACHE_HOME="/proc/nowhere", TMPDIR=tmp_path / "tmp")
     ended = program.run(tmp_path / "out", *small.with_model)
     assert ended.code == 0, ended.lines
-    warnings = [line for line in ended.lines if " WARNING " in line]
-    assert len(warnings) == 1
-    assert re.search(rf" /proc/nowhere/.* {tmp_path}/tmp/shard", warnings[0])
-    assert list((tmp_path / "tmp").iterdir()) == []
+    (warning,) = [line for line in ended.lines if " WARNING " in line]
+    assert re.search(rf" /proc/nowhere/.* {tmp_path}/tmp/shard", warning)
     assert features_of(tmp_path / "out") == small.features
-
-
-def test_a_signal_removes_the_temporary_compile_cache(small: Small, tmp_path: Path) -> None:
-    (tmp_path / "tmp").mkdir()
-    program = small.program(XDG_CACHE_HOME="/proc/nowhere", TMPDIR=tmp_path / "tmp")
-    ended = program.run(tmp_path / "out", at=" WARNING .* cache ", by=signal.SIGTERM)
-    assert ended.code == -signal.SIGTERM, ended.lines
+    stopped = program.run(tmp_path / "stopped", at=" WARNING .* cache ", by=signal.SIGTERM)
+    assert stopped.code == -signal.SIGTERM, stopped.lines
     assert list((tmp_path / "tmp").iterdir()) == []
 
 

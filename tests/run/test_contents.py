@@ -22,7 +22,7 @@ from shardpress.run.digests import with_content
 from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.scan_stage import ScanStage
 from tests.support.appends import add_extra
-from tests.support.interruptions import STEPS, FullAfter, results, stamps, undisturbed_features
+from tests.support.interruptions import results, stamps, undisturbed_features
 from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.slow
@@ -57,64 +57,15 @@ def digested_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return paths
 
 
-def test_a_finished_run_notices_contents_changed_in_place(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert workspace.run(out) == 0
-    before = features_of(out)
-    change_in_place(workspace.shards / "0.h5")
-    caplog.clear()
-    assert workspace.run(out) == 78
-    assert re.search(r"ConfigError: .* 0\.h5 \(.*\bcontents\b", caplog.text)
-    assert workspace.run(out, "--overwrite") == 0
-    assert features_of(out) == undisturbed_features(workspace) != before
-    stamps_before = stamps(out)
-    assert workspace.run(out) == 0
-    assert stamps(out) == stamps_before
-
-
-def test_an_unfinished_run_notices_contents_changed_in_place(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out, *STEPS, disk=FullAfter("checkpoint", 2)) == 74
-    change_in_place(workspace.shards / "0.h5")
-    assert workspace.run(out, *STEPS) == 0
-    assert features_of(out) == undisturbed_features(workspace, *STEPS)
-
-
-def test_an_interrupted_encoding_with_a_given_model_notices_contents_changed_in_place(
-    workspace: Workspace, out: Path
-) -> None:
-    model = workspace.folder / "model"
-    assert workspace.run(model) == 0
-    flags = ("--model", str(model))
-    assert workspace.run(out, *flags, disk=FullAfter("part", 1)) == 74
-    change_in_place(workspace.shards / "0.h5")
-    assert workspace.run(out, *flags, "--overwrite") == 0
-    assert features_of(out) == undisturbed_features(workspace, *flags)
-
-
-def test_an_interrupted_append_notices_contents_changed_in_place(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out) == 0
-    path = workspace.shards / "0.h5"
-    change_in_place(path)
-    os.utime(path)
-    assert workspace.run(out, "--append", disk=FullAfter("part", 1)) == 74
-    change_in_place(path)
-    assert workspace.run(out, "--append") == 0
-    assert features_of(out) == undisturbed_features(workspace, "--model", str(out))
-
-
 def test_changed_attributes_are_confirmed_once(workspace: Workspace, out: Path, digested_paths: list[str]) -> None:
     assert workspace.run(out) == 0
     before = results(stamps(out))
     path = workspace.shards / "0.h5"
     change_attributes(path)
     os.link(path, workspace.folder / "backup.h5")
-    assert workspace.run(out) == 0
-    assert digested_paths == [str(path)]
-    digested_paths.clear()
-    for flags in ([], ["--append"]):
+    for flags in ([], [], ["--append"]):
         assert workspace.run(out, *flags) == 0
-    assert digested_paths == []
+        assert digested_paths == [str(path)]
     assert results(stamps(out)) == before
 
 
@@ -171,43 +122,32 @@ def test_files_with_all_kinds_of_extras_are_recognized(
 
 
 @pytest.mark.parametrize("stage", [ScanStage, EncodingStage])
+@pytest.mark.parametrize("is_restored", [False, True])
 def test_contents_that_change_during_a_run_stop_it(
-    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stage: Any
+    workspace: Workspace,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stage: Any,
+    is_restored: bool,
 ) -> None:
+    path = workspace.shards / "0.h5"
+    shutil.copy2(path, workspace.folder / "copy.h5")
     make = stage.make
 
     def make_and_change(*arguments: Any) -> Any:
         found = make(*arguments)
-        change_in_place(workspace.shards / "0.h5")
-        return found
-
-    monkeypatch.setattr(stage, "make", make_and_change)
-    assert workspace.run(out) == 65
-    assert re.search(rf"DataError: file={workspace.shards}/0\.h5: .*\bcontents\b", caplog.text)
-    monkeypatch.setattr(stage, "make", make)
-    assert workspace.run(out) == 0
-    assert features_of(out) == undisturbed_features(workspace)
-
-
-def test_a_model_of_rows_that_changed_during_a_run_is_not_reused(
-    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = undisturbed_features(workspace)
-    path = workspace.shards / "0.h5"
-    shutil.copy2(path, workspace.folder / "copy.h5")
-    make = ScanStage.make
-
-    def scan_and_change(*arguments: Any) -> Any:
-        found = make(*arguments)
         change_in_place(path)
         return found
 
-    monkeypatch.setattr(ScanStage, "make", scan_and_change)
-    assert workspace.run(out) == 65
-    monkeypatch.setattr(ScanStage, "make", make)
-    shutil.copy2(workspace.folder / "copy.h5", path)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "make", make_and_change)
+        assert workspace.run(out) == 65
+    assert re.search(rf"DataError: file={path}: .*\bcontents\b", caplog.text)
+    if is_restored:
+        shutil.copy2(workspace.folder / "copy.h5", path)
     assert workspace.run(out) == 0
-    assert features_of(out) == expected
+    assert features_of(out) == undisturbed_features(workspace)
 
 
 def test_a_file_truncated_during_a_run_is_a_bad_shard(
@@ -221,8 +161,7 @@ def test_a_file_truncated_during_a_run_is_a_bad_shard(
         return make(*arguments)
 
     monkeypatch.setattr(ScanStage, "make", scan_after_truncation)
-    flags = ["--on-bad-data", "skip", "--max-bad", "90%"]
-    assert workspace.run(out, *flags) == 0
+    assert workspace.run(out, "--on-bad-data", "skip", "--max-bad", "90%") == 0
 
 
 def test_attributes_that_change_during_a_read_cause_a_retry(workspace: Workspace) -> None:

@@ -5,10 +5,11 @@ Sample: two of three numbers of epochs, and interruptions at three of five or si
 
 from __future__ import annotations
 
-import re
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +19,10 @@ import numpy as np
 import pytest
 
 from shardpress.result import Result
-from shardpress.run import deadline, plan
+from shardpress.run import deadline
 from shardpress.run.estimate import reserved_seconds
 from shardpress.settings.config import Config
-from shardpress.settings.deadline import deadline_of, in_words
+from shardpress.settings.deadline import deadline_of
 from shardpress.training.epochs import Limit
 from tests.support.cases import case, each, sample
 from tests.support.interruptions import STEPS, FullAfter
@@ -56,9 +57,10 @@ def test_there_is_no_deadline_by_default() -> None:
     assert deadline_of(Config().timing, NOON.timestamp()) is None
 
 
-@each("time", ["25:00", "six", "2026-13-01 06:00"])
-def test_an_invalid_time_is_refused(workspace: Workspace, out: Path, time: str) -> None:
-    assert workspace.run(out, "--finish-by", time) == 64
+@each("time, code", [("25:00", 64), ("six", 64), ("2026-13-01 06:00", 64), ("2020-01-31 06:00", 78)])
+def test_an_invalid_or_past_time_is_refused(workspace: Workspace, out: Path, time: str, code: int) -> None:
+    assert workspace.run(out, "--finish-by", time) == code
+    assert not out.exists()
 
 
 class Machine:
@@ -122,6 +124,12 @@ def training_of(output: Path) -> dict[str, Any]:
     return found
 
 
+def training_after(workspace: Workspace, out: Path, flags: list[str]) -> dict[str, Any]:
+    """Run with these flags, and return the facts about the training."""
+    assert workspace.run(out, *flags) == 0
+    return training_of(out)
+
+
 @pytest.mark.slow
 def test_a_deadline_equals_a_run_of_the_epochs_that_fit(
     workspace: Workspace, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
@@ -138,152 +146,43 @@ def test_a_deadline_equals_a_run_of_the_epochs_that_fit(
             assert (chosen["n_epochs"], chosen["of"]) == (n_epochs, 8)
             costs = [[line["cost"] for line in training_of(each)["history"]] for each in (out, other)]
             assert costs[0] == costs[1]
-            words = Result.open(out).facts.summary["gave_up"]
-            assert mentions(words, f"{n_epochs} of 8")
+            assert mentions(Result.open(out).facts.summary["gave_up"], f"{n_epochs} of 8")
             assert mentions(caplog.text, f"deadline: {n_epochs} of 8")
-            assert words in (out / "run.log").read_text()
 
 
-def test_a_late_deadline_keeps_all_epochs(workspace: Workspace, out: Path, machine: Machine) -> None:
-    assert workspace.run(out, *machine.flags(100)) == 0
-    assert training_of(out)["deadline"]["n_epochs"] == len(training_of(out)["history"]) == 8
-    assert Result.open(out).facts.summary["gave_up"] == ""
+# -- interrupted runs ------------------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_run_uses_what_is_left_of_its_time(workspace: Workspace, out: Path, machine: Machine) -> None:
     flags = machine.flags(6.5, *STEPS)
-    ends_by = machine.now + RESERVED + 6.5 * EPOCH
     n_steps = 2 * STEPS_PER_EPOCH + 1
     assert workspace.run(out, *flags, disk=FullAfter("checkpoint", n_steps)) == 74
     assert machine.plans == [6]
     assert "of 6 epochs" in workspace.plan(out, *flags).facts["model"]
     machine.now += 2 * EPOCH
-    assert workspace.run(out, *flags) == 0
-    facts = training_of(out)
-    assert facts["deadline"]["n_epochs"] == len(facts["history"]) == 4
-    assert datetime.fromisoformat(facts["deadline"]["ends_by"]).timestamp() == pytest.approx(ends_by, abs=1)
+    training = training_after(workspace, out, flags)
+    assert training["deadline"]["n_epochs"] == len(training["history"]) == 4
 
 
-def test_hours_count_from_the_first_start(workspace: Workspace, out: Path, machine: Machine) -> None:
-    flags = machine.flags(100)
-    before = machine.now
-    seconds = RESERVED + 100 * EPOCH
-    assert workspace.run(out, *flags, disk=FullAfter("scan", 1)) == 74
-    machine.now += seconds / 2
-    assert in_words(before + seconds) in workspace.plan(out, *flags).stages[2].what
-    assert workspace.run(out, *flags) == 0
-    ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
-    assert before - 1 <= ends_by - seconds < before + seconds / 4
+# Epochs in the time before the deadline, flags of the second run, seconds between both, and the time from the start of
+# the first run to the deadline of the second one, in epochs.
+SECOND_RUNS = {
+    "the same": (100, [], 50 * EPOCH, 100 * EPOCH),
+    "another deadline": (200, [], 50 * EPOCH, 250 * EPOCH),
+    "restarted": (100, ["--restart"], 1000, 100 * EPOCH + 1000),
+    "passed": (100, [], 10**6, 100 * EPOCH + 10**6),
+}
 
 
-def test_a_plan_does_not_count_its_own_time(
-    workspace: Workspace, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start_device = plan.start_device
-
-    def start_slowly(is_required: bool = False) -> Any:
-        machine.now += 1e6
-        return start_device(is_required)
-
-    monkeypatch.setattr(plan, "start_device", start_slowly)
-    training = workspace.plan(out, *machine.flags(100)).stages[2]
-    assert training.what.startswith("8 of 8 epochs")
-
-
-def test_a_changed_deadline_replaces_the_earlier_one(workspace: Workspace, out: Path, machine: Machine) -> None:
-    assert workspace.run(out, *machine.flags(100), disk=FullAfter("scan", 1)) == 74
-    assert workspace.run(out, *machine.flags(200)) == 0
-    ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
-    assert ends_by > time.time() + 150 * EPOCH
-
-
-def test_restarting_renews_the_deadline(workspace: Workspace, out: Path, machine: Machine) -> None:
-    flags = machine.flags(100)
-    assert workspace.run(out, *flags, disk=FullAfter("scan", 1)) == 74
-    machine.now += 1000
+@pytest.mark.parametrize("kind", SECOND_RUNS)
+def test_hours_count_from_the_first_start(workspace: Workspace, out: Path, machine: Machine, kind: str) -> None:
+    n_epochs, flags, seconds, expected = SECOND_RUNS[kind]
     start = machine.now
-    assert workspace.run(out, *flags, "--restart") == 0
-    ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
-    assert ends_by == pytest.approx(start + RESERVED + 100 * EPOCH, abs=1)
-
-
-def test_a_deadline_that_has_passed_is_renewed(
-    workspace: Workspace, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
-    flags = machine.flags(3.5)
-    assert workspace.run(out, *flags, *STEPS, disk=FullAfter("checkpoint", 5)) == 74
-    machine.now += 86400
-    assert workspace.run(out, *flags, *STEPS) == 0
-    assert any(record.levelname == "WARNING" and "deadline: " in record.getMessage() for record in caplog.records)
-    assert training_of(out)["deadline"]["n_epochs"] == 3
-
-
-def test_epochs_slower_than_estimated_become_fewer(workspace: Workspace, out: Path, machine: Machine) -> None:
-    ends_by = machine.now + RESERVED + 7.5 * EPOCH
-    machine.steps_take(lambda epoch: EPOCH / STEPS_PER_EPOCH * (1 if epoch < 2 else 2))
-    assert workspace.run(out, *machine.flags(7.5)) == 0
-    assert machine.plans[0] == 7
-    assert machine.plans == sorted(machine.plans, reverse=True)
-    assert 4 <= len(training_of(out)["history"]) <= 5
-    assert machine.now + RESERVED <= ends_by
-
-
-def test_epochs_faster_than_feared_become_more(workspace: Workspace, out: Path, machine: Machine) -> None:
-    """A load makes four of the first six epochs three times as long."""
-    ends_by = machine.now + RESERVED + 30.5 * EPOCH
-    machine.steps_take(lambda epoch: EPOCH / STEPS_PER_EPOCH * (3 if 2 <= epoch < 6 else 1))
-    assert workspace.run(out, *machine.flags(30.5), "--epochs", "40") == 0
-    assert machine.plans[0] == 30
-    assert min(machine.plans) < len(training_of(out)["history"]) == 22
-    assert 0 <= ends_by - machine.now - RESERVED < EPOCH
-
-
-def test_a_load_that_comes_and_goes_hardly_changes_the_plan(workspace: Workspace, out: Path, machine: Machine) -> None:
-    machine.steps_take(lambda epoch: EPOCH / STEPS_PER_EPOCH * (1 if epoch // 3 % 2 else 2))
-    assert workspace.run(out, *machine.flags(60), "--epochs", "80") == 0
-    early = machine.plans[:-10]
-    turns = np.count_nonzero(np.diff(np.sign(np.diff(early))))
-    assert turns <= 3, machine.plans
-
-
-def test_a_part_of_the_first_epoch_is_trained(
-    workspace: Workspace, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert workspace.run(out, *machine.flags(0.55)) == 0
-    facts = training_of(out)
-    assert machine.n_steps == 6
-    assert facts["deadline"]["last_epoch_part"] == 6 / STEPS_PER_EPOCH
-    assert len(facts["history"]) == 1
-    assert np.isfinite(facts["history"][0]["cost"])
-    assert mentions(Result.open(out).facts.summary["gave_up"], "0.545 of 8")
-    assert mentions(caplog.text, "deadline:", "54.5 % of epoch 1")
-
-
-def test_progress_never_exceeds_its_total(
-    workspace: Workspace, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "shardpress")
-    for n_epochs in (0.01, 0.55, 1.55):
-        caplog.clear()
-        machine.restart()
-        with case(n_epochs):
-            assert workspace.run(out, *machine.flags(n_epochs), "--restart") == 0
-            lines = [record.getMessage() for record in caplog.records if " rows" in record.getMessage()]
-            counts = [re.search(r"training: (\d+)/(\d+) rows,.* epoch (\d+)/(\d+)", line) for line in lines]
-            (found,) = filter(None, counts)
-            assert found[1] == found[2] != "0"
-            assert int(found[3]) <= int(found[4])
-
-
-def test_the_same_steps_give_the_same_features(workspace: Workspace, tmp_path: Path, machine: Machine) -> None:
-    outputs = [tmp_path / str(number) for number in range(2)]
-    for out in outputs:
-        machine.restart()
-        assert workspace.run(out, *machine.flags(0.55)) == 0
-    shorter = tmp_path / "shorter"
-    machine.restart()
-    assert workspace.run(shorter, *machine.flags(0.35)) == 0
-    assert features_of(outputs[0]) == features_of(outputs[1]) != features_of(shorter)
+    assert workspace.run(out, *machine.flags(100), disk=FullAfter("scan", 1)) == 74
+    machine.now = start + seconds
+    training = training_after(workspace, out, machine.flags(n_epochs, *flags))
+    ends_by = datetime.fromisoformat(training["deadline"]["ends_by"]).timestamp()
+    assert ends_by == pytest.approx(start + RESERVED + expected, abs=1)
 
 
 @pytest.mark.slow
@@ -302,63 +201,75 @@ def test_a_resumed_run_ends_training_at_the_same_step(workspace: Workspace, tmp_
             assert features_of(out) == features_of(expected)
 
 
-def test_a_deadline_can_end_training_within_an_epoch(workspace: Workspace, out: Path, machine: Machine) -> None:
-    machine.steps_take(lambda epoch: 9.0 if epoch == 0 else 18.0)
-    assert workspace.run(out, *machine.flags(2.5)) == 0
-    facts = training_of(out)
-    assert facts["deadline"]["n_epochs"] == len(facts["history"]) == 2
-    assert machine.n_steps == STEPS_PER_EPOCH + 8
-    assert facts["deadline"]["last_epoch_part"] == 8 / STEPS_PER_EPOCH
-
-
-def test_one_disturbed_measurement_of_the_encoding_is_corrected(
-    workspace: Workspace, out: Path, machine: Machine
-) -> None:
-    machine.encodings = [20 * ENCODING, ENCODING]
-    assert workspace.run(out, *machine.flags(4.5)) == 0
-    assert training_of(out)["deadline"]["n_epochs"] == 4
-
-
-def test_a_training_that_ends_early_measures_the_encoding_again(
-    workspace: Workspace, out: Path, machine: Machine
-) -> None:
-    machine.encodings = [ENCODING + EPOCH / 2, ENCODING]
-    assert workspace.run(out, *machine.flags(0.95)) == 0
-    assert machine.n_steps == 10
-
-
-def test_a_training_without_time_ends_after_one_step(workspace: Workspace, out: Path, machine: Machine) -> None:
-    for n_features in ("2", "3"):
-        machine.restart()
-        assert workspace.run(out / n_features, *MANY_EPOCHS, "--finish-by", "+1e-7h", "--n-features", n_features) == 0
-        facts = training_of(out / n_features)
-        assert machine.n_steps == 1
-        assert (len(facts["history"]), facts["deadline"]["n_epochs"]) == (1, 1)
-        assert 0 < facts["deadline"]["last_epoch_part"] < 1
-
-
-@pytest.mark.process
-def test_a_run_that_misses_its_deadline_causes_a_warning(
-    workspace: Workspace, out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert workspace.run(out, *MANY_EPOCHS, "--finish-by", "+1e-7h") == 0
-    assert any(record.levelname == "WARNING" and "deadline: " in record.getMessage() for record in caplog.records)
-    caplog.clear()
-    options = ["--model", str(out), "--finish-by", "+1e-7h"]
-    assert workspace.run(tmp_path / "more", *options) == 0
-    assert any(record.levelname == "WARNING" and "deadline: " in record.getMessage() for record in caplog.records)
-
-
-def test_a_date_in_the_past_is_refused(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out, "--finish-by", "2020-01-31 06:00") == 78
-    assert not out.exists()
-
-
 def test_results_with_a_deadline_differ_from_results_without(workspace: Workspace, out: Path, machine: Machine) -> None:
     flags = machine.flags(3.5)
     assert workspace.run(out, *flags) == 0
     assert workspace.run(out, *MANY_EPOCHS, *SHORT_EPOCHS) == 78
-    assert workspace.run(out, *machine.flags(6.5)) == 0  # the deadline differs, but the earlier decision is kept
-    assert len(training_of(out)["history"]) == 3
-    assert workspace.run(out, *MANY_EPOCHS, *SHORT_EPOCHS, "--overwrite") == 0
-    assert len(training_of(out)["history"]) == 8
+    # The deadline differs, but the earlier decision is kept.
+    assert len(training_after(workspace, out, machine.flags(6.5))["history"]) == 3
+    assert len(training_after(workspace, out, [*MANY_EPOCHS, *SHORT_EPOCHS, "--overwrite"])["history"]) == 8
+
+
+# -- epochs and measurements of other durations ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A number of epochs that fit if all epochs are equal, and what differs from that."""
+
+    n_epochs: float
+    of: int = 8  # configured epochs
+    pace: Callable[[int], float] = lambda epoch: 1  # duration of each epoch, relative to `EPOCH`
+    encoding: float = 1  # first measurement of the encoding, relative to the later ones
+    plan: int = 8  # first number of epochs
+    n_steps: int | None = None  # steps that are taken in the end, if they are exactly known
+
+
+SCENARIOS = {
+    "late": Scenario(100, n_steps=8 * STEPS_PER_EPOCH),
+    "slower": Scenario(7.5, pace=lambda epoch: 1 if epoch < 2 else 2, plan=7),
+    "a load on four epochs": Scenario(30.5, 40, pace=lambda epoch: 3 if 2 <= epoch < 6 else 1, plan=30),
+    "a load that comes and goes": Scenario(60, 80, pace=lambda epoch: 1 if epoch // 3 % 2 else 2, plan=29),
+    "less than an epoch": Scenario(0.55, plan=1, n_steps=6),
+    "within the second epoch": Scenario(2.5, pace=lambda epoch: 0.99 if epoch < 1 else 1.98, plan=2, n_steps=19),
+    "a disturbed measurement": Scenario(4.5, encoding=20, plan=4, n_steps=4 * STEPS_PER_EPOCH),
+    "a disturbed measurement at the end": Scenario(0.95, encoding=2.25, plan=1, n_steps=10),
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_training_uses_its_time_and_ends_early_enough(
+    workspace: Workspace, out: Path, machine: Machine, name: str
+) -> None:
+    scenario = SCENARIOS[name]
+    ends_by = machine.now + RESERVED + scenario.n_epochs * EPOCH
+    machine.steps_take(lambda epoch: EPOCH / STEPS_PER_EPOCH * scenario.pace(epoch))
+    machine.encodings = [scenario.encoding * ENCODING, ENCODING]
+    training = training_after(workspace, out, machine.flags(scenario.n_epochs, "--epochs", f"{scenario.of}"))
+    assert machine.plans[0] == scenario.plan
+    assert scenario.n_steps in (None, machine.n_steps)
+    n_trained = machine.n_steps / STEPS_PER_EPOCH
+    assert len(training["history"]) == math.ceil(n_trained)
+    gave_up = Result.open(out).facts.summary["gave_up"]
+    left = ends_by - machine.now - RESERVED
+    assert left >= 0
+    if n_trained == scenario.of:
+        assert gave_up == ""
+    else:
+        assert left < 2 * EPOCH
+        assert mentions(gave_up, f"{n_trained:.3g} of {scenario.of}")
+    turns = np.count_nonzero(np.diff(np.sign(np.diff(machine.plans[:-10]))))
+    assert turns <= 3, machine.plans
+
+
+@pytest.mark.process
+def test_a_training_without_time_ends_after_one_step_with_a_warning(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    no_time = ["--finish-by", "+1e-7h"]
+    training = training_after(workspace, out, [*MANY_EPOCHS, *no_time])
+    assert (len(training["history"]), training["deadline"]["n_epochs"]) == (1, 1)
+    assert training["deadline"]["last_epoch_part"] == 1 / 3
+    assert workspace.run(out.with_name("encoded"), "--model", str(out), *no_time) == 0
+    late = [line for line in caplog.records if line.levelname == "WARNING" and "deadline: " in line.getMessage()]
+    assert len(late) == 2

@@ -56,10 +56,8 @@ ROWS = [
     # first runs and repeated runs
     Row("nothing is there", "", "a=1 b=2", "+a +b train"),
     Row("nothing differs", "a=1 b=2", "a=1 b=2", "=a =b"),
-    Row("one shard", "a=1", "a=1", "=a"),
     Row("another order of the input", "a=1 b=2", "b=2 a=1", "=a =b"),
     Row("a touched file", "a=1 b=2", "a=1* b=2", "=a =b"),
-    Row("all files are touched", "a=1 b=2", "a=1* b=2*", "=a =b"),
     Row("a touched file that cannot be read for its digest", "a=1 b=2", "a=1? b=2", "~a =b train"),
     Row("an edited file", "a=1 b=2", "a=3* b=2", "~a =b train"),
     Row("edited with restored times", "a=1 b=2", "a=3! b=2", "~a =b train"),
@@ -71,37 +69,27 @@ ROWS = [
     Row("other settings of the training", "a=1 b=2", "a=1 b=2", "=a =b train seed", seed=1),
     Row("another form of storage", "a=1 b=2", "a=1 b=2", ".a .b again storage_dtype", storage="float16"),
     Row("another extra", "a=1 b=2", "a=1 b=2", ".a .b again include", include=("y",)),
-    Row("another extra, and a touched file", "a=1 b=2", "a=1* b=2", ".a .b again include", include=("y",)),
-    Row("another extra, and an edited file", "a=1 b=2", "a=3* b=2", "~a =b train include", include=("y",)),
     Row("an extra and other settings", "a=1", "a=1", "=a train include seed", include=("y",), seed=1),
     Row("a damaged part", "a=1x b=2", "a=1 b=2", ".a =b"),
-    Row("all parts are damaged", "a=1x b=2x", "a=1 b=2", ".a .b"),
-    Row("a damaged part of a touched file", "a=1x b=2", "a=1* b=2", ".a =b"),
     Row("a damaged part of an edited file", "a=1x b=2", "a=3* b=2", "~a =b train"),
     Row("a shard without rows", "a=1/0 b=2", "a=1/0 b=2", "=a =b"),
     Row("a touched shard without rows", "a=1/0 b=2", "a=1/0* b=2", "=a =b"),
-    Row("only a shard without rows", "a=1/0", "a=1/0", "=a"),
     Row("a shard gets rows", "a=1/0 b=2", "a=3* b=2", "~a =b train"),
-    Row("a shard loses its rows", "a=1 b=2", "a=3/0* b=2", "~a =b train"),
-    Row("a shard grows", "a=1 b=2", "a=3/5* b=2", "~a =b train"),
     Row("equal values in another dtype", "a=1 b=2", "a=1/f8* b=2", "~a =b train"),
     # places
     Row("a moved file", "a=1 b=2", "c=1* b=2", "=c =b"),
     Row("a moved folder, whose files keep their stats", "a=1 b=2", "c=1 d=2", "=c =d"),
     Row("a hard link to a file, whose digest is unknown", "a=1", "a=1 b=1?", "=a +b train"),
-    Row("a copied data set", "a=1 b=2", "c=1* d=2*", "=c =d"),
     Row("swapped names", "a=1 b=2", "a=2* b=1*", "=b =a"),
     Row("swapped names of equal files", "a=1 b=1", "a=1* b=1*", "=a =b"),
     Row("rotated names", "a=1 b=2 c=3", "a=3* b=1* c=2*", "=b =c =a"),
     Row("a log is rotated: its rows get another name", "a=1", "a=2* b=1*", "=b +a train"),
     Row("a moved file that was edited", "a=1 b=2", "c=3* b=2", "=b +c -a train"),
     Row("a copy of a file is added", "a=1", "a=1 b=1*", "=a +b train"),
-    Row("a hard link to a file is added", "a=1", "a=1 b=1", "=a +b train"),
     Row("duplicates", "a=1 b=1", "a=1 b=1", "=a =b"),
     Row("one duplicate is gone", "a=1 b=1", "a=1", "=a -b train"),
     Row("the other duplicate is gone", "a=1 b=1", "b=1", "=b -a train"),
     Row("a duplicate becomes another file", "a=1 b=1", "a=1 b=2*", "=a ~b train"),
-    Row("duplicates are moved", "a=1 b=1", "c=1* d=1*", "=c =d"),
     Row("one of two duplicates is moved", "a=1 b=1", "a=1 d=1*", "=a =d"),
     Row("more duplicates than before", "a=1 b=1", "a=1 b=1 c=1*", "=a =b +c train"),
     # sizes only
@@ -113,31 +101,20 @@ ROWS = [
     append("nothing is new", "a=1 b=2", "a=1 b=2", "=a =b"),
     append("a new file", "a=1 b=2", "a=1 b=2 c=3", "=a =b +c"),
     append("a new file that comes first", "b=2", "a=1 b=2", "=b +a"),
-    append("several new files keep their order", "b=2", "d=4 b=2 a=1 c=3", "=b +d +a +c"),
-    append("another append", "a=1 b=2@1", "a=1 b=2 c=3", "=a =b +c"),
     append("a changed file keeps its place", "a=1 b=2", "a=3* b=2", "~a =b"),
     append("an appended file has changed", "a=1 b=2@1", "a=1 b=3*", "=a ~b"),
     append("edited with restored times", "a=1 b=2", "a=3! b=2", "~a =b"),
     append("other extras", "a=1 b=2", "a=1*e b=2", ",a =b"),
-    append("other extras and rows", "a=1 b=2", "a=3*e b=2", "~a =b"),
     append("other extras, and a new file", "a=1 b=2", "a=1*e b=2 c=3", ",a =b +c"),
     append("other extras, without digests", "a=1", "a=1*e", "~a", sizes=True),
     append("a file that cannot be read for its digest", "a=1 b=2", "a=1? b=2", "~a =b"),
     append("a file is gone", "a=1 b=2 c=3", "a=1 c=3", "=a =c -b"),
-    append("an appended file is gone", "a=1 b=2@1", "a=1", "=a -b"),
-    append("a file is gone and another one is new", "a=1 b=2", "a=1 c=3", "=a +c -b"),
     append("a file is moved and another one is new", "a=1 b=2", "b=2 c=3 d=1*", "=d =b +c"),
     append("a new file has the name of one that is moved", "a=1 b=2", "a=3* b=2 c=1*", "=c =b +a"),
-    append("a file comes back after it was dropped", "b=2", "a=1 b=2", "=b +a"),
     append("a damaged part and a new file", "a=1x b=2", "a=1 b=2 c=3", ".a =b +c"),
-    append("a touched file and a new one", "a=1 b=2", "a=1* b=2 c=3", "=a =b +c"),
-    append("a shard without rows is new", "a=1", "a=1 b=2/0", "=a +b"),
     append("an extra is added", "a=1 b=2", "a=1 b=2", ".a .b again include", include=("y",)),
     append("an extra and a file are added", "a=1", "a=1 b=2", ".a +b again include", include=("y",)),
-    append("an extra, and a file is gone", "a=1 b=2", "a=1", ".a -b again include", include=("y",)),
     append("a copy of a file", "a=1 b=2", "a=1 b=2 c=1*", "=a =b +c"),
-    append("swapped names and a new file", "a=1 b=2", "a=2* b=1* c=3", "=b =a +c"),
-    append("another dtype", "a=1", "a=1 b=2/f8", "=a +b"),
     # files that cannot be used
     append("a file cannot be used", "a=1 b=2", "a=1x b=2", "!a =b"),
     append("a file cannot be used, and another one is new", "a=1 b=2", "a=1x b=2 c=3", "!a =b +c"),
@@ -238,15 +215,9 @@ def in_words(base: Base | None, wanted: Wanted, change: Change) -> str:
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row.title}{' (append)' * row.append}" for row in ROWS])
 def test_the_table(row: Row) -> None:
     base, wanted = base_and_wanted(row)
-    assert in_words(base, wanted, difference(base, wanted)) == row.expected
-
-
-@pytest.mark.parametrize("row", ROWS, ids=[f"{row.title}{' (append)' * row.append}" for row in ROWS])
-def test_parts_are_kept_only_for_the_same_rows_and_the_same_model(row: Row) -> None:
-    base, wanted = base_and_wanted(row)
     change = difference(base, wanted)
-    if change.trains or change.encodes_again:
-        assert change.kept == ()
+    assert in_words(base, wanted, change) == row.expected
+    assert not change.kept or not (change.trains or change.encodes_again)
     for part in change.kept:
         assert all(change.places[each.shard].is_same for each in part.ranges)
 
@@ -281,24 +252,15 @@ class Compaction(NamedTuple):
 PART_ROWS = 8
 MOST_PARTS = 3
 COMPACTIONS = [
-    Compaction("all rows are live", "8/8 1/1", "8/8 1/1"),
-    Compaction("most rows are dead", "3/8 8/8 1/3", "8/8"),
-    Compaction("exactly half of the rows are live", "4/8 1/2", "4/8 1/2"),
+    Compaction("most rows are dead", "3/8 4/8 1/3", "4/8"),
     Compaction("live rows of several files", "2+2/8 2+1/8", "2+2/8"),
-    Compaction("no part", "", "", n_missing=9),
-    Compaction("nothing changes", "1/8 8/8", "1/8 8/8", n_missing=0),
     Compaction("nothing changes, and there are too many parts", "1/1 1/1 1/1 1/1", "1/1 1/1 1/1 1/1", n_missing=0),
     Compaction("files are only removed", "1/8 8/8", "8/8", n_missing=0, n_gone=1),
     Compaction("a file cannot be read", "1x/8 8/8", "1x/8 8/8"),
-    Compaction("one of two files cannot be read", "1+1x/8 1+1/8", "1+1x/8"),
-    Compaction("as many parts as possible", "1/1 8/8", "1/1 8/8"),
     Compaction("with the new one, as many parts as possible", "1/1 8/8", "1/1 8/8", n_missing=8),
-    Compaction("too many parts", "1/1 3/3 8/8", "8/8"),
     Compaction("with two new ones, too many parts", "1/1 8/8", "8/8", n_missing=9),
     Compaction("too many parts, some of them half full", "4/4 3/3 4/8", "4/4 4/8"),
     Compaction("too many parts, of which some are larger than new ones", "8/20 10/20 4/8", "10/20 4/8"),
-    Compaction("too many large parts", "8/8 8/8 8/8 8/8", "8/8 8/8 8/8 8/8"),
-    Compaction("without dead parts, few enough", "1/1 1/8 8/8", "1/1 8/8"),
     Compaction("too many small parts of files that cannot be read", "1x/1 1/1 1x/1", "1x/1 1x/1"),
     Compaction("too many parts, although files are only removed", "1/1 1/1 8/8 8/8", "8/8 8/8", n_missing=0, n_gone=1),
 ]

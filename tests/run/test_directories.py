@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardpress.errors import DataError
 from shardpress.features import open_features
-from shardpress.output.lock import locked
 from shardpress.report.verify import verify
-from shardpress.result import Result, load_model
+from shardpress.result import Result
 from tests.support.faulty import RecordingDisk, journal_lines
 from tests.support.interruptions import OTHER, STEPS, FullAfter, FullDisk, flip, undisturbed_features
-from tests.support.logged import mentions, resumed_step, reuses
+from tests.support.logged import resumed_step, reuses
 from tests.support.soak_protocol import edit, invalid_entries, leftovers, records, run_seen_by_readers
 from tests.support.standin import Workspace, features_of
 
@@ -39,28 +37,11 @@ def is_clean(output: Path) -> bool:
 # -- copies ------------------------------------------------------------------------------------------------------
 
 
-def zipped(source: Path, target: Path) -> None:
-    archive = shutil.make_archive(str(source.with_name("archive")), "zip", source)
-    shutil.unpack_archive(archive, target)
-
-
-def archived(source: Path, target: Path) -> None:
-    subprocess.run(["tar", "-cf", str(target / "archive.tar"), "-C", str(source), "."], check=True)
-    subprocess.run(["tar", "-xf", "archive.tar"], cwd=target, check=True)
-    (target / "archive.tar").unlink()
-
-
 def command(*words: str) -> Callable[[Path, Path], object]:
     return lambda source, target: subprocess.run([*words, f"{source}/.", str(target)], check=True)
 
 
-COPIES: dict[str, Callable[[Path, Path], object]] = {
-    "cp -r": command("cp", "-r"),
-    "cp -rL": command("cp", "-rL"),
-    "tar": archived,
-    "zip": zipped,
-    "move": shutil.move,
-}
+COPIES: dict[str, Callable[[Path, Path], object]] = {"cp -r": command("cp", "-r"), "move": shutil.move}
 if shutil.which("rsync"):
     COPIES["rsync -a"] = command("rsync", "-a")
 
@@ -86,37 +67,6 @@ def test_a_copy_is_a_result_and_the_base_of_an_append(workspace: Workspace, out:
     np.testing.assert_array_equal(features_in(copy)[: len(before)], before)
     assert len(features_in(copy)) == len(before) + 9
     assert is_clean(copy)
-
-
-def test_a_copy_of_the_index_is_a_model(workspace: Workspace, out: Path, tmp_path: Path) -> None:
-    assert workspace.run(out) == 0
-    shutil.copy(out / "index.h5", tmp_path / "renamed.h5")
-    assert load_model(tmp_path / "renamed.h5").fingerprint == Result.open(out).encoder
-    assert workspace.run(tmp_path / "encoded", "--model", str(tmp_path / "renamed.h5")) == 0
-    np.testing.assert_array_equal(features_in(tmp_path / "encoded"), features_in(out))
-
-
-@pytest.mark.parametrize("moves_index_only", [False, True], ids=["directories", "indexes"])
-def test_swapped_directories_have_an_obvious_outcome(
-    workspace: Workspace, tmp_path: Path, moves_index_only: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    a = tmp_path / "a"
-    b = tmp_path / "b"
-    assert workspace.run(a) == workspace.run(b, *OTHER) == 0
-    expected = {a: features_of(b), b: features_of(a)}
-    name = "index.h5" if moves_index_only else ""
-    for source, target in ((a, tmp_path / "c"), (b, a), (tmp_path / "c", b)):
-        (source / name if source.is_dir() else source).rename(target / name if target.is_dir() else target)
-    if moves_index_only:  # an index without its parts is damaged, and the same command repairs it
-        assert verify(str(a), 4).faults
-        with pytest.raises(DataError):
-            features_in(a)
-    caplog.clear()
-    assert workspace.run(a, *OTHER) == workspace.run(b) == 0
-    assert {output: features_of(output) for output in (a, b)} == expected
-    assert is_clean(a)
-    assert is_clean(b)
-    assert not moves_index_only or caplog.text.count("it is recomputed") >= 2
 
 
 # -- restored and lost files ---------------------------------------------------------------------------------------
@@ -152,43 +102,26 @@ def test_an_index_from_before_an_append_is_complete(workspace: Workspace, out: P
 
 
 def test_deleting_work_keeps_the_result(
-    workspace: Workspace, out: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert workspace.run(out) == 0
+    assert workspace.run(out, *OTHER) == 0
     before = run_seen_by_readers(out)
-    assert workspace.run(out, *OTHER, "--overwrite", disk=FullDisk("parts/part", 2)) == 74
+    assert workspace.run(out, "--overwrite", disk=FullDisk("parts/part", 2)) == 74
     shutil.rmtree(out / "work")
     assert run_seen_by_readers(out) == before
     caplog.clear()
-    assert workspace.run(out, *OTHER, "--overwrite") == 0
+    assert workspace.run(out, "--overwrite") == 0
     assert not reuses(caplog.text, "training")
     assert is_clean(out)
-
-
-def test_deleting_work_of_a_first_run_discards_it_only_with_restart(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes]
-) -> None:
-    assert workspace.run(out, disk=FullDisk("parts/part", 2)) == 74
-    shutil.rmtree(out / "work")
-    parts = sorted((out / "parts").iterdir())
-    assert workspace.run(out) == 65
-    assert sorted((out / "parts").iterdir()) == parts
-    assert workspace.run(out, "--restart") == 0
-    assert features_of(out) == expected()
-    assert is_clean(out)
-
-
-def test_an_append_encodes_withdrawn_parts_again(workspace: Workspace, out: Path) -> None:
-    """Their features were found to be wrong, although their digests are right."""
-    assert workspace.run(out) == 0
-    before = features_in(out)
-    wrong = Result.open(out).parts[-1].file
-    with locked(out) as journal:
-        journal.withdraw_parts([wrong])
-    assert workspace.run(out, "--append") == 0
-    assert wrong not in [part.file for part in Result.open(out).parts]
-    np.testing.assert_array_equal(features_in(out), before)
-    assert is_clean(out)
+    first = out.with_name("first")  # a first run is discarded only with --restart
+    assert workspace.run(first, disk=FullDisk("parts/part", 2)) == 74
+    shutil.rmtree(first / "work")
+    parts = sorted((first / "parts").iterdir())
+    assert workspace.run(first) == 65
+    assert sorted((first / "parts").iterdir()) == parts
+    assert workspace.run(first, "--restart") == 0
+    assert features_of(first) == expected()
+    assert is_clean(first)
 
 
 # -- interrupted runs ----------------------------------------------------------------------------------------------
@@ -294,21 +227,6 @@ def test_files_are_compared_with_those_of_the_finished_run(
     assert is_clean(out)
 
 
-@pytest.mark.parametrize("name", ["2.h5", "new.h5"], ids=["changed file", "new file"])
-def test_an_append_notices_edits_after_an_interruption(
-    workspace: Workspace, out: Path, tmp_path: Path, name: str
-) -> None:
-    """The interrupted append has encoded the file before it was edited again."""
-    assert workspace.run(out) == 0
-    add_rows(workspace)
-    edit(workspace.shards / "2.h5")
-    assert workspace.run(out, "--append", disk=FullAfter("part", 4)) == 74
-    edit(workspace.shards / name)
-    assert workspace.run(out, "--append") == 0
-    assert workspace.run(tmp_path / "fresh", "--model", str(out)) == 0
-    np.testing.assert_array_equal(features_in(out), features_in(tmp_path / "fresh"))
-
-
 def test_an_unfinished_run_survives_a_look_at_the_finished_one(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -321,32 +239,6 @@ def test_an_unfinished_run_survives_a_look_at_the_finished_one(
     caplog.clear()
     assert workspace.run(out, *OTHER, "--overwrite") == 0
     assert reuses(caplog.text, "training")
-    assert is_clean(out)
-
-
-def test_the_first_command_after_an_append_is_refused_with_a_reason(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It would train on all files."""
-    assert workspace.run(out) == 0
-    add_rows(workspace)
-    assert workspace.run(out, "--append") == 0
-    assert workspace.run(out) == 78
-    assert mentions(caplog.text, "a different run", "appended", "--append", "--retrain")
-    assert workspace.run(out, "--append") == 0
-
-
-def test_touched_files_keep_the_training_of_an_unfinished_run(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
-) -> None:
-    """Their rows are read again, and are the same."""
-    assert workspace.run(out, disk=FullAfter("part", 1)) == 74
-    for path in workspace.shards.iterdir():
-        path.touch()
-    caplog.clear()
-    assert workspace.run(out) == 0
-    assert reuses(caplog.text, "training")
-    assert features_of(out) == expected()
     assert is_clean(out)
 
 

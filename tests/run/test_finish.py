@@ -1,50 +1,38 @@
-"""Tests of the messages at the end of a run."""
+"""Tests of the end of a run: what it says about the features, the time, and its result."""
 
 from __future__ import annotations
 
 import resource
-from dataclasses import asdict, replace
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
-from shardpress.run.summary import Summary
+from shardpress.result import Result
+from shardpress.run.context import RunState
 from tests.support.logged import COMPLETE, mentions
-from tests.support.parts import run_facts
 from tests.support.standin import Workspace
 
-SUMMARY = Summary("out", 300, 9, 4, 0, 2, "cpu (C kernels)", None, {"scan": 0.25, "encoding": 61.04})
+
+def last_line(output: Path) -> str:
+    return (output / "run.log").read_text().splitlines()[-1]
 
 
-def test_a_summary_lists_only_what_occurred() -> None:
-    assert str(SUMMARY) == (
-        "Done: 300 rows x 9 columns -> 4 features in out/index.h5 (2 parts). Device: cpu (C kernels). "
-        "Time: scan 0.2 s, encoding 61.0 s."
-    )
-    full = replace(SUMMARY, n_rows=1, n_features=1, n_parts=1, n_bad=1, n_bad_shards=1, n_outside=1, cost=0.0123456)
-    assert str(full) == (
-        "Done: 1 row x 9 columns -> 1 feature in out/index.h5 (1 part). Mean squared error 0.0123 in scaled units. "
-        "1 bad row with NaN features. 1 bad shard. 1 row outside the model's range. Device: cpu (C kernels). "
-        "Time: scan 0.2 s, encoding 61.0 s."
-    )
-
-
-def test_a_summary_compares_the_error_with_baselines() -> None:
-    getrlimit = str(replace(SUMMARY, cost=0.00785, components=0.010378, mean=0.0867, n_features=64))
-    assert mentions(getrlimit, "0.00785", "64 principal components: 0.0104", "mean: 0.0867")
-
-
-def test_a_summary_lists_the_compilation_time_separately() -> None:
-    getrlimit = str(replace(SUMMARY, compiling=18.22))
-    assert mentions(getrlimit, "scan 0.2 s", "encoding 61.0 s", "compiling", "18.2 s")
-
-
-def test_the_summary_of_a_finished_run_has_its_current_path() -> None:
-    result = Mock(facts=run_facts(summary={**asdict(SUMMARY), "compiling": 18.2}))
-    restored = Summary.of_result(result, "elsewhere", {})
-    assert restored == replace(SUMMARY, output="elsewhere", seconds={}, before=True)
-    assert mentions(str(restored), COMPLETE, 300, 9, 4, "elsewhere/index.h5")
+@pytest.mark.process
+def test_the_errors_of_baselines_are_reported(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
+    report = Result.open(out).report()
+    baseline = report["training"]["baseline"]
+    summary = report["summary"]
+    assert 0 < baseline["components"] < baseline["mean"]
+    assert (summary["components"], summary["mean"]) == (baseline["components"], baseline["mean"])
+    assert summary["cost"] == report["training"]["history"][-1]["validation_cost"]
+    errors = [f"{summary[name]:.3g}" for name in ("cost", "components", "mean")]
+    assert mentions(last_line(out), "Done", "55 rows", 4, "2 features", out, *errors)
+    assert workspace.run(out) == 0
+    assert mentions(last_line(out), COMPLETE, *errors)
+    assert workspace.run(out, "--validation-fraction", "0", "--overwrite") == 0
+    assert Result.open(out).report()["training"]["baseline"] is None
+    assert "principal component" not in last_line(out)
 
 
 @pytest.mark.parametrize(("max_files", "has_warning"), [(35, True), (36, False)])
@@ -58,10 +46,20 @@ def test_more_parts_than_open_files_cause_a_warning(
 ) -> None:
     """HDF5 returns fill values for files that it cannot open, without an error."""
     getrlimit = resource.getrlimit
-    monkeypatch.setattr(
-        resource,
-        "getrlimit",
-        lambda which: (max_files, max_files) if which == resource.RLIMIT_NOFILE else getrlimit(which),
-    )
+    limits = {resource.RLIMIT_NOFILE: (max_files, max_files)}
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits.get(which) or getrlimit(which))
     assert workspace.run(out) == 0
     assert mentions(caplog.text, "index.h5", 4, max_files, "export") is has_warning
+
+
+def test_compilation_time_is_not_part_of_any_stage() -> None:
+    """Three stages take 10 s each; the compiler runs before the first one and during the second."""
+    now = [100.0]
+    compiled = [7.0]
+    state = RunState(clock=lambda: now[0], compiler_clock=lambda: compiled[0])
+    for stage, seconds in (("scan", 0), ("training", 4), ("encoding", 0)):
+        now[0] += 10 + seconds
+        compiled[0] += seconds
+        state.end_stage(stage)
+    assert state.seconds == dict.fromkeys(("scan", "training", "encoding"), 10.0)
+    assert (state.seconds_compiling, state.total_seconds) == (4.0, 34.0)

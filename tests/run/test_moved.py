@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,22 +62,3 @@ def test_a_run_whose_lock_was_replaced_stops_and_harms_no_run(workspace: Workspa
     assert invalid_entries(out) == []
     assert workspace.run(out, *STEPS, *OTHER) == 0
     assert leftovers(out) == []
-
-
-def test_a_finished_run_that_is_moved_during_verification_fails(
-    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from shardpress.run import resume
-
-    assert workspace.run(out) == 0
-    check = resume.fault_of
-
-    def check_and_move(*arguments: Any, **more: Any) -> str | None:
-        found = check(*arguments, **more)
-        if out.exists():
-            shutil.move(out, out.with_name("old"))
-        return found
-
-    monkeypatch.setattr(resume, "fault_of", check_and_move)
-    assert workspace.run(out) == 75
-    assert not out.exists()

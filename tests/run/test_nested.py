@@ -14,7 +14,6 @@ from shardpress.commands.table import main
 from shardpress.errors import DataError
 from shardpress.features import open_features
 from shardpress.result import load_model
-from tests.run.test_cleaning import features_of
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions
 
@@ -77,14 +76,6 @@ def test_a_model_can_write_its_first_features(folder: Path, caplog: pytest.LogCa
     assert run(folder, "less", "--model", str(folder / "flat"), "--n-features", "8") == 78
     assert mentions(caplog.text, "has 24 features", "n_features 25")
     assert mentions(caplog.text, "trained without --nested", "n_features 8")
-
-
-def test_streamed_rows_and_threads_change_no_bit(folder: Path) -> None:
-    results = []
-    for i, flags in enumerate((["--threads", "1"], ["--threads", "3"], ["--memory-budget", "16MiB"])):
-        assert run(folder, f"same-{i}", *NESTED, "--epochs", "2", *flags) == 0
-        results.append(features_of(folder / f"same-{i}"))
-    assert results[0] == results[1] == results[2]
 
 
 def test_nested_features_are_linear(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -26,22 +26,23 @@ def tails(workspace: Workspace) -> Workspace:
     return workspace
 
 
-def test_a_run_prepares_the_rows(tails: Workspace, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_prepares_its_rows_and_later_ones(tails: Workspace, out: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert tails.run(out) == 0
     assert "heavy tails" in caplog.text
     result = Result.open(out)
     assert result.model.preparation == LOG1P
     assert (result.facts.config["row_scale"], result.facts.config["transform"]) == ("none", "log1p")
+    explicit = tails.folder / "explicit"
+    assert tails.run(explicit, "--transform", "log1p") == 0
+    assert features_of(explicit) == features_of(out)
+    assert tails.run(out) == 0
+    assert Result.open(out).digest == result.digest
+    tails.add_shard("b.h5", 1 + _RNG.random((100, 4)))
+    assert tails.run(out, "--append") == 0
     given = tails.folder / "given"
-    assert tails.run(given, "--transform", "log1p") == 0
+    assert tails.run(given, "--model", str(out)) == 0
     assert features_of(given) == features_of(out)
-
-
-def test_a_repeated_run_finds_its_result(tails: Workspace, out: Path) -> None:
-    assert tails.run(out) == 0
-    digest = Result.open(out).digest
-    assert tails.run(out) == 0
-    assert Result.open(out).digest == digest
+    assert tails.run(given, "--model", str(out), "--transform", "none", "--overwrite") == 78
 
 
 def test_flags_win(tails: Workspace, out: Path) -> None:
@@ -53,13 +54,3 @@ def test_flags_win(tails: Workspace, out: Path) -> None:
     assert tails.run(out) == 78  # the preparation differs, and nothing allows replacing the result
     assert tails.run(out, "--overwrite") == 0
     assert Result.open(out).model.preparation == LOG1P
-
-
-def test_new_rows_are_prepared_like_those_of_the_training(tails: Workspace, out: Path) -> None:
-    assert tails.run(out) == 0
-    tails.add_shard("b.h5", 1 + _RNG.random((100, 4)))
-    assert tails.run(out, "--append") == 0
-    given = tails.folder / "given"
-    assert tails.run(given, "--model", str(out)) == 0
-    assert features_of(given) == features_of(out)
-    assert tails.run(given, "--model", str(out), "--transform", "none", "--overwrite") == 78

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from shardpress.cli import main
-from shardpress.interop.export import export
 from shardpress.output.files import REPORT
 from shardpress.report.page.build import is_current
 from shardpress.result import Result
 from tests.support.cases import each
 from tests.support.helpers import write_shard
+from tests.support.logged import mentions
 from tests.support.standin import install
 
 pytestmark = pytest.mark.process
@@ -59,26 +59,11 @@ class Cells:
         with h5py.File(self.shards / "3.h5", "r+") as file:
             file["kind"][:40] = 1 - file["kind"][:40]
 
-    def correct_labels_and_damage_file(self) -> None:
-        self.correct_labels()
-        self.damage_file()
-
-    def damage_first_part(self) -> None:
-        (self.output / Result.open(self.output).ranges[0][0].file).write_bytes(b"damaged")
-
-    def damage_last_part(self) -> None:
+    def damage_part(self) -> None:
         (self.output / Result.open(self.output).ranges[-1][0].file).write_bytes(b"damaged")
 
     def damage_file(self) -> None:
         (self.shards / "1.h5").write_bytes(b"damaged")
-
-    def damage_file_and_part(self) -> None:
-        self.damage_file()
-        self.damage_last_part()
-
-    def export(self) -> None:
-        for form in ("npz", "onnx", "parquet", "hdf5", "anndata"):
-            export(self.output, form)
 
     def facts(self) -> dict[str, Any]:
         """Return what the report states about rows, model and appends."""
@@ -117,25 +102,18 @@ class Request(NamedTuple):
 DEPTH = ("depth", "group", "kind")
 REQUESTS = {
     "the same again": Request(),
-    "all exports": Request(before=Cells.export),
     "other labels": Request(("--labels", "group"), labels="group", judges=True),
     "corrected labels": Request(before=Cells.correct_labels, judges=True),
-    "corrected labels, file unreadable": Request(SKIP, Cells.correct_labels_and_damage_file, warns=True),
     "labels that do not exist": Request(("--labels", "depth"), exit_code=78),
     "another extra": Request(("--include", "obs/depth"), extras=DEPTH),
     "another extra as labels": Request(
         ("--include", "obs/depth", "--labels", "depth"), labels="depth", extras=DEPTH, judges=True
     ),
     "touched files": Request(before=Cells.touch),
-    "touched files, other labels": Request(("--labels", "group"), Cells.touch, "group", judges=True),
     "rows in chunks": Request(before=Cells.store_in_chunks),
-    "first part damaged": Request(before=Cells.damage_first_part, warns=True),
-    "last part damaged": Request(before=Cells.damage_last_part, warns=True),
-    "part damaged, other labels": Request(
-        ("--labels", "group"), Cells.damage_last_part, "group", judges=True, warns=True
-    ),
+    "part damaged": Request(before=Cells.damage_part, warns=True),
+    "part damaged, other labels": Request(("--labels", "group"), Cells.damage_part, "group", judges=True, warns=True),
     "file unreadable": Request(SKIP, Cells.damage_file),
-    "file unreadable, part damaged": Request(SKIP, Cells.damage_file_and_part, warns=True),
     "file unreadable, other labels": Request(("--labels", "group", *SKIP), Cells.damage_file, exit_code=65),
 }
 
@@ -198,7 +176,25 @@ def test_requests_on_a_first_run_change_only_what_they_name(
         assert cells.judgment() == judged
         after = cells.facts()
         assert {**after, "worst": before["worst"]} == before
-    cells.damage_last_part()
+    cells.damage_part()
     assert cells.run(*flags) == 0
     assert cells.facts()["worst"] == after["worst"]
     assert cells.judgment() == judged
+
+
+def test_unusable_labels_of_a_first_run_are_refused_or_reported(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(monkeypatch)
+    cells = Cells(tmp_path)
+    shutil.copytree(finished / "shards", cells.shards)
+    assert cells.run("--labels", "obs/depth") == 78
+    assert mentions(caplog.text, "labels", "obs/depth", "group", "kind", "--include obs/depth")
+    assert not cells.output.exists()
+    for path in cells.shards.iterdir():
+        with h5py.File(path, "r+") as file:
+            file["score"] = file["X"][:, 0]
+    assert cells.run("--labels", "score") == 0
+    report = Result.open(cells.output).report()
+    assert any(mentions(line, "labels=score") for line in report["warnings"]["first"])
+    assert "probe" not in report["sample"]

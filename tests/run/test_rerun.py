@@ -5,7 +5,6 @@ Sample: the files of unfinished runs are damaged in two ways, and with TEST_CASE
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,52 +13,29 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress import cli
 from shardpress.features import open_features
-from shardpress.result import INDEX, Result
+from shardpress.result import INDEX
 from shardpress.sealed import FORMAT
 from tests.support.cases import ALL_CASES
 from tests.support.faulty import RecordingDisk
 from tests.support.interruptions import (
     DAMAGE,
     SIZES,
-    STEPS,
     FullAfter,
     flip,
     parts,
     results,
     stamps,
-    undisturbed_features,
 )
 from tests.support.logged import COMPLETE, mentions, n_recomputed, reuses_anything
 from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_readers
-from tests.support.standin import UnsyncedDisk, Workspace, features_of
+from tests.support.standin import Workspace, features_of
 
 
 def some_damage(*files: str) -> list[tuple[str, list[str]]]:
     """Return each file with two kinds of damage in turn."""
     kinds = [*DAMAGE]
     return [(file, kinds if ALL_CASES else kinds[i % 2 :: 2]) for i, file in enumerate(files)]
-
-
-@pytest.mark.slow
-def test_blocks_and_threads_change_no_bit_of_the_stand_in(workspace: Workspace) -> None:
-    expected = undisturbed_features(workspace)
-    for flags in (["--threads", "3"], ["block_rows=1"], ["block_rows=1000"], STEPS):
-        assert undisturbed_features(workspace, *flags) == expected
-    assert undisturbed_features(workspace, "--seed", "1") != expected
-
-
-def test_a_finished_run_is_verified_and_nothing_is_written(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert workspace.run(out) == 0
-    before = stamps(out)
-    recording = RecordingDisk()
-    assert workspace.run(out, disk=recording) == 0
-    assert recording.calls == []
-    assert stamps(out) == before
-    assert mentions((out / "run.log").read_text(), COMPLETE, 55, 4, 2)
 
 
 @pytest.mark.slow
@@ -174,75 +150,19 @@ LATER = f"{_NAME}/{int(_VERSION) + 1}"
 EARLIER = f"{_NAME}/{int(_VERSION) - 1}"
 
 
-@pytest.mark.parametrize("name", [INDEX, ".shardpress"])
-def test_results_of_a_later_version_are_not_touched(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, name: str
+@pytest.mark.parametrize(("name", "other"), [(INDEX, LATER), (".shardpress", LATER), (".shardpress", EARLIER)])
+def test_results_of_another_version_are_not_touched(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, name: str, other: str
 ) -> None:
     assert workspace.run(out) == 0
     data = (out / name).read_bytes()
     start, _, end = data.rpartition(FORMAT.encode())
-    (out / name).write_bytes(start + LATER.encode() + end)
+    (out / name).write_bytes(start + other.encode() + end)
     before = stamps(out)
     for flags in ([], ["--overwrite"], ["--epochs", "1"], ["--append"], ["--restart"]):
         assert workspace.run(out, *flags) == 76
     assert stamps(out) == before
-    assert mentions(caplog.text, "OtherVersion", LATER)
-
-
-def make_earlier_output(out: Path) -> list[str]:
-    """Write a finished output directory as an earlier version did, with files of the user. Return the latter."""
-    unique = "0123456789abcdef" * 2
-    part = f"parts/part-000000-000000000000-{unique}.h5"
-    sealed = json.dumps({"format": EARLIER, "seal": "0"})
-    for name in (
-        *(".shardpress", ".lock", "run.json", part, f"stages/scan-{unique}.npz"),
-        *(f"stages/model-{unique}.h5", f"commits/part-{unique}.json"),
-        *(f"published/{unique}/{each}" for each in ("index.h5", "manifest.json", "model.h5", "report.html")),
-    ):
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text(sealed)
-    (out / "published/current").symlink_to(unique)
-    for name in ("index.h5", "manifest.json", "model.h5", "report.html"):
-        (out / name).symlink_to(f"published/current/{name}")
-    own = ["notes.md", "stages/notes.md", "parquet/part.parquet"]
-    for name in own:
-        (out / name).parent.mkdir(exist_ok=True)
-        (out / name).write_text("mine")
-    return own
-
-
-def test_results_of_an_earlier_version_are_replaced_by_a_restart(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    own = make_earlier_output(out)
-    before = stamps(out)
-    for flags in ([], ["--overwrite"], ["--append"]):
-        caplog.clear()
-        assert workspace.run(out, *flags) == 76
-        assert mentions(caplog.text, "EarlierVersion", "--restart", "--output")
-    assert stamps(out) == before
-    assert workspace.run(out, "--restart", disk=FullAfter("part", 2)) == 74
-    assert before.items() <= {**stamps(out), ".shardpress": before[".shardpress"]}.items(), "nothing is removed yet"
-    assert workspace.run(out, "--restart") == 0
-    features = features_of(out)
-    result = Result.open(out)
-    expected = [*own, *result.files, INDEX, "report.html", ".shardpress", "run.log", "work/lock", "work/journal.jsonl"]
-    expected += [name for name in stamps(out) if name.startswith("work/scan-")]
-    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()) == sorted(expected)
-    for name in own:
-        assert (out / name).read_text() == "mine"
-    assert workspace.run(out) == 0
-    assert features_of(out) == features
-
-
-def test_user_files_with_names_of_an_earlier_version_stay(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out) == 0
-    for name in ("manifest.json", "model.h5", "report.json"):
-        (out / name).write_text("mine")
-    for flags in ([], ["--overwrite", "--epochs", "1"], ["--restart"]):
-        assert workspace.run(out, *flags) == 0
-        assert (out / "manifest.json").read_text() == "mine"
-        assert (out / "model.h5").read_text() == "mine"
+    assert mentions(caplog.text, "OtherVersion", other)
 
 
 def first_feature(path: Path) -> int:
@@ -265,24 +185,23 @@ def test_a_part_that_hdf5_cannot_read_is_named(
 
 
 @pytest.mark.process
-def test_a_new_shard_is_encoded_with_the_earlier_model(
+def test_the_advice_about_a_new_shard_can_be_followed(
     workspace: Workspace, out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out) == 0
     before = stamps(out)
+    recording = RecordingDisk()
+    assert workspace.run(out, disk=recording) == 0
+    assert recording.calls == []
+    assert mentions((out / "run.log").read_text(), COMPLETE, 55, 4, 2)
     new = workspace.add_shard("z.h5", np.random.default_rng(5).normal(size=(30, 4)).astype(np.float32))
     assert workspace.run(out) == 78
     assert stamps(out) == before
     assert mentions(caplog.text, "z.h5", "--model", out, "--overwrite")
-    # The advice can be followed.
     more = tmp_path / "more"
-    assert cli.main("", ["--input", str(new), "--model", str(out), "--output", str(more)], UnsyncedDisk()) == 0
-    joined = open_features([out, more])
-    assert joined.features.shape[0] == sum(SIZES) + 30
-    caplog.clear()
-    assert workspace.run(out, "--learning-rate", "0.5", "--seed", "3") == 78
-    assert mentions(caplog.text, "z.h5", "--model", out)
+    assert workspace.run_on([new], more, "--model", str(out)) == 0
+    assert open_features([out, more]).features.shape[0] == sum(SIZES) + 30
     new.unlink()
     caplog.clear()
     assert workspace.run(out, "--seed", "3") == 78
-    assert "--model" not in caplog.records[-2].message
+    assert "--model" not in caplog.text

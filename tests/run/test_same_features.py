@@ -1,19 +1,21 @@
-"""Tests that features with a target have the same bits on all paths, with the compiled kernels.
+"""Tests that features have the same bits on all paths, with the compiled kernels.
 
-The kinds are nested features, wide features, and a target that only a few rows have, so that others are estimated.
+The kinds are those with paths of their own: rows, columns or targets that are selected, added or estimated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from shardpress.features import open_features
 from shardpress.output.disk import Disk
 from shardpress.result import load_model
-from tests.run.test_cleaning import features_of
 from tests.support.bad_shards import InterruptedDisk
 from tests.support.fields import run_with_sizes
 from tests.support.helpers import write_shard
@@ -24,6 +26,8 @@ KINDS = {
     "nested": ["--target", "y", "--nested", "yes"],
     "wide": ["--target", "y", "--output-layer", "hidden", "--hidden", "48"],
     "few": ["--target", "few"],
+    "selected": ["--target", "y", "--fit-on", "is_train == 1"],
+    "indicators": ["--missing-value", "16", "--impute", "median", "--missing-indicator"],
 }
 COMMON = ["--n-features", "16", "--epochs", "2", "checkpoint_seconds=0"]
 
@@ -37,9 +41,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
         rows = np.tile(data.data, (n_copies, 1)).astype(np.uint8)
         labels = np.tile(data.target, n_copies)
-        few = np.where(np.arange(len(rows)) % 20 == 3, labels, np.nan)
-        for i, part in enumerate(np.array_split(np.arange(len(rows)), 2)):
-            write_shard(folder / f"{name}/{i}.h5", rows[part], extras={"y": labels[part], "few": few[part]})
+        numbers = np.arange(len(rows))
+        extras = {
+            "y": labels,
+            "few": np.where(numbers % 20 == 3, labels, np.nan),  # the targets of other rows are estimated
+            "is_train": (numbers % 4 != 0).astype(np.int8),
+        }
+        for i, part in enumerate(np.array_split(numbers, 2)):
+            shard = {extra: values[part] for extra, values in extras.items()}
+            write_shard(folder / f"{name}/{i}.h5", rows[part], extras=shard)
     return folder
 
 
@@ -48,15 +58,40 @@ def run(shards: Path, output: Path, kind: str, *flags: str, disk: Disk | None = 
     return run_with_sizes(arguments, disk)
 
 
+def features_of(output: Path) -> bytes:
+    return bytes(open_features(output).features.compute().tobytes())
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> Callable[[str], bytes]:
+    """Return a function that gives the features of an undisturbed run of a kind."""
+
+    @cache
+    def features_of_kind(kind: str) -> bytes:
+        assert run(folder / "few", folder / f"features-{kind}", kind, "--threads", "1") == 0
+        return features_of(folder / f"features-{kind}")
+
+    return features_of_kind
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_has_the_same_bits(folder: Path, tmp_path: Path, kind: str) -> None:
-    shards = folder / "few"
-    assert run(shards, tmp_path / "whole", kind) == 0
+def test_a_resumed_run_has_the_same_bits(
+    folder: Path, tmp_path: Path, expected: Callable[[str], bytes], kind: str
+) -> None:
     for n_files in (5, 9):
         output = tmp_path / f"interrupted-{n_files}"
-        assert run(shards, output, kind, disk=InterruptedDisk("work", n_files)) == 130
-        assert run(shards, output, kind) == 0
-        assert features_of(output) == features_of(tmp_path / "whole")
+        assert run(folder / "few", output, kind, disk=InterruptedDisk("work", n_files)) == 130
+        assert run(folder / "few", output, kind) == 0
+        assert features_of(output) == expected(kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_blocks_and_streamed_rows_change_no_bit(
+    folder: Path, tmp_path: Path, expected: Callable[[str], bytes], kind: str
+) -> None:
+    flags = ("--threads", "3", "block_rows=100", "--memory-budget", "16MiB")
+    assert run(folder / "few", tmp_path / "out", kind, *flags) == 0
+    assert features_of(tmp_path / "out") == expected(kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,27 +103,22 @@ def test_worker_processes_train_the_same_replicas(folder: Path, tmp_path: Path, 
     assert results[0] == results[1]
 
 
-def test_threads_and_blocks_estimate_the_same_targets(folder: Path, tmp_path: Path) -> None:
-    results = set()
-    for i, flags in enumerate((["--threads", "1"], ["--threads", "3", "block_rows=100"])):
-        assert run(folder / "few", tmp_path / str(i), "few", *flags) == 0
-        results.add(features_of(tmp_path / str(i)))
-    assert len(results) == 1
-    about = load_model(tmp_path / "0").about["training"]["target"]
+def test_few_targets_are_used(folder: Path, expected: Callable[[str], bytes]) -> None:
+    expected("few")
+    about = load_model(folder / "features-few").about["training"]["target"]
     assert about["share"] == pytest.approx(0.05, abs=0.001)
 
 
-@pytest.mark.parametrize("flags", [["--threads", "1"], ["--threads", "3"], ["--workers", "2"]], ids=" ".join)
+@pytest.mark.parametrize("flags", [["--threads", "3"], ["--workers", "2"]], ids=" ".join)
 def test_appends_give_the_bits_of_one_run_with_the_model(tmp_path: Path, flags: list[str]) -> None:
     digits = load_digits()
     shards = tmp_path / "shards"
     shards.mkdir()
     rows = digits.data.astype(np.uint8)
-    first, second, third = np.array_split(np.arange(len(rows)), 3)
     common = ["--input", str(shards), *COMMON, *flags]
-    for name, part in (("0.h5", first), ("1.h5", second), ("2.h5", third)):
-        write_shard(shards / name, rows[part], extras={"y": digits.target[part]})
-        append = ["--append"] if (tmp_path / "out").exists() else []
+    for i, part in enumerate(np.array_split(np.arange(len(rows)), 3)):
+        write_shard(shards / f"{i}.h5", rows[part], extras={"y": digits.target[part]})
+        append = ["--append"] if i else []
         assert run_with_sizes([*common, "--output", str(tmp_path / "out"), *append]) == 0
     assert run_with_sizes([*common, "--output", str(tmp_path / "whole"), "--model", str(tmp_path / "out")]) == 0
     assert features_of(tmp_path / "out") == features_of(tmp_path / "whole")

@@ -18,16 +18,22 @@ pytestmark = pytest.mark.process
 LISTED = """
 import sys
 sys.path.insert(0, "scripts")
-commands = []
-sys.addaudithook(lambda event, values: commands.append(values[1]) if event == "subprocess.Popen" else None)
+found = []
+def listen(event, values):
+    if event == "subprocess.Popen":
+        found.append("command: " + " ".join(map(str, values[1])))
+    elif event in ("os.fork", "os.forkpty", "os.posix_spawn", "socket.bind", "socket.connect"):
+        found.append("event: " + event)
+sys.addaudithook(listen)
 import extract
 code = extract.main()
 print("modules:", *sorted({name.partition(".")[0] for name in sys.modules}))
-print(*("command: " + " ".join(map(str, command)) for command in commands), sep="\\n")
+print(*found, sep="\\n")
 extract.leave(code)
 """
 # Packages that only the training, clusters, exports or rare filters need.
 UNNEEDED = {"cryptography", "distributed", "hdf5plugin", "matplotlib", "onnx", "pandas", "pyarrow", "scipy", "sklearn"}
+READER = "shardpress.hdf5.child.server"
 
 
 def test_a_run_with_a_model_loads_and_starts_only_what_it_needs(small: Small, tmp_path: Path) -> None:
@@ -36,8 +42,17 @@ def test_a_run_with_a_model_loads_and_starts_only_what_it_needs(small: Small, tm
     (modules,) = [line for line in ended.lines if line.startswith("modules: ")]
     assert UNNEEDED & set(modules.split()) == set()
     commands = [line for line in ended.lines if line.startswith("command: ")]
-    assert sum("shardpress.hdf5.child.server" in command for command in commands) == 1
+    assert sum(READER in command for command in commands) == 1
     assert [command for command in commands if "-march=native" in command or "-shared" in command] == []
+
+
+def test_a_local_run_forks_nothing_and_opens_no_socket(small: Small, tmp_path: Path) -> None:
+    """It starts compilers, system tools that query their versions, and one Python: the reader of files."""
+    ended = patch_program(small, LISTED).run(tmp_path / "out")
+    assert ended.code == 0, ended.lines
+    assert not ended.has_line("^event: ")
+    pythons = [line for line in ended.lines if re.match(r"command: \S*python", line)]
+    assert [READER in command for command in pythons] == [True]
 
 
 @pytest.mark.slow

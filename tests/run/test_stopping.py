@@ -1,8 +1,4 @@
-"""Tests of stopping real processes: by signals, or because their log or terminal was closed.
-
-Sample: two of three levels of the log, and two of three ways to lose the standard streams; with TEST_CASES=all every
-one.
-"""
+"""Tests of stopping real processes: by signals, or because their log or terminal was closed."""
 
 from __future__ import annotations
 
@@ -19,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from shardpress.result import Result
-from tests.support.cases import sample
 from tests.support.interpreters import REPOSITORY
 from tests.support.killing import EndedRun, Victim, features_of
 from tests.support.logged import mentions, resumed_step
@@ -27,8 +22,6 @@ from tests.support.processes import DEADLINE, LAST_LINE, Small
 from tests.support.soak_protocol import committed
 
 pytestmark = pytest.mark.process
-
-# -- signals ----------------------------------------------------------------------------------------------------------
 
 
 def with_model(victim: Victim) -> tuple[str, ...]:
@@ -55,9 +48,12 @@ def stopped_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple
     raise AssertionError("no run could be met while it was encoding")
 
 
-def check_stopped_run(victim: Victim, folder: Path, number: signal.Signals) -> None:
-    """Check that a run reports its progress, ends by the signal, and can be resumed."""
-    ended, output = stopped_while_encoding(victim, folder, number)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_while_encoding_ends_a_run_that_can_be_resumed(
+    victim: Victim, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The run reports its progress, and ends by the signal."""
+    ended, output = stopped_while_encoding(victim, tmp_path, number)
     assert ended.code == -number, ended.lines
     assert ended.has_line(rf" ERROR .*\b{number.name}\b")
     last = LAST_LINE.search(ended.lines[-1])
@@ -66,14 +62,6 @@ def check_stopped_run(victim: Victim, folder: Path, number: signal.Signals) -> N
     assert not ended.has_line("Traceback")
     assert list(output.rglob("*.writing")) == []
     victim.resume(output, *with_model(victim))
-
-
-def test_sigterm_while_encoding_can_be_resumed(victim: Victim, tmp_path: Path) -> None:
-    check_stopped_run(victim, tmp_path, signal.SIGTERM)
-
-
-def test_sigint_while_encoding_can_be_resumed(victim: Victim, tmp_path: Path) -> None:
-    check_stopped_run(victim, tmp_path, signal.SIGINT)
 
 
 def test_a_second_sigint_ends_the_run_at_once(victim: Victim, tmp_path: Path) -> None:
@@ -91,23 +79,15 @@ def test_sigterm_in_training_saves_a_checkpoint(victim: Victim, tmp_path: Path) 
     assert victim.usual_program.run(reference, *flags).code == 0
     ended = victim.usual_program.run(output, *flags, at=" DEBUG epoch 7: ", by=signal.SIGTERM)
     assert ended.code == -signal.SIGTERM, ended.lines[-3:]
-    assert ended.seconds - ended.sent < 20
-    last = LAST_LINE.search(ended.lines[-1])
-    assert last is not None, ended.lines
-    assert last[2] == "0"
     step = max(int(key.split("-")[1]) for key in committed(output) if key.startswith("checkpoint"))
     assert step > 7 * 31, "about 31 steps an epoch"
     again = victim.usual_program.run(output, *flags)
     assert again.code == 0
     assert resumed_step("\n".join(again.lines)) == step
     assert features_of(output) == features_of(reference)
-    assert costs(output) == costs(reference)
-
-
-def costs(output: Path) -> list[tuple[float, float]]:
-    """Return the history of a training run without times."""
-    history = Result.open(output).report()["training"]["history"]
-    return [(epoch["cost"], epoch["validation_cost"]) for epoch in history]
+    histories = [Result.open(each).report()["training"]["history"] for each in (output, reference)]
+    costs = [[(epoch["cost"], epoch["validation_cost"]) for epoch in history] for history in histories]
+    assert costs[0] == costs[1]
 
 
 def on_terminal(victim: Victim, output: Path, *, ignoring_hangup: bool) -> tuple[subprocess.Popen[bytes], int]:
@@ -149,7 +129,7 @@ def test_a_run_with_nohup_survives_its_terminal(victim: Victim, tmp_path: Path) 
 # -- no reader of the log ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", sample(["--quiet", "--no-quiet", "--verbose"], 2))
+@pytest.mark.parametrize("mode", ["--quiet", "--verbose"])
 def test_a_closed_pipe_of_the_log_does_not_stop_the_run(small: Small, tmp_path: Path, mode: str) -> None:
     process = small.program().start(tmp_path / "out", mode)
     assert process.stdout is not None
@@ -163,7 +143,7 @@ def test_a_closed_pipe_of_the_log_does_not_stop_the_run(small: Small, tmp_path: 
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize("streams", sample(["<&- >&- 2>&-", ">&- 2>&-", ">/dev/full 2>&1"], 2))
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", ">/dev/full 2>&1"])
 def test_unusable_standard_streams_do_not_stop_the_run(small: Small, tmp_path: Path, streams: str) -> None:
     program = small.program()
     output = tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Tests of runs on a cluster that loses its workers, its scheduler or its driver: finished results are kept.
+"""Tests of runs on a cluster whose workers or scheduler are lost or stopped (SIGSTOP): finished results are kept.
 
 The driver and every worker use the stand-in device; the tests check which process does which task, and that each result
 counts once.
@@ -7,6 +7,7 @@ counts once.
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -20,8 +21,9 @@ from shardpress.cluster import workers
 from shardpress.result import INDEX, Result
 from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY, environment
+from tests.support.killing import features_of as digest_of
 from tests.support.logged import mentions
-from tests.support.processes import DEADLINE, Small, arguments_of, descendants
+from tests.support.processes import DEADLINE, Small, arguments_of, descendants, ends_well, patch_program
 from tests.support.soak_protocol import invalid_entries, leftovers, records
 from tests.support.standin import Workspace, features_of
 
@@ -103,20 +105,6 @@ def test_a_worker_that_reconnects_changes_nothing(wide: Workspace, tmp_path: Pat
         check(tmp_path / "out", tmp_path / "expected")
 
 
-def test_a_shard_that_kills_worker_after_worker_is_named(
-    wide: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    scheduler = "DASK_DISTRIBUTED__SCHEDULER__"
-    # No worker has a second part when it dies, since both parts would be suspected.
-    settings = {f"{scheduler}ALLOWED_FAILURES": "1", f"{scheduler}WORKER_SATURATION": "1.0"}
-    with Cluster(tmp_path / "cluster", **settings) as cluster:
-        for i in range(3):
-            cluster.start_worker(f"w{i}", *PRELOAD, **worker_faults(at3="killed"))
-        cluster.wait_for("w0", "w1", "w2")
-        assert wide.run(tmp_path / "out", "--scheduler", str(cluster.file)) == 71
-    assert f"{wide.shards}/3.h5" in caplog.text
-
-
 def test_a_run_resumes_after_losing_all_workers_or_its_scheduler(
     wide: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -147,56 +135,83 @@ def test_a_run_resumes_after_losing_all_workers_or_its_scheduler(
         assert leftovers(output) == []
 
 
-# A driver in a process of its own that writes its process id to a file.
+# -- stopped processes, which keep their connections open and send nothing -------------------------------------------
+
+# A driver in a process of its own, with the stand-in as its device and little patience.
 DRIVER = """
-import os, sys
+import sys
 import pytest
-from pathlib import Path
 from shardpress import cli
+from shardpress.cluster import workers
 from tests.support.standin import install
-Path(os.environ["DRIVER"]).write_text(str(os.getpid()))
+workers._MAX_SILENCE = 3.0
 install(pytest.MonkeyPatch())
 sys.exit(cli.main("", sys.argv[1:]))
 """
 
 
-def test_a_part_written_after_the_driver_died_is_ignored(wide: Workspace, tmp_path: Path) -> None:
+def test_a_stopped_scheduler_ends_the_run(wide: Workspace, tmp_path: Path) -> None:
+    """Each worker delays its blocks, so that the run is found at work."""
     assert wide.run(tmp_path / "expected") == 0
     output = tmp_path / "out"
-    driver = {"DRIVER": str(tmp_path / "driver")}
     with Cluster(tmp_path / "cluster") as cluster:
-        flags = ("--scheduler", str(cluster.file))
-        cluster.start_worker("w", *PRELOAD, **driver, **worker_faults(tmp_path / "once", at4="loses its driver"))
-        command = [sys.executable, "-c", DRIVER, *wide.arguments(output, *flags)]
-        result = subprocess.run(command, env=environment(**driver), cwd=REPOSITORY, capture_output=True, timeout=120)
-        assert result.returncode == -signal.SIGKILL, result.stderr.decode()
-        until(lambda: "part-000004" in str(uncommitted_parts(output)), "the part that the worker was at")
-        uncommitted = uncommitted_parts(output)
-        assert wide.run(output, *flags) == 0
-        assert not any((output / name).exists() for name in uncommitted)
-        assert leftovers(output) == []
-        check(output, tmp_path / "expected")
+        cluster.start_worker("w0", *PRELOAD, "--preload", "tests.support.slow")
+        cluster.wait_for("w0")
+        arguments = wide.arguments(output, "--scheduler", str(cluster.file))
+        with open(tmp_path / "driver.log", "wb") as log:
+            command = [sys.executable, "-c", DRIVER, *arguments]
+            process = subprocess.Popen(command, env=environment(), cwd=REPOSITORY, stdout=log, stderr=log)
+        try:
+            until(lambda: len(list(output.glob("parts/*.h5"))) >= 2, "parts", DEADLINE)
+            cluster.kill("scheduler", signal.SIGSTOP)
+            code = process.wait(DEADLINE)
+        finally:
+            process.kill()
+            process.wait()
+        driver_log = (tmp_path / "driver.log").read_text()
+        assert code == 75, driver_log
+        assert mentions(driver_log, "TryAgain", "scheduler")
+        assert "Traceback" not in driver_log
+        assert invalid_entries(output) == []
+    # Without a cluster the same command resumes.
+    assert wide.run(output) == 0
+    check(output, tmp_path / "expected")
+    assert leftovers(output) == []
 
 
-def uncommitted_parts(output: Path) -> list[str]:
-    """Return the parts that are not committed."""
-    return sorted({f"parts/{path.name}" for path in output.glob("parts/*.h5")} - committed(output))
+# A driver with local workers and small blocks, whose scheduler drops silent workers sooner than by default.
+SHORT_TIMEOUT = """
+import sys
+sys.path.insert(0, "scripts")
+import dask
+refresh = dask.config.refresh
+def refresh_and_set(*arguments, **named):
+    refresh(*arguments, **named)
+    dask.config.set({"distributed.scheduler.worker-ttl": "1s"})
+dask.config.refresh = refresh_and_set
+import extract
+from shardpress.run import budget
+budget._wanted_block_rows = lambda thread_bytes, row_bytes: 8
+sys.exit(extract.main())
+"""
 
 
-def test_local_workers_end_with_a_killed_driver(small: Small, tmp_path: Path) -> None:
-    process = small.program().start(tmp_path / "out", "--workers", "2")
+def test_a_stopped_local_worker_is_replaced(small: Small, tmp_path: Path) -> None:
+    """The worker is never continued."""
+    process = patch_program(small, SHORT_TIMEOUT).start(tmp_path / "out", "--workers", "2")
     assert process.stdout is not None
-    below: dict[int, int] = {}
     try:
         for line in process.stdout:
             if b" INFO cluster: 2 workers: " in line:
-                below = dict(descendants(process.pid))
-                process.kill()
-        process.wait(DEADLINE)
-        # The pipe has ended, so all processes that could write to it have exited; and the others have no remains.
-        until(lambda: not any(arguments_of(pid) for pid in below), "the workers to end")
+                below = list(descendants(process.pid))
+                nannies = {pid for pid, parent in below if parent == process.pid}
+                children = [pid for pid, parent in below if parent in nannies]
+                worker = next(pid for pid in children if "spawn_main" in " ".join(arguments_of(pid)))
+                os.kill(worker, signal.SIGSTOP)
+                break
+        ends_well(process)
     finally:
         process.kill()
         process.stdout.close()
-    assert process.returncode == -signal.SIGKILL
-    assert len(below) >= 3, "two workers and their parent"
+    assert digest_of(tmp_path / "out") == small.features
+    assert leftovers(tmp_path / "out") == []

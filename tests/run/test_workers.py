@@ -8,7 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,10 @@ import psutil
 import pytest
 from distributed import Security
 
-from shardpress.cluster.pool import LocalPool
-from shardpress.encoding.worker import EncodeSettings
 from shardpress.result import Result
-from shardpress.run import encoding_stage
 from tests.support.clusters import Cluster
 from tests.support.killing import features_of
 from tests.support.processes import DEADLINE, Small, ends_well
-from tests.support.standin import Workspace, install
 
 pytestmark = pytest.mark.process
 
@@ -80,32 +76,6 @@ def test_local_workers_give_equal_bits_and_refuse_other_clients(small: Small, tm
     assert [line for line in output.splitlines() if " INFO " not in line and not line.startswith("Done: ")] == []
 
 
-def test_workers_prepare_and_scale_rows_alike(small: Small, tmp_path: Path) -> None:
-    flags = ("--row-scale", "norm", "--transform", "log1p", "--scale", "std")
-    assert small.program().run(tmp_path / "alone", *flags).code == 0
-    assert small.program().run(tmp_path / "workers", *flags, "--workers", "2").code == 0
-    assert features_of(tmp_path / "workers") == features_of(tmp_path / "alone") != small.features
-
-
-def test_processes_that_share_cores_share_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More readers at a time would only evict each other's rows from the caches."""
-    install(monkeypatch)
-    monkeypatch.chdir(".")  # monkeypatch then restores the directory
-    workspace = Workspace(tmp_path, 20)
-    serving = encoding_stage.serving
-    reported = list[int]()
-
-    def count_readers(settings: EncodeSettings, *what: Any) -> AbstractContextManager[None]:
-        reported.append(settings.n_readers)
-        return serving(settings, *what)
-
-    monkeypatch.setattr(encoding_stage, "serving", count_readers)
-    for n_processes in (0, 1, 2, 5):
-        monkeypatch.setattr(LocalPool, "n_local_processes", n_processes)
-        assert workspace.run(tmp_path / str(n_processes), "--threads", "3") == 0
-    assert reported == [0, 3, 2, 1]
-
-
 @pytest.fixture
 def certificates(tmp_path: Path) -> dict[str, str]:
     """Write certificates and return the variables of Dask's configuration that name them."""
@@ -138,13 +108,6 @@ def test_a_scheduler_with_certificates_refuses_other_clients(
     reported = Result.open(tmp_path / "out").report()["cluster"]
     assert (reported["kind"], reported["address"]) == ("scheduler", address)
     assert {worker["name"] for worker in reported["workers"]} == {"w0"}
-
-
-def test_another_machine_without_tls_is_refused_at_the_start(small: Small, tmp_path: Path) -> None:
-    ended = small.program().run(tmp_path / "out", "--scheduler", "tcp://192.0.2.1:8786")
-    assert ended.code == 78
-    assert ended.has_line(r"ConfigError: .*\btcp://192\.0\.2\.1:8786\b.*\bTLS\b")
-    assert not (tmp_path / "out").exists()
 
 
 def test_each_worker_computes_on_its_device(opencl: None, small: Small, tmp_path: Path) -> None:

@@ -64,23 +64,16 @@ def network_for(rows: np.ndarray, **settings: object) -> tuple[object, ...]:
 
 def test_counts_spectra_and_heavy_tails_are_prepared() -> None:
     rng = np.random.default_rng(RNG_SEED)
-    assert chosen(counts(rng)) == OF_COUNTS
+    large = rng.poisson(rng.gamma(0.1, 200, (500, 100)))
+    of_kinds = rng.poisson(rng.gamma(0.3, 100 / np.arange(1, 201), (500, 200)))
+    of_depths = rng.poisson(0.3 * rng.lognormal(0, 2, (500, 1)) * np.ones(100))
+    for rows in (counts(rng), large, of_kinds, of_depths):
+        assert chosen(rows) == OF_COUNTS
     assert chosen(spectra(rng)) == OF_SPECTRA
     with_gaps = tails(rng)
     with_gaps[::5, 3] = np.nan
     assert chosen(with_gaps) == OF_TAILS
     assert chosen(with_gaps, impute="median") == OF_TAILS
-
-
-def test_large_counts_are_recognized() -> None:
-    """Counts of kinds with equal means, of kinds with different means, and in rows of different depths."""
-    rng = np.random.default_rng(RNG_SEED)
-    equal = rng.poisson(rng.gamma(0.1, 200, (500, 100)))
-    different = rng.poisson(rng.gamma(0.3, 100 / np.arange(1, 201), (500, 200)))
-    depths = rng.poisson(0.3 * rng.lognormal(0, 2, (500, 1)) * np.ones(100))
-    for rows in (equal, different, depths):
-        assert rows.max() > 200
-        assert chosen(rows) == OF_COUNTS
 
 
 def test_prepared_rows_stay_as_they_are() -> None:
@@ -93,13 +86,6 @@ def test_prepared_rows_stay_as_they_are() -> None:
     assert chosen(tails(rng) / 1e6) == NONE  # a logarithm of 1 + x would change nothing
 
 
-def test_damaged_rows_are_no_tails() -> None:
-    rows = np.random.default_rng(RNG_SEED).normal(size=(1000, 50))
-    rows[3] *= 1e6
-    rows[7] *= 1e4
-    assert chosen(rows) == NONE
-
-
 def test_other_rows_stay_as_they_are() -> None:
     rng = np.random.default_rng(RNG_SEED)
     pixels = np.clip(rng.normal(0, 200, (500, 196)).round(), 0, 255)
@@ -108,8 +94,23 @@ def test_other_rows_stay_as_they_are() -> None:
     uniform = rng.integers(0, 256, (500, 80)) * (rng.random((500, 80)) < 0.4)
     dense = np.packbits(bits(rng, 0.5), axis=1)
     huge = np.full((500, 3), 2**53)
+    damaged = rng.normal(size=(1000, 50))
+    damaged[3] *= 1e6
+    damaged[7] *= 1e4
     empty = np.full((500, 3), np.nan)
-    for rows in (pixels, table, uniform, dense, bits(rng, 0.02), sensors(rng), huge, empty, table[:5], table[:0]):
+    for rows in (
+        pixels,
+        table,
+        uniform,
+        dense,
+        bits(rng, 0.02),
+        sensors(rng),
+        huge,
+        empty,
+        damaged,
+        table[:5],
+        table[:0],
+    ):
         with case(rows.shape, rows.dtype):
             assert chosen(rows) == NONE
 

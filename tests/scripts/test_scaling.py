@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 from distributed import Client
 
 from scripts.benchmarks.cluster import local_cluster, processor_seconds
-from scripts.benchmarks.scaling import index_of, seconds_per_replica
+from scripts.benchmarks.scaling import index_of
 from scripts.benchmarks.tasks import FINGERPRINT, compute_and_commit, empty_part
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
-from shardpress.encoding.encode import EncodeTask, encode_part
+from shardpress.encoding.encode import EncodeTask
 from shardpress.encoding.parts import PartSize, plan_parts
-from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, serving
-from shardpress.model import Model
-from shardpress.output.disk import Disk
+from shardpress.encoding.worker import IN_MEMORY, EncodeSettings
 from shardpress.output.lock import locked
 from shardpress.result import Result
-from shardpress.scan.scaler import Scaler
-from shardpress_kernels.network import Network
 from tests.support.helpers import numbered_shards
 from tests.support.parts import finished
-
-
-def test_empty_and_real_tasks_have_results_of_similar_size(tmp_path: Path) -> None:
-    (tmp_path / "parts").mkdir()
-    shards = numbered_shards(tmp_path, 9)
-    settings = EncodeSettings(str(tmp_path), IN_MEMORY, 4, 9, 1)
-    (pieces,) = plan_parts(shards, [], PartSize(9, 1, 4))
-    task = EncodeTask(pieces, settings)
-
-    def double(rows: np.ndarray, out: np.ndarray) -> None:
-        out[:] = 2 * rows[:, :2]
-
-    model = Model(Scaler(np.zeros(2), np.full(2, 100.0)), Network((2, 2)), {})
-    with serving(settings, model, double, Disk()):
-        facts = encode_part(task)
-    sizes = [len(pickle.dumps(each)) for each in (facts, empty_part(task))]
-    assert abs(sizes[0] - sizes[1]) < 50
 
 
 def test_empty_parts_are_committed_like_those_of_a_run(tmp_path: Path) -> None:
@@ -58,12 +35,6 @@ def test_empty_parts_are_committed_like_those_of_a_run(tmp_path: Path) -> None:
     result = Result.open(tmp_path / "committed")
     assert [part.n_rows for part in result.parts] == [4, 4, 1]
     assert result.encoder == trained.encoder
-
-
-def test_time_of_averaging_replicas_is_measured() -> None:
-    network = Network((5, 3, 2))
-    parameters = {name: np.ones(shape, np.float32) for name, shape in network.shapes.items()}
-    assert seconds_per_replica(Model(Scaler(np.zeros(5), np.ones(5)), network, parameters)) > 0
 
 
 @pytest.mark.process

@@ -156,38 +156,25 @@ def test_requested_python_is_taken_and_kept(machine: Machine) -> None:
     assert (machine.version, machine.has_pygpu) == ("3.11", True)
 
 
-def test_python_with_pygpu_is_kept_without_a_network(machine: Machine) -> None:
+def test_python_is_replaced_only_by_one_that_can_have_pygpu(machine: Machine) -> None:
+    """Python with pygpu is kept without a network. An interrupted set-up chooses the same Python."""
     machine.add_pythons("3.11", "3.13")
+    kept = machine.checkout / ".venv/kept"
+    machine.set_up()
+    kept.touch()
+    machine.set_up()
+    assert (machine.version, kept.exists()) == ("3.13", True)
     machine.offer("packages")
     machine.set_up()
     assert machine.calls.read_text() != ""
-    kept = machine.checkout / ".venv/kept"
+    assert (machine.version, machine.has_pygpu, kept.exists()) == ("3.11", True, False)
     kept.touch()
     machine.offer("archive")
     machine.set_up()
     machine.set_up(PYTHON="3.11")
     assert machine.calls.read_text() == ""
-    assert machine.version == "3.11"
-    assert kept.exists()
-
-
-def test_python_without_pygpu_is_replaced_when_another_can_have_it(machine: Machine) -> None:
-    machine.add_pythons("3.11", "3.13")
-    machine.set_up()
-    kept = machine.checkout / ".venv/kept"
-    kept.touch()
-    machine.set_up()
-    assert machine.version == "3.13"
-    assert kept.exists()
+    assert (machine.version, kept.exists()) == ("3.11", True)
     machine.offer("packages")
-    machine.set_up()
-    assert (machine.version, machine.has_pygpu) == ("3.11", True)
-
-
-def test_interrupted_set_up_chooses_the_same_python(machine: Machine) -> None:
-    machine.add_pythons("3.11", "3.13")
-    machine.offer("packages")
-    machine.set_up()
     for name in (".setup-complete", "pygpu"):
         (machine.checkout / ".venv" / name).unlink()
     machine.set_up()

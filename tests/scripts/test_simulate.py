@@ -58,16 +58,6 @@ def test_serial_resource_bounds_the_time() -> None:
         assert least <= found.seconds < 1.05 * least, name
 
 
-@pytest.mark.slow
-def test_tasks_after_the_simulated_ones_have_the_same_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = Cluster(8, storage=4e9)
-    task = Task(0.05, read_bytes=5e7)
-    monkeypatch.setattr(simulate, "MAX_SIMULATED_TASKS", 20_000)
-    whole = simulate_tasks(task, 20_000, cluster, COSTS).seconds
-    monkeypatch.setattr(simulate, "MAX_SIMULATED_TASKS", 1000)
-    assert simulate_tasks(task, 20_000, cluster, COSTS).seconds == pytest.approx(whole, rel=0.01)
-
-
 def test_run_is_the_sum_of_stages_and_scales_with_workers() -> None:
     job = Job(10**8, 250_000, 1_250_000)
     lines = [predict(job, Cluster(n), COSTS) for n in (1, 4, 16)]

@@ -12,11 +12,6 @@ from shardpress_kernels.network import Network
 from tests.support.cases import case
 from tests.support.logged import mentions
 
-
-def test_the_defaults_have_no_problems():
-    assert problems(Config()) == []
-
-
 RANGES = {
     "n_features": ([None, 1, 9], [0, -1, 2.5, "2", True]),
     "epochs": ([None, 1, 2], [0, -1]),
@@ -43,6 +38,8 @@ RANGES = {
 
 
 def test_each_setting_has_its_range():
+    """Limits that depend on the data are not checked early."""
+    assert problems(Config()) == problems(Config.of(n_features=10**6, batch_size=10**9)) == []
     for name, (good, bad) in RANGES.items():
         for value in good:
             config = Config.from_flat({name: value})
@@ -65,25 +62,11 @@ def test_an_unknown_stored_setting_is_refused():
         Config.from_flat({"epochs": 3, "rotation": 7})
 
 
-def test_corruption_that_would_be_rounded_to_zero_is_refused():
-    (complaint,) = problems(Config.of(corruption=0.001))
-    assert mentions(complaint, "corruption: 0.001")
-
-
 def test_all_problems_are_listed_at_once():
-    found = problems(Config.of(corruption=0.001, target_weight=0.5, quiet=True, verbose=True))
-    places = [("corruption: 0.001",), ("quiet", "verbose"), ("target_weight",)]
+    flags = {"quiet": True, "verbose": True, "overwrite": True, "restart": True}
+    found = problems(Config.of(corruption=0.001, target_weight=0.5).changed(**flags))
+    places = [("corruption: 0.001",), ("overwrite", "restart"), ("quiet", "verbose"), ("target_weight",)]
     assert all(mentions(line, *place) for line, place in zip(found, places, strict=True))
-
-
-def test_contradictory_settings_are_refused():
-    for pair in (("overwrite", "restart"), ("quiet", "verbose")):
-        (complaint,) = problems(Config().changed(**dict.fromkeys(pair, True)))
-        assert mentions(complaint, *pair)
-
-
-def test_limits_that_depend_on_the_data_are_not_checked_early():
-    assert problems(Config.from_flat({"n_features": 10**6, "batch_size": 10**9})) == []
 
 
 def test_defaults_follow_the_data_and_other_settings():
@@ -131,16 +114,9 @@ def test_the_default_hidden_layer_follows_rows_and_columns():
     assert hidden(10**6, 50_000, memory_budget=2**24) == (297,), "a model does not depend on the memory budget"
 
 
-def test_corruption_is_the_default_for_many_columns():
+def test_few_columns_and_rows_hide_no_entries():
     for n_rows, n_inputs, share in ((60_000, 784, 0.0625), (60_000, 255, 0), (200, 784, 0)):
         assert resolve(Config(), n_rows, n_inputs).training.corruption == share
-    assert resolve(Config.of(corruption=0.0), 60_000, 784).training.corruption == 0
-
-
-def test_sigmoids_have_a_gain_by_default():
-    for code, gain in (("sigmoid", True), ("linear", False)):
-        assert resolve(Config.of(code_activation=code), 100, 8).network.decoder_gain is gain
-    assert resolve(Config.of(code_activation="sigmoid", decoder_gain=False), 100, 8).network.decoder_gain is False
 
 
 def test_features_are_linear_for_few_columns_and_with_a_hidden_layer():
@@ -161,32 +137,13 @@ def test_a_given_model_determines_the_network():
     assert network_of(resolve(Config.of(activation="relu"), 100, 784, network).network, 784) == network
 
 
-def test_the_settings_describe_a_network():
-    requested = {"hidden": (30, 20), "activation": "leaky-relu", "code_activation": "linear", "decoder_gain": True}
-    config = Config.of(n_features=7, **requested)
-    assert network_of(resolve(config, 100, 784).network, 784) == Network(
-        (784, 30, 20, 7), "leaky-relu", "linear", gain=True
-    )
-    without_hidden = config.changed(hidden=(), code_activation="sigmoid", decoder_gain=False)
-    assert network_of(resolve(without_hidden, 100, 784).network, 784) == Network((784, 7)), (
-        "without hidden layers, their activation is ignored"
-    )
-
-
 def test_settings_that_are_given_are_kept():
-    config = Config.of(
-        n_features=3,
-        output_layer="hidden",
-        hidden=(9,),
-        code_activation="linear",
-        decoder_gain=True,
-        batch_size=17,
-        learning_rate=0.5,
-        epochs=7,
-        corruption=0.1,
-        storage_dtype="float16",
-        compression="lzf",
-        include=("a/b",),
-        replicas=1,
-    )
-    assert resolve(config, 100, 4).flat() == config.flat()
+    network = {"hidden": (30, 20), "activation": "leaky-relu", "code_activation": "linear", "decoder_gain": True}
+    of_training = {"batch_size": 17, "learning_rate": 0.5, "epochs": 7, "corruption": 0.1, "replicas": 1}
+    config = Config.of(n_features=7, output_layer="hidden", **network, **of_training)
+    resolved = resolve(config, 100, 784)
+    assert resolved.flat() == config.flat()
+    expected = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True, output_layer="hidden")
+    assert network_of(resolved.network, 784) == expected
+    flat = config.changed(hidden=(), code_activation="sigmoid", decoder_gain=False, output_layer="code")
+    assert network_of(resolve(flat, 100, 784).network, 784) == Network((784, 7)), "there is no hidden activation"

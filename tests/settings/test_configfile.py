@@ -28,41 +28,24 @@ def test_a_file_without_keys_is_refused(file):
             settings(*file(text))
 
 
-def test_a_file_that_is_not_yaml_is_refused_by_name(file):
+def test_a_file_that_cannot_be_read_is_refused_by_name(file, tmp_path):
     for text in ["a: [", "\t- x", "a: b: c", "epochs: 2001-99-99", "seed: " + "9" * 5000, "[" * 3000, "a: \x01"]:
         with case(text), refused(78, "settings.yaml", "YAML"):
             settings(*file(text))
-
-
-def test_a_file_that_is_not_text_is_refused_by_name(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\xfa")
-    with refused(78, "x.yaml", "YAML"):
-        settings("--config", str(tmp_path / "x.yaml"))
+    for path in (tmp_path / "x.yaml", tmp_path / "nowhere.yaml", tmp_path):
+        with case(path), refused(78, str(path)):
+            settings("--config", str(path))
 
 
-def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path):
-    with refused(78, "nowhere.yaml", "No such file"):
-        settings("--config", str(tmp_path / "nowhere.yaml"))
-    with refused(78, str(tmp_path), "Is a directory"):
-        settings("--config", str(tmp_path))
-
-
-def test_a_file_never_runs_code(file, tmp_path):
-    for tag in ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir"]:
-        with case(tag):
-            with refused(78, "YAML", "python/object"):
-                settings(*file(f"output: {tag} [{tmp_path}/made]"))
-            assert not (tmp_path / "made").exists()
-
-
-def test_tags_are_refused(file):
+def test_tags_are_refused_and_run_no_code(file, tmp_path):
     """PyYAML raises various errors for tags whose values do not match."""
     for text in [
+        f"output: !!python/object/apply:os.mkdir [{tmp_path}/made]",
+        f"output: !!python/object/new:os.mkdir [{tmp_path}/made]",
         "epochs: !!map [1, 2]",
-        "epochs: !!map ab",
         "epochs: !!timestamp never",
         "quiet: !!bool perhaps",
-        "corruption: !!float ''",
         "seed: !!int ''",
         "seed: !ours 3",
         "seed: ! 3",
@@ -71,6 +54,7 @@ def test_tags_are_refused(file):
     ]:
         with case(text), refused(78, "YAML", "tag ("):
             settings(*file(text))
+    assert not (tmp_path / "made").exists()
 
 
 def test_repeated_keys_are_refused_at_any_depth(file):
@@ -120,24 +104,28 @@ def count(frame, event, argument):
     n_calls += event.endswith("call")
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-before = peak()
-sys.setprofile(count)
-try:
-    parse(["--config", sys.argv[1]], {}, "")
-except ConfigError as error:
-    sys.setprofile(None)
-    print(error.exit_code, len(str(error)), n_calls, peak() - before)
+for path in sys.argv[1:]:
+    before = peak()
+    n_calls = 0
+    sys.setprofile(count)
+    try:
+        parse(["--config", path], {}, "")
+    except ConfigError as error:
+        sys.setprofile(None)
+        print(error.exit_code, len(str(error)), n_calls, peak() - before)
 """
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_with_little_work_and_memory(file, name):
+def test_a_bomb_is_refused_with_little_work_and_memory(tmp_path):
     """A child process measures function calls (a scanner in Python makes 8 million) and memory in KiB."""
-    command = [sys.executable, "-c", MEASURE, file(BOMBS[name])[1]]
+    for name, text in BOMBS.items():
+        (tmp_path / name).write_text(text)
+    command = [sys.executable, "-c", MEASURE, *(tmp_path / name for name in BOMBS)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    code, n_letters, n_calls, memory = map(int, result.stdout.split())
-    assert (code, n_letters < 20_000, n_calls < 2**21, memory < 2**16) == (78, True, True, True), result.stdout
+    for name, line in zip(BOMBS, result.stdout.splitlines(), strict=True):
+        code, n_letters, n_calls, memory = map(int, line.split())
+        assert (code, n_letters < 20_000, n_calls < 2**21, memory < 2**16) == (78, True, True, True), (name, line)
 
 
 def test_a_list_of_inputs_can_be_as_long_as_the_file(file):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
 from shardpress.settings.config import SETTINGS, Config, problems
 from shardpress.settings.flags import parse
 from shardpress.settings.presets import PRESETS, values_of_preset
@@ -13,8 +11,6 @@ from shardpress.settings.resolve import network_of, resolve
 from shardpress_kernels.network import Network
 from tests.support.cases import case
 from tests.support.helpers import refused
-
-PRESET_ONLY = [each for each in SETTINGS.values() if not each.has_flag]
 
 
 def test_each_preset_sets_every_setting_of_the_model() -> None:
@@ -46,12 +42,13 @@ def test_other_settings_override_a_preset(file: Callable[[str], list[str]]) -> N
     assert parse([*file("preset: reference"), "--preset", "none"], {}, "") == Config()
 
 
-@pytest.mark.parametrize("setting", PRESET_ONLY, ids=lambda setting: setting.name)
-def test_a_setting_without_a_flag_is_refused(setting, file: Callable[[str], list[str]]) -> None:
-    value = str(setting.default)
-    with case("flag"), refused(64, "was removed: use --preset"):
-        parse([f"--{setting.name.replace('_', '-')}", value], {}, "")
-    with case("key"), refused(78, "was removed: use --preset"):
-        parse(file(f"{setting.name}: {value}"), {}, "")
-    with case("variable"), refused(78, "was removed: use --preset"):
-        parse([], {f"SHARDPRESS_{setting.name.upper()}": value}, "")
+def test_a_setting_without_a_flag_is_refused(file: Callable[[str], list[str]]) -> None:
+    for setting in SETTINGS.values():
+        if not setting.has_flag:
+            value = str(setting.default)
+            with case(setting.name), refused(64, "--preset"):
+                parse([f"--{setting.name.replace('_', '-')}", value], {}, "")
+            with case(setting.name), refused(78, "--preset"):
+                parse(file(f"{setting.name}: {value}"), {}, "")
+            with case(setting.name), refused(78, "--preset"):
+                parse([], {f"SHARDPRESS_{setting.name.upper()}": value}, "")

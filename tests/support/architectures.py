@@ -1,15 +1,12 @@
 """Compile all kernels for every card with several NVRTC versions, through our libnvrtc, and print a table.
 
     python -m tests.support.architectures FOLDER...          each folder contains an unpacked NVRTC wheel
-    python -m tests.support.architectures --ptxas FILE ...   also assemble the PTX for each card that this ptxas
-    supports
 
 The exit code is 1 if a kernel does not compile, or if an NVRTC writes PTX newer than its CUDA version supports.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import re
@@ -45,8 +42,6 @@ class Compiled:
         Error messages of NVRTC, by source file.
     versions, targets : list of str
         Distinct PTX versions and targets of all kernels. More than one value is an error.
-    not_assembled : list of str
-        Sources whose PTX ptxas could not assemble for the card.
     """
 
     nvrtc: str
@@ -55,7 +50,6 @@ class Compiled:
     failed: dict[str, str]
     versions: list[str]
     targets: list[str]
-    not_assembled: list[str]
 
 
 def ptx_of(nvrtc: str) -> str:
@@ -75,10 +69,10 @@ def collect(folder: Path, *arguments: str) -> list[Path]:
     return sorted(folder.glob("*.cu"))
 
 
-def compile_for(wheel: Path, sources: Sequence[Path], capabilities: Sequence[str], ptxas: str = "") -> list[Compiled]:
+def compile_for(wheel: Path, sources: Sequence[Path], capabilities: Sequence[str]) -> list[Compiled]:
     """Compile sources with the NVRTC of a wheel, in a child process, because a process can load only one NVRTC."""
     command = [sys.executable, "-m", "tests.support.architectures", "--child", str(wheel), *capabilities]
-    request = json.dumps({"sources": [str(path) for path in sources], "ptxas": ptxas})
+    request = json.dumps([str(path) for path in sources])
     result = subprocess.run(command, input=request, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(result.stderr)
@@ -88,17 +82,17 @@ def compile_for(wheel: Path, sources: Sequence[Path], capabilities: Sequence[str
 # -- in the child process
 
 
-def _compile_for(wheel: Path, capabilities: Sequence[str], sources: Sequence[str], ptxas: str) -> list[dict[str, Any]]:
+def _compile_for(wheel: Path, capabilities: Sequence[str], sources: Sequence[str]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for path in wheel.glob("nvidia/*/lib/lib*.so.*"):
             (folder / path.name).symlink_to(path.resolve())
         _build_forwarders(folder)
         nvrtc = ctypes.CDLL(str(folder / "libnvrtc.so"))
-        return [_compile_all(nvrtc, each, sources, folder, ptxas) for each in capabilities]
+        return [_compile_all(nvrtc, each, sources) for each in capabilities]
 
 
-def _compile_all(nvrtc: Any, capability: str, sources: Sequence[str], folder: Path, ptxas: str) -> dict[str, Any]:
+def _compile_all(nvrtc: Any, capability: str, sources: Sequence[str]) -> dict[str, Any]:
     failed = {}
     ptx_files = {}
     for source in sources:
@@ -110,13 +104,12 @@ def _compile_all(nvrtc: Any, capability: str, sources: Sequence[str], folder: Pa
         )
         for directive in ("version", "target")
     }
-    refused = [name for name, ptx in ptx_files.items() if ptxas and not _assembles(ptxas, capability, folder, ptx)]
     major = ctypes.c_int()
     minor = ctypes.c_int()
     nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     return {
         **{"nvrtc": f"{major.value}.{minor.value}", "capability": capability, "n": len(sources), "failed": failed},
-        **{"versions": found["version"], "targets": found["target"], "not_assembled": refused},
+        **{"versions": found["version"], "targets": found["target"]},
     }
 
 
@@ -135,17 +128,11 @@ def _compile(nvrtc: Any, capability: str, source: bytes) -> tuple[bool, str]:
     return not code, text.value.decode() if not code else f"error {code}: {text.value.decode()}"
 
 
-def _assembles(ptxas: str, capability: str, folder: Path, ptx: str) -> bool:
-    (folder / "kernel.ptx").write_text(ptx)
-    command = [ptxas, "-arch", f"sm_{capability.replace('.', '')}", "-o", "/dev/null", str(folder / "kernel.ptx")]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
 # -- the table
 
 
 def _line(row: Sequence[Compiled]) -> str:
-    cells = [f"{each.n - len(each.failed) - len(each.not_assembled):5}" for each in row]
+    cells = [f"{each.n - len(each.failed):5}" for each in row]
     return f"{row[0].nvrtc:6} {','.join(row[0].versions):5}" + "".join(cells)
 
 
@@ -153,7 +140,6 @@ def problems_of(each: Compiled) -> list[str]:
     """Return one line for each kernel that does not compile, and one for PTX of an unexpected version or target."""
     where = f"NVRTC {each.nvrtc}, capability {each.capability}"
     lines = [f"{where}: {name}: {message}" for name, message in each.failed.items()]
-    lines += [f"{where}: {name} is not assembled" for name in each.not_assembled]
     if each.versions != [ptx_of(each.nvrtc)] or len(each.targets) != 1:
         lines.append(f"{where}: PTX {each.versions} for {each.targets}, expected {ptx_of(each.nvrtc)} for one")
     return lines
@@ -162,20 +148,12 @@ def problems_of(each: Compiled) -> list[str]:
 def main(arguments: Sequence[str]) -> int:
     """Print the table and all errors, and return the exit code."""
     if arguments[:1] == ["--child"]:
-        request = json.load(sys.stdin)
-        print(json.dumps(_compile_for(Path(arguments[1]), arguments[2:], **request)))
+        print(json.dumps(_compile_for(Path(arguments[1]), arguments[2:], json.load(sys.stdin))))
         return 0
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ptxas", default="", metavar="FILE")
-    parser.add_argument("--sources", type=Path, metavar="FOLDER", help="folder in which sources are stored and reused")
-    parser.add_argument("wheels", nargs="+", type=Path, metavar="FOLDER")
-    request = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
-        folder = request.sources or Path(scratch)
-        folder.mkdir(exist_ok=True)
-        sources = sorted(folder.glob("*.cu")) or collect(folder)
-        compiled = partial(compile_for, sources=sources, capabilities=CAPABILITIES, ptxas=request.ptxas)
-        rows = list(pool.map(compiled, sorted(path.resolve() for path in request.wheels)))
+        sources = collect(Path(scratch))
+        compiled = partial(compile_for, sources=sources, capabilities=CAPABILITIES)
+        rows = list(pool.map(compiled, sorted(Path(path).resolve() for path in arguments)))
     print(f"{len(sources)} kernels\nNVRTC  PTX  " + "".join(f"{each:>5}" for each in CAPABILITIES))
     print("\n".join(map(_line, rows)))
     lines = [line for row in rows for each in row for line in problems_of(each)]

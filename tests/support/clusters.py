@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from tests.support.hosts import HERE, Place
 from tests.support.interpreters import REPOSITORY, environment
 
 # A proxy between a worker and its scheduler. A stopped proxy holds back all data, so neither process receives anything.
@@ -34,6 +33,7 @@ async def serve(host, port, file):
     await server.serve_forever()
 asyncio.run(serve(*sys.argv[1:]))
 """
+_HERE = "127.0.0.1"
 _DASK = (sys.executable, "-m", "dask")
 _SECONDS = 240.0  # time limit for one operation on an idle machine
 
@@ -52,8 +52,6 @@ class Cluster:
     Parameters
     ----------
     folder : Path
-    place : Place
-        Host of the scheduler.
     variables : str, Path or None
         Environment variables. See `tests.support.interpreters.environment`.
 
@@ -65,9 +63,8 @@ class Cluster:
         Value of ``--scheduler``.
     """
 
-    def __init__(self, folder: Path, place: Place = HERE, **variables: str | Path | None) -> None:
+    def __init__(self, folder: Path, **variables: str | Path | None) -> None:
         folder.mkdir(exist_ok=True)
-        self._place = place
         self.folder = folder
         self.file = folder / "scheduler.json"
         self._variables = variables
@@ -86,29 +83,19 @@ class Cluster:
         if "scheduler" in self.processes:
             self.kill("scheduler")
         self.file.unlink(missing_ok=True)
-        where = ("--host", self._place.address, "--port", "0", "--scheduler-file", str(self.file))
+        where = ("--host", _HERE, "--port", "0", "--scheduler-file", str(self.file))
         command = [*_DASK, "scheduler", *where, "--no-dashboard", "--no-show"]
         # A run refuses a scheduler that imports from a directory of another user.
-        self._run("scheduler", command, self._place, DASK_TEMPORARY_DIRECTORY=str(self.folder))
+        self._run("scheduler", command, DASK_TEMPORARY_DIRECTORY=str(self.folder))
         until(lambda: self.file.exists() and self.file.stat().st_size, f"the scheduler: {self.output('scheduler')}")
 
-    def start_worker(
-        self, name: str, *flags: str, place: Place = HERE, directory: Path | None = None, **variables: str
-    ) -> None:
+    def start_worker(self, name: str, *flags: str, directory: Path | None = None, **variables: str) -> None:
         """Start a worker with one thread. It has no nanny, unless a flag requests one, and exits with its scheduler."""
-        where = (
-            "--scheduler-file",
-            str(self.file),
-            "--host",
-            place.address,
-            "--no-dashboard",
-            "--death-timeout",
-            "120",
-        )
+        where = ("--scheduler-file", str(self.file), "--host", _HERE, "--no-dashboard", "--death-timeout", "120")
         nanny = () if "--nanny" in flags else ("--no-nanny",)
         scratch = ("--local-directory", str(self.folder))
         flags = (*where, *nanny, *scratch, "--nthreads", "1", "--name", name, *flags)
-        self._run(name, [*_DASK, "worker", *flags], place, directory, **variables)
+        self._run(name, [*_DASK, "worker", *flags], directory, **variables)
 
     def start_between(self, name: str) -> Path:
         """Start a proxy for the scheduler, which simulates a network. Return the ``--scheduler`` of the proxy."""
@@ -139,10 +126,7 @@ class Cluster:
         """Return the output of a process so far."""
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
-    def _run(
-        self, name: str, command: Sequence[str], place: Place = HERE, directory: Path | None = None, **variables: str
-    ) -> None:
-        command = [*place.command, *command]
+    def _run(self, name: str, command: Sequence[str], directory: Path | None = None, **variables: str) -> None:
         env = environment(**{**self._variables, **variables})
         with open(self.folder / f"{name}.log", "ab") as log:
             self.processes[name] = subprocess.Popen(

@@ -1,12 +1,13 @@
-"""Disks that fail and processes that are killed: faults that the commit protocol must tolerate.
+"""Disks and input files that fail, processes that are killed, and power cuts.
 
-Each class is a `Disk` that counts its calls. These classes do not wait for the real disk, because syncs matter only in
-a power cut, and power cuts are simulated.
+Each disk is a `Disk` that counts its calls. These disks do not wait for the real one, because syncs matter only in a
+power cut, and power cuts are simulated.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import random
@@ -14,12 +15,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
+from unittest.mock import patch
 
 from shardpress.formats import digest
+from shardpress.hdf5.files import FILES
 from shardpress.output.disk import Disk
 
 _CALLS = (
@@ -33,15 +36,19 @@ _CALLS = (
     "replace",
     "remove",
     "make_directory",
-    "remove_directory",
     "sync_directory",
     "free_bytes",
 )
+_READS = ("stat", "open", "fstat", "preadv")
 # Linux: CLONE_NEWNS, MS_REC | MS_PRIVATE, MS_REMOUNT, MS_BIND.
 _NEW_MOUNTS = 0x20000
 _PRIVATE = 0x44000
 _REMOUNT = 0x20
 _BIND = 0x1000
+
+
+def _failed(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
 
 
 class RecordingDisk(Disk):
@@ -106,7 +113,7 @@ class FailingDisk(RecordingDisk):
         # A descriptor is released even when closing it fails.
         if self._takes_effect or name == "close":
             do(*arguments)
-        raise OSError(self._code, os.strerror(self._code))
+        raise _failed(self._code)
 
 
 class BrokenDisk(RecordingDisk):
@@ -122,7 +129,7 @@ class BrokenDisk(RecordingDisk):
             return do(*arguments)
         if name == "close":
             do(*arguments)
-        raise OSError(self._code, os.strerror(self._code))
+        raise _failed(self._code)
 
 
 class ShortWriteDisk(RecordingDisk):
@@ -141,7 +148,7 @@ class ShortWriteDisk(RecordingDisk):
             descriptor, data = arguments
             return do(descriptor, data[: max(1, len(data) // 2)])
         if self._code:
-            raise OSError(self._code, os.strerror(self._code))
+            raise _failed(self._code)
         return do(*arguments)
 
 
@@ -161,6 +168,31 @@ class KillingDisk(RecordingDisk):
                 do(*arguments)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("not reached")
+
+
+@contextmanager
+def failing_reads(first: int, code: int, is_permanent: bool = False) -> Iterator[Callable[[], int]]:
+    """Make call `first` of `FILES`, which reads all input, fail. If `is_permanent` is set, later calls fail as well.
+
+    Yield a function that returns the number of calls so far.
+    """
+    numbers = itertools.count()
+    n_calls = 0
+
+    def failing(read: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal n_calls
+            number = next(numbers)
+            n_calls = number + 1
+            if number == first or (is_permanent and number > first):
+                raise _failed(code)
+            return read(*arguments)
+
+        return call
+
+    calls = {name: failing(getattr(FILES, name)) for name in _READS}
+    with patch.multiple(FILES, sleep=lambda seconds: None, **calls):
+        yield lambda: n_calls
 
 
 def forked(act: Callable[[], object]) -> tuple[int, Any]:
@@ -191,21 +223,19 @@ def small_disk(folder: Path, n_bytes: int, n_inodes: int = 0) -> bool:
     options = b"size=%d,nr_inodes=%d" % (n_bytes, n_inodes)
     if os.path.ismount(folder):
         return libc.mount(b"tmpfs", bytes(folder), b"tmpfs", _REMOUNT, options) == 0
-    return (
-        libc.unshare(_NEW_MOUNTS) == 0
-        and libc.mount(b"none", b"/", None, _PRIVATE, None) == 0
-        and libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, options) == 0
-    )
+    return _has_own_mounts() and libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, options) == 0
 
 
 def bind(source: Path, target: Path) -> bool:
     """Bind-mount a file or folder, only for this process. Return False if the machine does not allow it."""
     libc = ctypes.CDLL(None, use_errno=True)
-    return (
-        libc.unshare(_NEW_MOUNTS) == 0
-        and libc.mount(b"none", b"/", None, _PRIVATE, None) == 0
-        and libc.mount(bytes(source), bytes(target), None, _BIND, None) == 0
-    )
+    return _has_own_mounts() and libc.mount(bytes(source), bytes(target), None, _BIND, None) == 0
+
+
+def _has_own_mounts() -> bool:
+    """Separate the mounts of this process from those of others. Return False if the machine does not allow it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return libc.unshare(_NEW_MOUNTS) == 0 and libc.mount(b"none", b"/", None, _PRIVATE, None) == 0
 
 
 # -- power ---------------------------------------------------------------------------------------------------------
@@ -227,50 +257,63 @@ class _Content:
 Remains = dict[PurePath, bytes | None]
 """State after a power cut: the bytes of a file, or None for a directory."""
 
-Names = dict[PurePath, _Content | None]
-"""Content of each path, or None for a directory."""
-
-
-@dataclass
-class _State:
-    """State of the kernel and of the disk, and the changes of names that are not synced yet, in order."""
-
-    now: Names = field(default_factory=dict)
-    durable: Names = field(default_factory=dict)
-    pending: list[tuple[PurePath, PurePath | None, _Content | None]] = field(default_factory=list)
-
-    def change(self, path: PurePath, content: _Content | None, moved_from: PurePath | None = None) -> None:
-        """Create or rename a name. A rename is one change of two names."""
-        _apply(self.now, path, moved_from, content)
-        if moved_from is not None and content is None:
-            # Names in a directory move with the directory, including names that are not synced yet.
-            self.pending = [(_moved(each, moved_from, path), *rest) for each, *rest in self.pending]
-        self.pending.append((path, moved_from, content))
-
-    def sync_directory(self, folder: PurePath) -> None:
-        """Write all changes of names in a directory to the disk."""
-        for change in [change for change in self.pending if change[0].parent == folder]:
-            _apply(self.durable, *change)
-            self.pending.remove(change)
-
-
+_Names = dict[PurePath, _Content | None]  # content of each path, or None for a directory
+_Change = tuple[PurePath, PurePath | None, _Content | None]  # a new name, the name before it, and the content
 _GONE = _Content()
 
 
-def _apply(names: Names, path: PurePath, moved_from: PurePath | None, content: _Content | None) -> None:
+def _apply(names: _Names, path: PurePath, moved_from: PurePath | None, content: _Content | None) -> None:
+    """Change a name. A rename is one change of two names."""
     if moved_from is not None:
         names.pop(moved_from, None)
-        for name in [name for name in names if moved_from in name.parents]:
-            names[_moved(name, moved_from, path)] = names.pop(name)
     if content is _GONE:
         names.pop(path, None)
     else:
         names[path] = content
 
 
-def _moved(name: PurePath, moved_from: PurePath, path: PurePath) -> PurePath:
-    """Return a name after the directory `moved_from` was renamed to `path`."""
-    return path / name.relative_to(moved_from) if moved_from in name.parents else name
+@dataclass
+class _State:
+    """State of the kernel and of the disk, and the changes of names that are not synced yet, in order."""
+
+    now: _Names
+    durable: _Names
+    pending: list[_Change] = field(default_factory=list)
+
+    def play(self, name: str, path: PurePath, argument: Any) -> None:
+        """Do a recorded call."""
+        if name == "create":
+            self._change(path, None, _Content())
+        elif name == "open_to_append":
+            self._file(path).place = len(self._file(path).written)
+        elif name == "reserve":
+            self._file(path).written = bytes(argument)
+        elif name == "write":
+            content = self._file(path)
+            stop = content.place + len(argument)
+            content.written = content.written[: content.place] + argument + content.written[stop:]
+            content.place = stop
+        elif name == "sync":
+            self._file(path).synced = self._file(path).written
+        elif name == "replace":
+            self._change(argument, path, self.now[path])
+        elif name == "remove":
+            self._change(path, None, _GONE)
+        elif name == "make_directory":
+            self._change(path, None, None)
+        elif name == "sync_directory":
+            for change in [change for change in self.pending if change[0].parent == path]:
+                _apply(self.durable, *change)
+                self.pending.remove(change)
+
+    def _change(self, *change: Any) -> None:
+        _apply(self.now, *change)
+        self.pending.append(change)  # type: ignore[arg-type]
+
+    def _file(self, path: PurePath) -> _Content:
+        content = self.now[path]
+        assert content is not None
+        return content
 
 
 class PowerLog(RecordingDisk):
@@ -286,32 +329,28 @@ class PowerLog(RecordingDisk):
         super().__init__()
         self.folder = folder
         self._one_at_a_time = threading.Lock()
-        self._log: list[tuple[str, tuple[Any, ...]]] = []
+        self._log: list[tuple[str, PurePath, Any]] = []
         self._descriptors: dict[int, PurePath] = {}
-        self._before = {path.relative_to(folder): _content_of(path) for path in folder.rglob("*")}
+        self._before: _Names = {path.relative_to(folder): _content_of(path) for path in folder.rglob("*")}
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         with self._one_at_a_time:  # calls are recorded in the order in which they are done
-            return self._remembered(name, arguments, do)
-
-    def _remembered(self, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
-        result = do(*arguments)
-        if name in ("create", "open_to_append"):
-            self._descriptors[result] = self._inside(arguments[0])
-        if name == "free_bytes":
+            result = do(*arguments)
+            if name in ("create", "open_to_append"):
+                self._descriptors[result] = self._inside(arguments[0])
+            if name != "free_bytes":
+                self._log.append((name, self._file_of(arguments[0]), self._argument_of(name, arguments, result)))
             return result
-        first = self._descriptors.get(arguments[0]) if isinstance(arguments[0], int) else self._inside(arguments[-1])
-        if name == "replace":
-            first = self._inside(arguments[0])
-        rest: tuple[Any, ...] = ()
+
+    def _file_of(self, file: Any) -> PurePath:
+        return self._descriptors[file] if isinstance(file, int) else self._inside(file)
+
+    def _argument_of(self, name: str, arguments: tuple[Any, ...], result: Any) -> Any:
         if name == "write":
-            rest = (bytes(arguments[1][:result]),)
-        elif name == "replace":
-            rest = (self._inside(arguments[1]),)
-        elif name == "reserve":
-            rest = (arguments[1],)
-        self._log.append((name, (first, *rest)))
-        return result
+            return bytes(arguments[1][:result])
+        if name == "replace":
+            return self._inside(arguments[1])
+        return arguments[-1]
 
     def _inside(self, path: Path) -> PurePath:
         # Directories above the folder existed before.
@@ -329,24 +368,18 @@ class PowerLog(RecordingDisk):
         rng = random.Random(seed)
         state = _State(now=dict(self._before), durable=dict(self._before))
         seen: set[frozenset[tuple[PurePath, bytes | None]]] = set()
-        lost_before = _lost_files(_remains(state.durable, lambda content: b""))  # by an earlier power cut
-
-        def missing(content: _Content) -> bytes:
-            return b""
-
-        def zeros(content: _Content) -> bytes:
-            return bytes(content.n_unsynced)
+        lost_before = _lost_files(_remains(state.durable, _nothing))  # by an earlier power cut
 
         def beginning(content: _Content) -> bytes:
             start = len(content.synced or b"")
             return content.written[start:][: rng.randrange(content.n_unsynced + 1)]
 
-        for number, (name, arguments) in enumerate(self._log):
-            _play(state, name, arguments)
+        for number, (name, path, argument) in enumerate(self._log):
+            state.play(name, path, argument)
             found = [
-                ("lost", _remains(state.durable, missing)),
-                ("empty", _remains(state.now, missing)),
-                ("zeros", _remains(state.now, zeros)),
+                ("lost", _remains(state.durable, _nothing)),
+                ("empty", _remains(state.now, _nothing)),
+                ("zeros", _remains(state.now, lambda content: bytes(content.n_unsynced))),
             ]
             lost = _lost_files(found[0][1]) - lost_before
             assert lost == set(), f"power cut after call {number}, {name}: the journal names {lost}"
@@ -363,6 +396,40 @@ class PowerLog(RecordingDisk):
                     yield number, kind, remains
 
 
+def _nothing(content: _Content) -> bytes:
+    return b""
+
+
+def _content_of(path: Path) -> _Content | None:
+    if not path.is_file():
+        return None
+    data = path.read_bytes()
+    return _Content(data, synced=data)
+
+
+def _remains(names: _Names, unsynced: Callable[[_Content], bytes]) -> Remains:
+    """Return files and directories with their remaining content. Files in a lost directory are lost."""
+    remains: Remains = {}
+    for path, content in sorted(names.items(), key=lambda item: len(item[0].parts)):
+        if path.parent != PurePath() and path.parent not in remains:  # the directory was lost
+            continue
+        remains[path] = None if content is None else (content.synced or b"") + unsynced(content)
+    return remains
+
+
+def materialize(remains: Remains, folder: Path) -> None:
+    """Write the state after a power cut to a new folder."""
+    folder.mkdir()
+    for path, data in remains.items():
+        if data is None:
+            (folder / path).mkdir()
+        else:
+            (folder / path).write_bytes(data)
+
+
+# -- the journal, read without the code of the program ---------------------------------------------------------------
+
+
 def _lost_files(remains: Remains) -> set[PurePath]:
     """Return the files that the journal names, but that do not exist."""
     lost: set[PurePath] = set()
@@ -373,7 +440,7 @@ def _lost_files(remains: Remains) -> set[PurePath]:
 
 
 def journal_lines(data: bytes) -> list[dict[str, Any]]:
-    """Return the valid lines of a journal. Do not use the program's code."""
+    """Return the valid lines of a journal."""
     lines = []
     for line in data.splitlines(keepends=True):
         stored, _, text = line.rstrip(b"\n").partition(b" ")
@@ -392,62 +459,3 @@ def journal_records(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         elif line["type"] == "withdrawn":
             records = [record for record in records if record["entry"]["file"] not in line["files"]]
     return records
-
-
-def _play(state: _State, name: str, arguments: tuple[Any, ...]) -> None:
-    path = arguments[0]
-    if name == "create":
-        state.change(path, _Content())
-    elif name == "open_to_append":
-        _file(state, path).place = len(_file(state, path).written)
-    elif name == "reserve":
-        _file(state, path).written = bytes(arguments[1])
-    elif name == "write":
-        content = _file(state, path)
-        data = arguments[1]
-        stop = content.place + len(data)
-        content.written = content.written[: content.place] + data + content.written[stop:]
-        content.place = stop
-    elif name == "sync":
-        _file(state, path).synced = _file(state, path).written
-    elif name == "replace":
-        state.change(arguments[1], state.now[path], moved_from=path)
-    elif name in ("remove", "remove_directory"):
-        state.change(path, _GONE)
-    elif name == "make_directory":
-        state.change(path, None)
-    elif name == "sync_directory":
-        state.sync_directory(path)
-
-
-def _content_of(path: Path) -> _Content | None:
-    if not path.is_file():
-        return None
-    data = path.read_bytes()
-    return _Content(data, synced=data)
-
-
-def _file(state: _State, path: PurePath) -> _Content:
-    content = state.now[path]
-    assert content is not None
-    return content
-
-
-def _remains(names: Names, unsynced: Callable[[_Content], bytes]) -> Remains:
-    """Return files and directories with their remaining content. Files in a lost directory are lost."""
-    remains: Remains = {}
-    for path, content in sorted(names.items(), key=lambda item: len(item[0].parts)):
-        if path.parent != PurePath() and path.parent not in remains:  # the directory was lost
-            continue
-        remains[path] = None if content is None else (content.synced or b"") + unsynced(content)
-    return remains
-
-
-def materialize(remains: Remains, folder: Path) -> None:
-    """Write the state after a power cut to a new folder."""
-    folder.mkdir()
-    for path, data in remains.items():
-        if data is None:
-            (folder / path).mkdir()
-        else:
-            (folder / path).write_bytes(data)

@@ -97,23 +97,19 @@ def _edited(path: Path, found: bytes, replaced: bytes) -> Path:
     return path
 
 
-# -- links to other files ---------------------------------------------------------------------------------------------
+# -- malicious models --------------------------------------------------------------------------------------------------
+
+
+def _link(group: h5py.Group) -> None:
+    """Replace a matrix by a soft link to another dataset in the file."""
+    group.move("W_1", "moved")
+    group["W_1"] = h5py.SoftLink(f"/{GROUP}/moved")
 
 
 def external_link(folder: Path) -> Path:
     """Write a matrix that is in another file."""
     other = write_model(folder, "other.h5")
     return _replaced(folder, lambda group: group.__setitem__("W_1", h5py.ExternalLink(str(other), f"/{GROUP}/W_1")))
-
-
-def soft_link(folder: Path) -> Path:
-    """Write a matrix that is a soft link to another dataset in the file."""
-
-    def change(group: h5py.Group) -> None:
-        group.move("W_1", "moved")
-        group["W_1"] = h5py.SoftLink(f"/{GROUP}/moved")
-
-    return _forged(folder, change)
 
 
 def external_storage(folder: Path) -> Path:
@@ -131,31 +127,14 @@ def virtual_dataset(folder: Path) -> Path:
     return _replaced(folder, lambda group: group.create_virtual_dataset("W_1", layout))
 
 
-# -- excessive sizes --------------------------------------------------------------------------------------------------
+def _with_widths(folder: Path, widths: tuple[int, ...], **options: Any) -> Path:
+    """Write another width, and a matrix of this width that is not written."""
 
-
-def _with_widths(folder: Path, widths: tuple[int, ...], create: _Change) -> Path:
     def change(group: h5py.Group) -> None:
         group.attrs["widths"] = list(widths)
-        create(group)
+        group.create_dataset("W_1", widths[:2], "<f4", **options)
 
     return _replaced(folder, change)
-
-
-def compressed(folder: Path) -> Path:
-    """Write a matrix of zeros, compressed a thousandfold."""
-    zeros = np.zeros((2**10, 2**12), "<f4")
-    return _with_widths(
-        folder,
-        (2**10, 2**12, 3),
-        lambda group: group.create_dataset("W_1", data=zeros, chunks=zeros.shape, compression="gzip"),
-    )
-
-
-def never_allocated(folder: Path) -> Path:
-    """Write only the header of a contiguous matrix of 8 TiB."""
-    shape = (2**20, 2**21)
-    return _with_widths(folder, (*shape, 3), lambda group: group.create_dataset("W_1", shape, "<f4"))
 
 
 def forged_shape(folder: Path) -> Path:
@@ -192,123 +171,55 @@ def shared_matrix(folder: Path) -> Path:
     return forge(path, share)
 
 
-def huge_widths(folder: Path) -> Path:
-    """Write a network of 2**60 columns."""
-    return _forged(folder, lambda group: group.attrs.__setitem__("widths", [4, 2**60, 3]))
-
-
-def many_widths(folder: Path) -> Path:
-    """Write a network of 8,000 layers, whose widths fit into an attribute."""
-    return _forged(folder, lambda group: group.attrs.__setitem__("widths", np.full(8000, 4)))
-
-
 def _with_about(folder: Path, text: bytes) -> Path:
+    """Write another description."""
     return _replaced(folder, lambda group: group.__setitem__("about", np.frombuffer(text, np.uint8)), "about")
 
 
-def huge_about(folder: Path) -> Path:
-    """Write a description of 32 MiB."""
-    return _with_about(folder, b'{"config": "' + b"x" * 2**25 + b'"}')
-
-
-def many_values(folder: Path) -> Path:
-    """Write a description of 12 MB that needs 300 MB once it is parsed."""
-    return _with_about(folder, b'{"x": [' + b"[]," * (4 * 10**6) + b"0]}")
-
-
-def nested_values(folder: Path) -> Path:
-    """Write a description that is nested too deeply."""
-    return _with_about(folder, b"[" * 10**5)
-
-
-# -- other files -------------------------------------------------------------------------------------------------------
-
-
-def later_format(folder: Path) -> Path:
-    """Write a model in a future format."""
+def _resealed(folder: Path, form: str | None) -> Path:
+    """Write a model with the footer of another format, or without a footer."""
     path = write_model(folder)
-    path.write_bytes(with_footer(without_footer(path.read_bytes()), "shardpress-output/99"))
+    content = without_footer(path.read_bytes())
+    path.write_bytes(content if form is None else with_footer(content, form))
     return path
 
 
-def no_footer(folder: Path) -> Path:
-    """Write a model that has lost its footer."""
-    path = write_model(folder)
-    path.write_bytes(without_footer(path.read_bytes()))
-    return path
-
-
-def no_hdf5(folder: Path) -> Path:
-    """Write a text with a correct footer."""
+def _written(folder: Path, make: Callable[[Path], object]) -> Path:
+    """Create something else under the name of a model."""
     path = folder / "model.h5"
-    path.write_bytes(with_footer(b"no HDF5"))
+    make(path)
     return path
 
 
-def huge_file(folder: Path) -> Path:
-    """Create a file of 1 TiB that is not a model."""
-    path = folder / "model.h5"
+def _huge(path: Path) -> None:
     path.touch()
     os.truncate(path, 2**40)
-    return path
 
-
-# -- not regular files ------------------------------------------------------------------------------------------------
-
-
-def fifo(folder: Path) -> Path:
-    """Create a named pipe that no process writes to."""
-    path = folder / "model.h5"
-    os.mkfifo(path)
-    return path
-
-
-def directory(folder: Path) -> Path:
-    """Create a directory with the name of a model."""
-    path = folder / "model.h5"
-    path.mkdir()
-    return path
-
-
-def link_loop(folder: Path) -> Path:
-    """Create a symbolic link to itself."""
-    path = folder / "model.h5"
-    path.symlink_to(path)
-    return path
-
-
-def dangling_link(folder: Path) -> Path:
-    """Create a dangling symbolic link."""
-    path = folder / "model.h5"
-    path.symlink_to(folder / "nothing")
-    return path
-
-
-_REFUSED = (
-    external_link,
-    soft_link,
-    external_storage,
-    virtual_dataset,
-    compressed,
-    never_allocated,
-    forged_shape,
-    overlapping,
-    shared_matrix,
-    huge_widths,
-    many_widths,
-    huge_about,
-    many_values,
-    nested_values,
-    no_footer,
-    no_hdf5,
-    huge_file,
-)
-_NO_INPUT = (fifo, directory, link_loop, dangling_link)
 
 HOSTILE: Mapping[str, tuple[Callable[[Path], Path], int]] = {
-    **{make.__name__: (make, 65) for make in _REFUSED},
-    **{make.__name__: (make, 66) for make in _NO_INPUT},
-    "later_format": (later_format, 76),
+    "external_link": (external_link, 65),
+    "soft_link": (lambda folder: _forged(folder, _link), 65),
+    "external_storage": (external_storage, 65),
+    "virtual_dataset": (virtual_dataset, 65),
+    "compressed zeros": (
+        lambda folder: _with_widths(folder, (2**20, 2**10, 3), chunks=(2**10, 2**10), compression="gzip"),
+        65,
+    ),
+    "never allocated": (lambda folder: _with_widths(folder, (2**20, 2**21, 3)), 65),
+    "forged shape": (forged_shape, 65),
+    "overlapping arrays": (overlapping, 65),
+    "shared matrix": (shared_matrix, 65),
+    "many widths": (lambda folder: _forged(folder, lambda group: group.attrs.update(widths=np.full(8000, 4))), 65),
+    "huge description": (lambda folder: _with_about(folder, b'{"config": "' + b"x" * 2**25 + b'"}'), 65),
+    "many values": (lambda folder: _with_about(folder, b'{"x": [' + b"[]," * (4 * 10**6) + b"0]}"), 65),
+    "nested values": (lambda folder: _with_about(folder, b"[" * 10**5), 65),
+    "later format": (lambda folder: _resealed(folder, "shardpress-output/99"), 76),
+    "no footer": (lambda folder: _resealed(folder, None), 65),
+    "no HDF5": (lambda folder: _written(folder, lambda path: path.write_bytes(with_footer(b"no HDF5"))), 65),
+    "huge_file": (lambda folder: _written(folder, _huge), 65),
+    "FIFO": (lambda folder: _written(folder, os.mkfifo), 66),
+    "directory": (lambda folder: _written(folder, Path.mkdir), 66),
+    "link to itself": (lambda folder: _written(folder, lambda path: path.symlink_to(path)), 66),
 }
 """Functions that write malicious models, by name, each with the exit code of the refusal."""
 

@@ -1,10 +1,12 @@
 """Kill real runs at random moments, rerun the command, and compare all results bit for bit.
 
-    python -m tests.support.killing 200         number of rounds; a second number is the seed
+    python -m tests.support.killing 200              number of rounds; a second number is the seed
+    python -m tests.support.killing 40 0 workers     runs with two workers
 
-A round starts the program in a new directory, kills it in one of its phases, checks the output directory, and repeats
-the command until it ends. Every third round also kills the repeated runs. Rounds cycle through the phases and through
-moments within them. The first failed check ends the program with exit code 1 and keeps the directory.
+A round starts the program in a new directory, kills it in one of its phases, checks the output directory and that no
+process of the run is left, and repeats the command until it ends. Every third round also kills the repeated runs.
+Rounds cycle through the phases and through moments within them. The first failed check ends the program with exit code
+1 and keeps the directory.
 
 `tests/run/test_killing.py` runs a few rounds.
 """
@@ -21,9 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,11 +36,12 @@ import h5py
 import numpy as np
 
 from shardpress.errors import DataError
-from shardpress.records import Stretch, stretches_of
-from shardpress.result import USE, Result
+from shardpress.formats import digest
+from shardpress.result import INDEX, USE, Result
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.soak_protocol import committed, invalid_entries, leftovers, run_seen_by_readers
+from tests.support.standin import bits_of
 
 # Log line at which each phase begins, in a first run and in one that resumes.
 PHASES = {
@@ -77,6 +82,8 @@ _COMPLAINTS = re.compile(r" (WARNING|ERROR|CRITICAL) |^Traceback|^Exception igno
 # Theano's message if a process was killed during compilation. Theano then continues at once.
 _HARMLESS = re.compile(r"Overriding existing lock by dead process")
 _SECONDS = 300.0  # time limit; afterwards a run is regarded as stuck
+_SECONDS_TO_EXIT = 10.0  # for every process of a run after the end of the driver
+_MARK = "MARK_OF_TEST_RUN"
 
 
 class CheckFailed(AssertionError):
@@ -142,7 +149,7 @@ class Program:
         """Start a process with all its output in one pipe. `options` are passed to ``Popen``."""
         usual = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         command = [*self.command, "--output", str(output), *flags]
-        return subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, **{**usual, **options})
+        return subprocess.Popen(command, cwd=REPOSITORY, **{**usual, "env": self.environment, **options})
 
     def run(
         self, output: Path, *flags: str, at: str | None = None, delay: float = 0, by: int = signal.SIGKILL
@@ -164,13 +171,14 @@ class Program:
         Raises
         ------
         CheckFailed
-            If the run is stuck, or leaves a stuck process.
+            If the run is stuck, or leaves a running process.
         """
         start = time.monotonic()
+        mark = uuid.uuid4().hex
         sent = 0.0
         lines = []
         phase_starts = {"start": 0.0}
-        process = self.start(output, *flags)
+        process = self.start(output, *flags, env={**self.environment, _MARK: mark})
         assert process.stdout is not None
         try:
             if at == "start":
@@ -190,7 +198,29 @@ class Program:
             process.kill()
             process.wait()
             process.stdout.close()
+        _must_exit(mark)
         return EndedRun(code, lines, phase_starts, time.monotonic() - start, sent)
+
+
+def processes_of(mark: str) -> dict[int, str]:
+    """Return the command line of each process with a mark in its environment, whatever its current parent."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):  # the process has exited, or belongs to another user
+            if folder.name.isdecimal() and mark.encode() in (folder / "environ").read_bytes():
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return found
+
+
+def _must_exit(mark: str) -> None:
+    """Check that the processes of a run exit soon after their driver."""
+    end = time.monotonic() + _SECONDS_TO_EXIT
+    while (survivors := processes_of(mark)) and time.monotonic() < end:
+        time.sleep(0.05)
+    for pid in survivors:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _must_be_nothing("processes that outlive their driver", list(survivors.values()))
 
 
 def _signal_after(process: subprocess.Popen[bytes], seconds: float, number: int) -> float:
@@ -217,32 +247,6 @@ def _lines_of(descriptor: int, deadline: float) -> Iterator[str]:
 
 
 # -- runs to kill -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Kill:
-    """A run that was killed, and the state of its output afterwards.
-
-    Attributes
-    ----------
-    phase : str
-        Phase in which the run was killed.
-    is_rerun : bool
-        True if the run resumed after an earlier kill.
-    n_checkpoints, n_parts : int
-        Number of committed results.
-    n_half : int
-        Number of half-written files.
-    is_complete : bool
-        True if a result was published.
-    """
-
-    phase: str
-    is_rerun: bool
-    n_checkpoints: int
-    n_parts: int
-    n_half: int
-    is_complete: bool
 
 
 class Victim:
@@ -289,34 +293,26 @@ class Victim:
             raise CheckFailed("two undisturbed runs differ")
         self.seconds = _lengths(ended)
 
-    def round(self, output: Path, phases: Sequence[str], rng: random.Random) -> tuple[list[Kill], float]:
-        """Kill one run after another in these phases, and then run the program to its end.
+    def round(self, output: Path, phases: Sequence[str], rng: random.Random) -> list[str]:
+        """Kill one run after another in these phases, and then run the program to its end. Check all results.
 
-        Fewer runs are killed if a chosen moment is after the end of a run, or if a resumed run skips a phase.
-
-        Returns
-        -------
-        list of Kill
-        float
-            Duration of the last run in seconds.
-
-        Raises
-        ------
-        CheckFailed
+        Fewer runs are killed if a chosen moment is after the end of a run, or if a resumed run skips a phase. Return
+        the phase in which each run was killed.
         """
-        kills = []
+        killed: list[str] = []
         for phase in phases:
             ended = self.program.run(output, at=phase, delay=rng.random() * self.seconds[phase])
             if ended.code == 0:
                 self._must_end(ended, output)
                 break
-            if not kills:  # other runs skip a phase
+            if not killed:  # other runs skip a phase
                 lengths = _lengths(ended)
                 self.seconds |= {name: (self.seconds[name] + seconds) / 2 for name, seconds in lengths.items()}
-            kills.append(self.inspect(ended, output, is_rerun=bool(kills)))
-        seconds = self.resume(output).seconds
+            self._inspect(ended, output)
+            killed.append(ended.phase)
+        self.resume(output)
         shutil.rmtree(output)
-        return kills, seconds
+        return killed
 
     def resume(self, output: Path, *flags: str) -> EndedRun:
         """Run the same command, with the same additional flags, again to its end, and check its results.
@@ -332,21 +328,12 @@ class Victim:
         _must_use(before, ended, output)
         return ended
 
-    def inspect(self, ended: EndedRun, output: Path, is_rerun: bool = False) -> Kill:
+    def _inspect(self, ended: EndedRun, output: Path) -> None:
         """Check that the output of a killed run contains only complete results, published or not."""
         if ended.code != -signal.SIGKILL:
             raise CheckFailed(f"exit code {ended.code}, expected to be killed: {ended.lines[-3:]}")
         _must_be_nothing("damaged results", _damaged_results(output))
         run_seen_by_readers(output)
-        names = [path.name for path in output.rglob("*")]
-        return Kill(
-            phase=ended.phase,
-            is_rerun=is_rerun,
-            n_checkpoints=sum(key.startswith("checkpoint") for key in committed(output)),
-            n_parts=sum(key.startswith("part") for key in committed(output)),
-            n_half=sum(name.endswith(".writing") for name in names),
-            is_complete=(output / "index.h5").exists(),
-        )
 
     def check(self, output: Path) -> None:
         """Check that a finished output has the bits of the undisturbed output, and no other files."""
@@ -382,31 +369,10 @@ def _write_shards(folder: Path) -> None:
 
 
 def features_of(output: Path) -> str:
-    """Return a digest of all values of a finished run, as read from the index, which must be those of the parts.
-
-    The use of the rows is not included, because it differs for a given model.
-    """
-    result = Result.open(output)
-    digest = sha256(result.encoder.encode())
-    stretches = stretches_of(result.ranges)
-    with h5py.File(output / "index.h5") as file:
-        for key, item in sorted(file.items()):
-            if isinstance(item, h5py.Dataset) and key != USE:
-                values = item[()].tobytes()
-                digest.update(f"{key} {item.dtype} {item.shape}".encode() + values)
-                if item.is_virtual:
-                    _must_be_nothing(
-                        "datasets that differ from the parts", [key] * (values != _of_parts(output, stretches, key))
-                    )
-    return digest.hexdigest()
-
-
-def _of_parts(output: Path, stretches: Sequence[Stretch], name: str) -> bytes:
-    found = []
-    for part, first, n_rows in stretches:
-        with h5py.File(output / part.file) as file:
-            found.append(file[name][first : first + n_rows].tobytes())
-    return b"".join(found)
+    """Return a digest of all values of a finished run, except for the use of the rows: it differs for a given model."""
+    with h5py.File(output / INDEX) as file:
+        names = [name for name, item in sorted(file.items()) if isinstance(item, h5py.Dataset) and name != USE]
+    return digest([bits_of(output, names)])
 
 
 def _damaged_results(output: Path) -> list[str]:
@@ -416,7 +382,7 @@ def _damaged_results(output: Path) -> list[str]:
         raise CheckFailed(f"the index is incomplete: {error}") from error
 
 
-def _must_use(before: dict[str, str], ended: EndedRun, output: Path) -> None:
+def _must_use(before: Mapping[str, str], ended: EndedRun, output: Path) -> None:
     """Check that finished results were not computed again."""
     if ended.has_line("^Already complete"):
         return
@@ -443,8 +409,8 @@ def _must_be_nothing(what: str, found: list[str]) -> None:
 # -- many rounds ------------------------------------------------------------------------------------------------------
 
 
-def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[tuple[list[Kill], float]]:
-    """Run rounds until `n_rounds` of them have killed a run.
+def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[list[str]]:
+    """Run rounds until `n_rounds` of them have killed a run. Yield the phases in which the runs of each were killed.
 
     Raises
     ------
@@ -453,80 +419,43 @@ def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[tuple[list[Kill
     """
     phases = list(victim.seconds)
     for number in range(n_rounds):
-        kills: list[Kill] = []
+        killed: list[str] = []
         for attempt in range(20):
             rng = random.Random(f"{seed} {number} {attempt}")
             phases_to_kill = rng.choices(phases, k=rng.randint(1, 3)) if number % 3 == 2 else []
             output = victim.folder / f"round-{number}-{attempt}"
             try:
-                kills, seconds = victim.round(output, [phases[number % len(phases)], *phases_to_kill], rng)
-            except CheckFailed as broken:
-                raise CheckFailed(
-                    f"round {number}, attempt {attempt}, seed {seed}: {broken}. Kept: {output}"
-                ) from broken
-            if kills:
-                yield kills, seconds
+                killed = victim.round(output, [phases[number % len(phases)], *phases_to_kill], rng)
+            except AssertionError as broken:
+                raise CheckFailed(f"round {number}, seed {seed}: {broken}. Kept: {output}") from broken
+            if killed:
+                yield killed
                 break
         else:
             raise CheckFailed(f"round {number}, seed {seed}: the run always ended before it was killed")
 
 
-def table(found: Sequence[tuple[list[Kill], float]]) -> str:
-    """Return a table of kills by phase. The last column includes only the first kill of each round."""
-    columns = ("phase", "kills", "of reruns", "checkpoints", "parts", "half-written", "complete", "slowest end")
-    lines = [columns]
-    for phase in PHASES:
-        killed = [kill for kills, _ in found for kill in kills if kill.phase == phase]
-        ends = [seconds for kills, seconds in found if kills[0].phase == phase]
-        lines.append(
-            (
-                phase,
-                str(len(killed)),
-                str(sum(kill.is_rerun for kill in killed)),
-                _range([kill.n_checkpoints for kill in killed]),
-                _range([kill.n_parts for kill in killed]),
-                str(sum(kill.n_half > 0 for kill in killed)),
-                str(sum(kill.is_complete for kill in killed)),
-                f"{max(ends):.1f} s" if ends else "",
-            )
-        )
-    return "\n".join(" ".join(f"{cell:>12}" for cell in line) for line in lines)
-
-
-def _range(numbers: Sequence[int]) -> str:
-    return f"{min(numbers)} to {max(numbers)}" if numbers else ""
-
-
-def main() -> int:
-    """Run the number of rounds on the command line and print the table."""
-    n_rounds = int(sys.argv[1])
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    start = time.monotonic()
+def main(arguments: Sequence[str]) -> int:
+    """Run the number of rounds on the command line, and print the number of kills in each phase."""
+    n_rounds = int(arguments[0])
+    seed = int(arguments[1]) if len(arguments) > 1 else 0
+    flags = ("--workers", "2") if "workers" in arguments else ()
     folder = Path(tempfile.mkdtemp(prefix="shardpress-killing-"))
-    found: list[tuple[list[Kill], float]] = []
+    n_killed = Counter[str]()
     try:
         # Use a separate compile cache, so that a run killed during compilation does not affect other processes.
-        victim = Victim(folder, XDG_CACHE_HOME=folder / "cache")
-        lengths = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in victim.seconds.items())
-        print(f"an undisturbed run: {lengths}", flush=True)
-        for each in rounds(victim, n_rounds, seed):
-            found.append(each)
-            if len(found) % 20 == 0:
-                print(f"{len(found)} rounds in {time.monotonic() - start:.0f} s", flush=True)
+        victim = Victim(folder, flags, XDG_CACHE_HOME=folder / "cache")
+        for number, killed in enumerate(rounds(victim, n_rounds, seed), start=1):
+            n_killed.update(killed)
+            if number % 20 == 0:
+                print(f"{number} rounds, killed in {dict(n_killed)}", flush=True)
     except CheckFailed as broken:
         print(f"BROKEN: {broken} (all files are in {folder})")
         return 1
-    finally:
-        if found:
-            print(table(found))
     shutil.rmtree(folder)
-    n_kills = sum(len(kills) for kills, _ in found)
-    print(
-        f"{n_rounds} rounds of seed {seed}, {n_kills} kills in {time.monotonic() - start:.0f} s: each resumed run "
-        "kept the finished results, and each round ended with the bits of an undisturbed run"
-    )
+    print(f"{n_rounds} rounds of seed {seed}, each with the bits of an undisturbed run; killed in {dict(n_killed)}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

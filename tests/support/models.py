@@ -1,4 +1,4 @@
-"""Autoencoders with random parameters, rows of every dtype, and a slow, simple implementation in NumPy."""
+"""Autoencoders with random parameters, and rows of every dtype."""
 
 from __future__ import annotations
 
@@ -15,44 +15,6 @@ SCALINGS = ["float32", "float64", None]
 N_INPUTS = 7
 N_FEATURES = 3
 NETWORK = Network((N_INPUTS, N_FEATURES))
-
-
-# ---- reference results
-
-
-def oracle_code(p, x):
-    return 1 / (1 + np.exp(-(x @ p["W"] + p["b_hidden"])))
-
-
-def oracle_reconstruction(p, h):
-    return h @ p["W"].T + p["b_output"]
-
-
-def oracle_cost(p, x):
-    return np.mean((x - oracle_reconstruction(p, oracle_code(p, x))) ** 2)
-
-
-def oracle_gradients(p, x, width=1e-5):
-    """Return central finite differences of the cost, for each entry of each parameter."""
-    gradients = {}
-    for name in p:
-        gradients[name] = np.zeros_like(p[name])
-        for i in np.ndindex(p[name].shape):
-            above, below = ({key: array.copy() for key, array in p.items()} for _ in range(2))
-            above[name][i] += width
-            below[name][i] -= width
-            gradients[name][i] = (oracle_cost(above, x) - oracle_cost(below, x)) / (2 * width)
-    return gradients
-
-
-def oracle_scaled(rows, center, scale):
-    """Scale rows in the dtype of `center`, and return them as float32."""
-    if center is None:
-        return rows.astype(np.float32)
-    return ((rows.astype(center.dtype) - center) * scale).astype(np.float32)
-
-
-# ---- inputs
 
 
 def float64(arrays):

@@ -82,7 +82,7 @@ _REPORT = (
         "pipeline/shardpress/report/rows.py",
         "is_nan & (expected.is_bad | expected.may_be_bad)",
         "is_nan",
-        ("tests/report/test_verify.py::test_good_rows_stored_as_bad_are_a_fault",),
+        ("tests/report/test_verify.py::test_wrong_rows_are_found_despite_correct_digests",),
     ),
     Mutation(
         "verify-allows-rounding-twice",
@@ -117,7 +117,7 @@ _REPORT = (
         "pipeline/shardpress/report/mapquality.py",
         "has_label = labels.codes != NONE",
         "has_label = labels.codes >= NONE",
-        ("tests/report/test_mapquality.py::test_only_rows_that_are_held_out_and_have_a_label_are_tested",),
+        ("tests/run/test_generations.py::test_the_report_says_what_a_classifier_keeps",),
     ),
     Mutation(
         "maps-are-measured-on-rows-that-trained-the-new-model",
@@ -176,7 +176,7 @@ _TRAINING = (
         "pipeline/shardpress/training/components.py",
         "excess = (errors - self.components)[is_usual]",
         "excess = errors - self.components",
-        ("tests/test_outliers.py::test_a_damaged_validation_row_does_not_decide_the_comparison",),
+        ("tests/report/test_damaged_rows.py::test_a_damaged_validation_row_does_not_decide_the_comparison",),
     ),
     Mutation(
         "replicas-count-the-fewest-steps",
@@ -263,7 +263,7 @@ _TRAINING = (
         "pipeline/shardpress/training/epochs.py",
         "self.step.set_state(weights.rule)",
         "pass",
-        ("tests/training/test_checkpoint.py::test_training_resumes_at_any_step_with_the_same_bits",),
+        ("tests/training/test_checkpoint.py::test_training_resumes_after_any_step_with_the_same_bits",),
     ),
 )
 
@@ -271,7 +271,7 @@ _OUTPUT = (
     Mutation(
         "journal-names-files-before-their-names-are-synced",
         "pipeline/shardpress/output/journal.py",
-        "        if waits:\n            self._sync_names(*FOLDERS)\n",
+        "        if waits:\n            self._sync_names()\n",
         "",
         ("tests/output/test_journal.py::test_the_names_of_files_are_synced_before_the_journal",),
     ),
@@ -308,7 +308,7 @@ _OUTPUT = (
         "pipeline/shardpress/output/journal.py",
         "if digest([data]) != record.entry.blake3:",
         "if len(data) != record.entry.n_bytes:",
-        ("tests/output/test_journal.py::test_a_damaged_file_is_not_loaded",),
+        ("tests/output/test_journal.py::test_a_damaged_file_has_a_fault_and_is_not_loaded",),
     ),
     Mutation(
         "records-of-other-settings-are-reused",
@@ -426,14 +426,14 @@ _MODEL = (
         "pipeline/shardpress/scan/scaler.py",
         "x[:, : self.n_columns] * width + columns.shift",
         "x[:, : self.n_columns] * width",
-        ("tests/interop/test_applying.py::test_decoded_features_are_rows_in_original_units",),
+        ("tests/interop/test_estimator.py::test_results_equal_the_formulas_with_and_without_theano",),
     ),
     Mutation(
         "fingerprint-of-a-model-forgets-its-scaling",
         "pipeline/shardpress/model.py",
         "for name, array in self._arrays().items():\n            digest",
         "for name, array in self.parameters.items():\n            digest",
-        ("tests/test_model.py::test_the_fingerprint_depends_on_network_and_arrays_only",),
+        ("tests/test_model.py::test_what_changes_features_is_stored_and_fingerprinted",),
     ),
     Mutation(
         "indicators-are-scaled-like-columns",
@@ -558,7 +558,7 @@ _RUN = (
         "pipeline/shardpress/run/difference.py",
         "for i, place in enumerate(places) if place.is_same}",
         "for i, place in enumerate(places)}",
-        ("tests/run/test_difference.py::test_parts_are_kept_only_for_the_same_rows_and_the_same_model",),
+        ("tests/run/test_difference.py::test_the_table",),
     ),
     Mutation(
         "only-live-parts-are-rewritten",
@@ -698,7 +698,7 @@ _RUN = (
         "pipeline/shardpress/run/inputs.py",
         "check_bad_shards(config, left_out,",
         "check_bad_shards(config, refused,",
-        ("tests/run/test_append_settings.py::test_rows_of_damaged_files_stay_until_they_are_dropped",),
+        ("tests/run/test_append.py::test_rows_of_damaged_files_stay_until_they_are_dropped",),
     ),
     Mutation(
         "bad-shards-of-reused-results-are-not-limited",
@@ -726,7 +726,7 @@ _RUN = (
         "pipeline/shardpress/run/deadline.py",
         "self._validation_seconds + self._reserve > self._ends_by",
         "self._validation_seconds > self._ends_by",
-        ("tests/run/test_deadline.py::test_a_part_of_the_first_epoch_is_trained",),
+        ("tests/run/test_deadline.py::test_a_training_uses_its_time_and_ends_early_enough",),
     ),
 )
 
@@ -778,7 +778,7 @@ _SETTINGS = (
         "pipeline/shardpress/settings/config.py",
         '"Seed of all random numbers.", default=0',
         '"Seed of all random numbers.", default=0, affects="nothing"',
-        ("tests/run/test_request.py::test_a_setting_changes_the_stages_that_depend_on_it",),
+        ("tests/run/test_request.py::test_settings_declare_what_they_affect",),
     ),
 )
 
@@ -788,7 +788,7 @@ _HDF5_AND_SHARDS = (
         "pipeline/shardpress/shards/open.py",
         "elif len(self._reasons) == MOST_NAMED:",
         "else:",
-        ("tests/run/test_append_settings.py::test_damaged_files_are_named_with_flags_that_continue",),
+        ("tests/run/test_append.py::test_damaged_files_are_named_with_flags_that_continue",),
     ),
     Mutation(
         "sparse-rows-may-have-any-number-of-entries",
@@ -1094,7 +1094,7 @@ _INTEROP = (
         "pipeline/shardpress/interop/estimator.py",
         "return -self._apply(reconstruction_errors, X)",
         "return self._apply(reconstruction_errors, X)",
-        ("tests/interop/test_applying.py::test_scores_are_negative_mean_squared_errors",),
+        ("tests/interop/test_estimator.py::test_results_equal_the_formulas_with_and_without_theano",),
     ),
     Mutation(
         "parquet-files-of-other-parts-are-reused",
@@ -1146,35 +1146,35 @@ _KERNELS = (
         "kernels/shardpress_kernels/rules.py",
         "return p + decay * velocity - rate * g, velocity",
         "return p + velocity, velocity",
-        ("tests/kernels/test_updates.py::test_rule_equals_a_numpy_loop_over_ten_steps",),
+        ("tests/kernels/test_step.py::test_every_rule_with_every_option_equals_numpy[theano-nesterov]",),
     ),
     Mutation(
         "adam-forgets-squares-too-soon",
         "kernels/shardpress_kernels/rules.py",
         "_BETA2 = 0.999",
         "_BETA2 = 0.99",
-        ("tests/kernels/test_updates.py::test_rule_equals_a_numpy_loop_over_ten_steps",),
+        ("tests/kernels/test_step.py::test_every_rule_with_every_option_equals_numpy[theano-adam]",),
     ),
     Mutation(
         "nesterov-in-c-is-plain-momentum",
         "kernels/shardpress_kernels/rules.py",
         "p[i] += fused(DECAY, velocity[i], -rate * g[i]);",
         "p[i] += velocity[i];",
-        ("tests/kernels/test_ops.py::test_every_rule_equals_its_numpy_reference[nesterov]",),
+        ("tests/kernels/test_step.py::test_every_rule_with_every_option_equals_numpy[ops-nesterov]",),
     ),
     Mutation(
         "adam-in-c-forgets-squares-too-soon",
         "kernels/shardpress_kernels/rules.py",
         "const float beta2 = 0.999f;",
         "const float beta2 = 0.99f;",
-        ("tests/kernels/test_ops.py::test_every_rule_equals_its_numpy_reference[adam]",),
+        ("tests/kernels/test_step.py::test_every_rule_with_every_option_equals_numpy[ops-adam]",),
     ),
     Mutation(
         "last-tile-of-bytes-lacks-a-row",
         "kernels/shardpress_kernels/native/encode.c",
         "for (long i = first; n_rows > 0 && i < n_rows; i++)",
         "for (long i = first; n_rows > 0 && i < n_rows - 1; i++)",
-        ("tests/kernels/test_ops.py::test_features_of_bytes_equal_numpy_at_tile_edges",),
+        ("tests/kernels/test_ops.py::test_features_and_errors_of_one_layer_equal_numpy_at_edges",),
         needs=("avx_vnni", "avx512_vnni"),
     ),
     Mutation(
@@ -1182,28 +1182,28 @@ _KERNELS = (
         "kernels/shardpress_kernels/native/forward.h",
         "layers[level - 1].bias_hidden + column",
         "layers[0].bias_hidden + column",
-        ("tests/kernels/test_ops_networks.py::test_features_and_errors_equal_numpy_at_tile_edges",),
+        ("tests/kernels/test_ops.py::test_features_and_errors_of_networks_equal_numpy",),
     ),
     Mutation(
         "features-that-are-inf-count-as-finite",
         "kernels/shardpress_kernels/native/encode.c",
         "all &= fabsf(values[i]) < INFINITY;",
         "all &= fabsf(values[i]) <= INFINITY;",
-        ("tests/kernels/test_ops_networks.py::test_rows_with_features_that_are_not_finite_are_reported",),
+        ("tests/kernels/test_ops.py::test_rows_with_features_that_are_not_finite_are_reported",),
     ),
     Mutation(
         "values-above-the-range-are-not-reported",
         "kernels/shardpress_kernels/native/rows.h",
         "worst = worst > below ? worst : below;",
         "worst = worst > below ? worst : worst;",
-        ("tests/kernels/test_ops.py::test_rows_outside_the_range_are_reported[]",),
+        ("tests/kernels/test_ops.py::test_rows_outside_the_range_are_reported[ops]",),
     ),
     Mutation(
         "later-blocks-replace-the-gradient-of-earlier-ones",
         "kernels/shardpress_kernels/native/step.c",
         "sums[i] += before[i];",
         "sums[i] += 0 * before[i];",
-        ("tests/kernels/test_ops_networks.py::test_every_rule_equals_its_numpy_reference",),
+        ("tests/kernels/test_step.py::test_every_rule_with_every_option_equals_numpy[ops-momentum]",),
     ),
     Mutation(
         "compile-cache-may-be-written-by-a-group",

@@ -8,10 +8,8 @@ import pytest
 
 # Files whose tests share an expensive fixture. All tests of such a file run in one worker.
 SHARING = [
-    "cluster/test_executor.py",
     "docs/test_readme.py",
     "kernels/test_devices.py",
-    "run/test_children.py",
     "run/test_cuda.py",
     "run/test_memory.py",
     "scripts/test_readers.py",

@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -24,7 +27,7 @@ from shardpress import load_model, open_features
 from shardpress.report.verify import verify
 from shardpress.result import Result, Use
 from shardpress.run import budget, difference, encoding_stage
-from tests.support.faulty import RecordingDisk
+from tests.support.faulty import FailingDisk, KillingDisk, RecordingDisk, ShortWriteDisk, forked
 from tests.support.interruptions import FullAfter
 from tests.support.standin import PART_BYTES, Workspace, install
 
@@ -230,21 +233,19 @@ class RandomSequence:
         name = self._any_name()
         self._write(name, replace(self._files[name], order=self._any_order()))
 
-    def touch(self) -> None:
-        os.utime(self._path(self._any_name()))
-
-    def chmod(self) -> None:
+    def restat(self) -> None:
+        """Change facts about a file, but not its rows: permissions, time, links or inode."""
         path = self._path(self._any_name())
-        path.chmod(path.stat().st_mode ^ 0o020)
-
-    def link(self) -> None:
-        os.link(self._path(self._any_name()), self._folder / f"link{self._random.random()}")
-
-    def rewrite(self) -> None:
-        """Copy a file, as a backup program that restores it does."""
-        path = self._path(self._any_name())
-        shutil.copyfile(path, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
+        what = self._random.choice(["touch", "chmod", "link", "copy"])
+        if what == "touch":
+            os.utime(path)
+        elif what == "chmod":
+            path.chmod(path.stat().st_mode ^ 0o020)
+        elif what == "link":
+            os.link(path, self._folder / f"link{self._random.random()}")
+        else:
+            shutil.copyfile(path, path.with_suffix(".new"))
+            path.with_suffix(".new").replace(path)
 
     def duplicate(self) -> None:
         names = [name for name in self._unique() if name not in self._used]
@@ -379,10 +380,7 @@ class RandomSequence:
             self._log.append("late")
         flags += [flag for flag in self._flags if flag in ("--include", "obs/late", "obs/kind")]
         if self._random.random() < 0.2:
-            self._log.append("interrupted")
-            code = self._run(*flags, expected=(0, 74), disk=FullAfter("part", 1))
-            if code == 0:  # there were no parts to write
-                self._expect_appended()
+            self._disturb(*flags)
             self._change_files(1, {"break_file"})
         self._log.append("append")
         self._run(*flags)
@@ -392,6 +390,29 @@ class RandomSequence:
             recording = RecordingDisk()
             self._run(*flags, disk=recording)
             assert recording.calls == [], f"{self} repeated run"
+
+    def _disturb(self, *flags: str) -> None:
+        """Run with a fault at a random moment."""
+        index = self._output / "index.h5"
+        before = index.read_bytes()
+        number = self._random.randrange(60)  # the run may end before that call
+        code = self._random.choice([errno.ENOSPC, errno.EIO, errno.EMFILE])
+        is_either = self._random.random() < 0.5
+        fault = self._random.choice(["fails", "is short", "is full", "is killed"])
+        self._log.append(f"{fault} at {number}")
+        if fault == "is killed":
+            run = partial(self._run, *flags, disk=KillingDisk(number, after=is_either))
+            outcome, found = forked(run)
+            assert outcome in (0, -signal.SIGKILL), f"{self} exit code"
+        else:
+            disks = {
+                "fails": FailingDisk(number, code, is_permanent=is_either),
+                "is short": ShortWriteDisk(number // 8, code if is_either else 0),
+                "is full": FullAfter("part", 1),
+            }
+            found = self._run(*flags, expected=(0, 71, 73, 74), disk=disks[fault])
+        if found == 0 or index.read_bytes() != before:
+            self._expect_appended()
 
     def _expect_appended(self) -> None:
         self._has_damage = False
@@ -502,25 +523,11 @@ class RandomSequence:
 
 
 OPERATIONS: dict[str, Callable[[RandomSequence], None]] = {
-    "add": RandomSequence.add,
-    "add_small": RandomSequence.add_small,
-    "add_empty": RandomSequence.add_empty,
-    "change": RandomSequence.change,
-    "grow": RandomSequence.grow,
-    "edit_in_place": RandomSequence.edit_in_place,
-    "edit_labels": RandomSequence.edit_labels,
-    "permute": RandomSequence.permute,
-    "touch": RandomSequence.touch,
-    "chmod": RandomSequence.chmod,
-    "link": RandomSequence.link,
-    "rewrite": RandomSequence.rewrite,
-    "duplicate": RandomSequence.duplicate,
-    "move": RandomSequence.move,
-    "swap": RandomSequence.swap,
-    "drop": RandomSequence.drop,
-    "damage": RandomSequence.damage,
-    "break_file": RandomSequence.break_file,
-    "repair": RandomSequence.repair,
+    name: getattr(RandomSequence, name)
+    for name in (
+        *("add", "add_small", "add_empty", "change", "grow", "edit_in_place", "edit_labels", "permute", "restat"),
+        *("duplicate", "move", "swap", "drop", "damage", "break_file", "repair"),
+    )
 }
 
 

@@ -1,9 +1,8 @@
-"""Settings of a test session: the variables TEST_CASES and TEST_ISA, signals, and garbage collection."""
+"""Settings of a test session: the variables TEST_CASES and TEST_ISA, and signals."""
 
 from __future__ import annotations
 
 import atexit
-import gc
 import os
 import shutil
 import signal
@@ -22,11 +21,6 @@ def pytest_configure() -> None:
     name = os.environ.get("TEST_ISA")
     if name:
         _use_instruction_set(name)
-
-
-def pytest_collection_finish() -> None:
-    """Exclude all existing objects from garbage collection, which takes a fifth of the time of some tests."""
-    gc.freeze()
 
 
 def _restore_signals() -> None:

@@ -1,13 +1,11 @@
-"""Inject every disk error, kill and power cut into whole runs.
+"""Whole runs in which each disk call or read fails, is the last one before a kill, or is followed by a power cut.
 
     python -m tests.support.soak_protocol                every kill of every kind of run; other faults: all of them in
     a new run, and every seventh in the other kinds of runs
     python -m tests.support.soak_protocol 1              all faults, which takes many hours
-    python -m tests.support.soak_protocol 7 overwrite    one kind of run only, or `histories` of different commands
+    python -m tests.support.soak_protocol 7 overwrite    one kind of run only
 
-The program prints the number of faults. It tests several kinds of runs at the same time, one on each processor.
-
-`tests/run/test_protocol.py` injects a sample of these faults.
+Several kinds of runs are tested at the same time, one on each processor. `tests/run/test_protocol.py` injects a sample.
 """
 
 from __future__ import annotations
@@ -15,17 +13,16 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +43,7 @@ from tests.support.faulty import (
     PowerLog,
     RecordingDisk,
     ShortWriteDisk,
+    failing_reads,
     forked,
     journal_lines,
     journal_records,
@@ -75,7 +73,6 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     # During the run, the output contains a copy of the model for the workers.
     "given model": (None, ("--quiet", "--model", ANOTHER_OUTPUT)),
 }
-HISTORIES = "histories"
 
 
 class Scenario:
@@ -282,7 +279,7 @@ class ObservedDisk(RecordingDisk):
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         result = do(*arguments)
-        if name in ("replace", "remove", "remove_directory"):
+        if name in ("replace", "remove"):
             self._look(f"after call {number}, {name} {Path(str(arguments[-1])).name}")
         return result
 
@@ -326,6 +323,27 @@ def fail_every_call(
         call = _call_name(scenario, number)
         label = f"{call} fails with {errno.errorcode[code]}, permanent: {is_permanent}, takes effect: {takes_effect}"
         assert found in ALLOWED_CODES, f"{label}: exit code {found}"
+        assert invalid_entries(output) == [], label
+        scenario.check(output, label)
+        codes[found] += 1
+    return codes
+
+
+def fail_every_read(
+    scenario: Scenario, code: int, is_permanent: bool, selection: Selection = slice(None)
+) -> Counter[int]:
+    """Make each read of an input, an index or a model fail in turn. Return the number of runs by exit code."""
+    with failing_reads(-1, code) as n_calls:
+        output = scenario.new_output()
+        assert scenario.run(output) == 0
+        n_reads = n_calls()
+    codes = Counter[int]()
+    for number in _select(range(n_reads), selection):
+        output = scenario.new_output()
+        with failing_reads(number, code, is_permanent):
+            found = scenario.run(output)
+        label = f"read {number} fails with {errno.errorcode[code]}, permanent: {is_permanent}"
+        assert found in (0, 74), f"{label}: exit code {found}"
         assert invalid_entries(output) == [], label
         scenario.check(output, label)
         codes[found] += 1
@@ -377,70 +395,6 @@ def _call_name(scenario: Scenario, number: int) -> str:
     return f"call {number}, {name} {Path(str(argument)).name}"
 
 
-# -- several commands in one directory -------------------------------------------------------------------------------
-
-_COMMANDS = ((), ("--overwrite",), ("--restart",), ("--retrain",), ("--append",), ("--append", "--drop-missing"))
-_FAULTS = ("none", "fails", "is short", "killed", "power")
-# 66: there is no result to extend; 78: results or an unfinished run of other settings are not replaced.
-_CODES_OF_HISTORIES = (*ALLOWED_CODES, 66, 78, -signal.SIGKILL)
-
-
-def random_history(folder: Path, n_commands: int, seed: int) -> Counter[str]:
-    """Run different commands in one directory, and disturb most of them. Return the number of runs by fault.
-
-    After each of them, all readers must see one complete result. A command that succeeds must give the features of
-    undisturbed runs in new directories, and leave no unreferenced file.
-    """
-    rng = random.Random(seed)
-    folder.mkdir()
-    workspace = Workspace(folder, 20, 0, 15)
-    output = folder / "0" / "out"
-    output.parent.mkdir()
-    visible = None
-    faults = Counter[str]()
-    label = f"history {seed}:"
-    for number in range(n_commands):
-        command = rng.choice(_COMMANDS)
-        _change_files(workspace, command, number, rng)
-        flags = [*STEPS, *command]
-        if "--append" not in command:
-            flags += ["--seed", rng.choice("12")]
-        fault = rng.choice(_FAULTS)
-        faults[fault] += 1
-        code, output = _run_disturbed(workspace, output, flags, fault, rng)
-        label += f" {' '.join(flags[len(STEPS) :])} ({fault}, {code}),"
-        assert code in _CODES_OF_HISTORIES, label
-        seen = run_seen_by_readers(output)
-        assert seen is not None or visible is None, label
-        visible = seen
-        if code == 0 and fault != "power":
-            assert unreferenced(output) == set(), label
-            assert workspace.run(folder / f"encoded {number}", "--quiet", "--model", str(output)) == 0, label
-            assert _sorted_rows(output) == _sorted_rows(folder / f"encoded {number}"), label
-            if "--append" not in command and not Result.open(output).facts.appends:
-                fresh = folder / f"fresh {number}"
-                assert workspace.run(fresh, *STEPS, *flags[-2:]) == 0
-                assert features_of(output) == features_of(fresh), label
-    return faults
-
-
-def _change_files(workspace: Workspace, command: Sequence[str], number: int, rng: random.Random) -> None:
-    """Add a file before an append; with `--drop-missing`, remove the last one. Sometimes change another file."""
-    if command == ("--append",):
-        rows = np.random.default_rng(number).normal(size=(9, 4)).astype(np.float32)
-        workspace.add_shard(f"new-{number:02d}.h5", rows)
-    elif "--append" in command:
-        for path in sorted(workspace.shards.glob("new-*"))[-1:]:
-            path.unlink()
-    path = rng.choice([workspace.shards / "0.h5", *workspace.shards.glob("2*.h5")])
-    if rng.random() < 0.2:
-        edit(path)
-    if rng.random() < 0.2:
-        os.utime(path)
-    if rng.random() < 0.2 and path.name != "0.h5":
-        path.rename(path.with_name("2.h5" if "moved" in path.name else "2-moved.h5"))  # the order of the files stays
-
-
 def edit(path: Path) -> None:
     """Change a row of a file, but neither its size nor its modification time."""
     before = path.stat()
@@ -450,95 +404,38 @@ def edit(path: Path) -> None:
     assert path.stat().st_size == before.st_size
 
 
-def _sorted_rows(output: Path) -> list[list[float]]:
-    """Return the rows without their order: appended rows are the last ones."""
-    return sorted(open_features(output).features.compute().tolist())
-
-
-def _run_disturbed(
-    workspace: Workspace, output: Path, flags: Sequence[str], fault: str, rng: random.Random
-) -> tuple[int, Path]:
-    """Run the program, and disturb it at a random call. Return its exit code, and the directory that remains."""
-    number = rng.randrange(160)  # the run may end before that call
-    code = rng.choice([errno.ENOSPC, errno.EIO, errno.EMFILE])
-    half = rng.random() < 0.5
-    if fault == "killed":
-        ended, answer = forked(lambda: workspace.run(output, *flags, disk=KillingDisk(number, after=half)))
-        return answer if ended == 0 else ended, output
-    if fault == "power":
-        return _run_until_power_cut(workspace, output, flags, rng)
-    disks = {
-        "none": RecordingDisk(),
-        "fails": FailingDisk(number, code, is_permanent=half, takes_effect=rng.random() < 0.2),
-        "is short": ShortWriteDisk(number // 8, code if half else 0),
-    }
-    return workspace.run(output, *flags, disk=disks[fault]), output
-
-
-def _run_until_power_cut(
-    workspace: Workspace, output: Path, flags: Sequence[str], rng: random.Random
-) -> tuple[int, Path]:
-    """Cut the power at a random call. Assume that earlier results are on the disk."""
-    log = PowerLog(output.parent)
-    code = workspace.run(output, *flags, disk=log)
-    cuts = [*log.cuts(1, rng.randrange(1000))]
-    if not cuts:  # nothing was changed
-        return code, output
-    folder = output.parent.with_name(str(1 + int(output.parent.name)))
-    materialize(rng.choice(cuts)[2], folder)
-    shutil.rmtree(output.parent)
-    return code, folder / "out"
-
-
 # -- command line --------------------------------------------------------------------------------------------------
 
 
 def _experiments(scenario: Scenario, step: int) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield all tests: each kill, and every `step`-th fault of the other kinds."""
-    selection = slice(None, None, step)
+    some = slice(None, None, step)
     yield "readers after every change", lambda: len(watch_readers(scenario))
-    for code in (errno.ENOSPC, errno.EIO):
-        for is_permanent in (False, True):
-            label = f"calls fail with {errno.errorcode[code]} {'permanently' if is_permanent else 'once'}"
-            yield (
-                label,
-                lambda code=code, is_permanent=is_permanent: fail_every_call(
-                    scenario, code, is_permanent, selection=selection
-                ),
-            )
-    yield (
-        "calls take effect and report EIO",
-        lambda: fail_every_call(scenario, errno.EIO, False, takes_effect=True, selection=selection),
-    )
-    yield "writes are short", lambda: fail_every_write(scenario, selection=selection)
-    yield "writes are short, then ENOSPC", lambda: fail_every_write(scenario, errno.ENOSPC, selection=selection)
     yield "killed before every call", lambda: kill_at_every_call(scenario, after=False)
     yield "killed after every call", lambda: kill_at_every_call(scenario, after=True)
-    yield "power cuts", lambda: cut_power(scenario, n_random=5, selection=selection)
+    yield "power cuts", lambda: cut_power(scenario, n_random=5, selection=some)
+    for code in (errno.ENOSPC, errno.EIO, errno.EROFS):
+        for is_permanent in (False, True):
+            label = f"calls fail with {errno.errorcode[code]} {'permanently' if is_permanent else 'once'}"
+            yield label, partial(fail_every_call, scenario, code, is_permanent, selection=some)
+    for code in (errno.EIO, errno.ESTALE):
+        for is_permanent in (False, True):
+            label = f"reads fail with {errno.errorcode[code]} {'permanently' if is_permanent else 'once'}"
+            yield label, partial(fail_every_read, scenario, code, is_permanent, some)
+    take_effect = partial(fail_every_call, scenario, errno.EIO, False, takes_effect=True, selection=some)
+    yield "calls take effect and report EIO", take_effect
+    yield "writes are short", partial(fail_every_write, scenario, selection=some)
+    yield "writes are short, then ENOSPC", partial(fail_every_write, scenario, errno.ENOSPC, some)
 
 
-def try_histories(step: int) -> None:
-    """Disturb different commands in one directory. Raise `AssertionError` at the first failure."""
-    kinds = Counter[str]()
-    with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
-        install(monkeypatch)
-        for seed in range(0, 700, step):
-            kinds += random_history(Path(folder) / str(seed), 12, seed)
-    print(f"{HISTORIES}: {dict(kinds)}", flush=True)
-
-
-def try_kind(kind: str, step: int) -> None:
+def _try_kind(kind: str, step: int) -> None:
     """Print how many faults of each kind a kind of run survives. Raise `AssertionError` at the first failure."""
     with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
         install(monkeypatch)
         scenario = Scenario(Path(folder) / kind, kind)
-        which = "all" if step == 1 else f"one in {step}"
-        names = dict(Counter(name for name, _ in scenario.calls))
-        print(f"{kind}: {len(scenario.calls)} calls: {names}; {which} of the faults except kills", flush=True)
+        print(f"{kind}: {len(scenario.calls)} calls", flush=True)
         for label, inject in _experiments(scenario, step):
-            start = time.monotonic()
-            found = inject()
-            print(f"  {label}: {found} ({time.monotonic() - start:.0f} s)", flush=True)
+            print(f"  {label}: {inject()}", flush=True)
 
 
 def _try_in_a_process(kind: str, step: int) -> int:
@@ -554,15 +451,11 @@ def main(arguments: Sequence[str]) -> int:
     step = int(arguments[0]) if arguments else 7
     if len(arguments) > 1:
         logging.getLogger().addHandler(logging.NullHandler())
-        if arguments[1] == HISTORIES:
-            try_histories(step)
-        else:
-            try_kind(arguments[1], step)
+        _try_kind(arguments[1], step)
         return 0
-    kinds = [*KINDS, HISTORIES]
-    steps = [1 if kind == "new" else step for kind in kinds]
+    steps = [1 if kind == "new" else step for kind in KINDS]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        codes = list(pool.map(_try_in_a_process, kinds, steps))
+        codes = list(pool.map(_try_in_a_process, KINDS, steps))
     return int(any(codes))
 
 

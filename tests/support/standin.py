@@ -315,16 +315,20 @@ class Workspace:
 
 
 def features_of(output: Path) -> bytes:
-    """Return the bytes of the model and of each dataset of a finished run."""
+    """Return the bytes of the model, the features, the valid rows and the labels of a finished run."""
+    return bits_of(output, ["features", "valid", "y"])
+
+
+def bits_of(output: Path, names: Sequence[str]) -> bytes:
+    """Return the bytes of the model and of some datasets. Check that the index has the values of the parts."""
     result = Result.open(output)
+    stretches = stretches_of(result.ranges)
     bits = [result.encoder.encode()]
     with h5py.File(output / INDEX) as index:
-        for name in ("features", "valid", "y"):
-            values = b"".join(
-                _values(output / part.file, name, first, n) for part, first, n in stretches_of(result.ranges)
-            )
-            assert index[name][()].tobytes() == values, "index and parts differ"
-            bits.append(values)
+        for name in names:
+            values = b"".join(_values(output / part.file, name, first, n) for part, first, n in stretches)
+            assert index[name][()].tobytes() == values, f"{name}: index and parts differ"
+            bits.append(f"{name} {index[name].dtype} {index[name].shape}".encode() + values)
     return b"".join(bits)
 
 

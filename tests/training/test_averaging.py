@@ -45,17 +45,6 @@ def test_replicas_are_averaged_by_their_rows():
         assert getattr(mean, kind)[name].dtype == np.float32
 
 
-def test_averaging_equal_replicas_changes_nothing():
-    (state,) = states(np.random.default_rng(1), [5])
-    mean = averaged([state] * 3, [10, 20, 30])
-    for name, array in state.parameters.items():
-        np.testing.assert_array_equal(mean.parameters[name], array)
-    after, velocity = outer_step(state, mean, {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}, 3)
-    for name, array in state.parameters.items():
-        np.testing.assert_array_equal(after.parameters[name], array)
-        assert not velocity[name].any()
-
-
 def test_outer_steps_equal_nesterov_momentum():
     """The mean change is the gradient: ``b <- 0.9 b + g ;  p <- p - 0.7 (g + 0.9 b)`` with ``g = p - mean``."""
     rng = np.random.default_rng(2)

@@ -1,4 +1,4 @@
-"""Tests of principal components: as good as the exact ones with every method, and computed from training rows only."""
+"""Tests of principal components: as good as exact ones, of training rows only; and of baselines made of them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import pytest
 
 from shardpress.scan.scaler import Scaler
 from shardpress.shards.conversion import AS_STORED
-from shardpress.training import components
-from shardpress.training.components import Components, principal_components, sampled
+from shardpress.training.components import Baseline, Components, baseline_of, principal_components, sampled
 from shardpress.training.order import Order, slab_starts, spread_rows
 from shardpress.training.rows import Reader, ResidentRows, StreamedRows
 from tests.support.cases import case, each
 from tests.support.helpers import numbered, numbered_shards
+
+SHAPES = {"columns": (1500, 90), "rows": (90, 1100), "products": (1200, 1100)}
+"""Shapes of a sample for each of the methods, the last one with two blocks of rows."""
 
 
 def rows_with(deviations: np.ndarray, n_rows: int, n_inputs: int) -> np.ndarray:
@@ -24,15 +26,12 @@ def rows_with(deviations: np.ndarray, n_rows: int, n_inputs: int) -> np.ndarray:
     return (0.5 + (left * deviations) @ right.T).astype(np.float32)
 
 
-@pytest.fixture(autouse=True)
-def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let small samples use every method, and incomplete blocks."""
-    monkeypatch.setattr(components, "_SMALL", 100)
-    monkeypatch.setattr(components, "_BLOCK_BYTES", 8 * 1000)
-
-
 def found_of(x: np.ndarray, k: int, seed: int = 0) -> Components:
-    return principal_components(x, k, np.random.default_rng(seed))
+    found = principal_components(x, k, np.random.default_rng(seed))
+    assert found.components.shape == (x.shape[1], k)
+    assert found.deviations.shape == (k,)
+    np.testing.assert_allclose(found.components.T @ found.components, np.eye(k), atol=1e-12)
+    return found
 
 
 def error_of(x: np.ndarray, found: Components) -> float:
@@ -41,33 +40,24 @@ def error_of(x: np.ndarray, found: Components) -> float:
     return float(np.square(centred - centred @ found.components @ found.components.T).mean())
 
 
-def exact_error(x: np.ndarray, k: int) -> float:
-    """Return the error of the best reconstruction."""
-    values = np.linalg.svd(x - x.mean(axis=0, dtype=np.float64), compute_uv=False)
-    return float(np.square(values[k:]).sum() / x.size)
+def singular_values(x: np.ndarray) -> np.ndarray:
+    return np.linalg.svd(x - x.mean(axis=0, dtype=np.float64), compute_uv=False)
 
 
-def assert_orthonormal(found: Components, n_inputs: int, k: int) -> None:
-    assert found.components.shape == (n_inputs, k)
-    assert found.deviations.shape == (k,)
-    np.testing.assert_allclose(found.components.T @ found.components, np.eye(k), atol=1e-12)
-
-
-@pytest.fixture(params=["columns", "rows", "products"])
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES)
 def shape(request: pytest.FixtureRequest) -> tuple[int, int]:
-    """Return the shape of a sample that uses each of the methods."""
-    return {"columns": (300, 90), "rows": (90, 300), "products": (300, 200)}[request.param]
+    found: tuple[int, int] = request.param
+    return found
 
 
 @pytest.mark.slow
 def test_reconstructions_are_as_good_as_exact_ones(shape: tuple[int, int]) -> None:
-    for power in (0.5, 0.75, 1.0):  # variances that decrease like 1 / i, 1 / i^1.5, 1 / i^2
-        x = rows_with(np.arange(1, min(shape)) ** -power, *shape)
+    for power in (0.5, 1.0):  # variances that decrease like 1 / i, 1 / i^2
+        x = rows_with(np.arange(1, min(*shape, 300)) ** -power, *shape)
+        values = singular_values(x)
         for k in (1, 8, 40):
             with case(power, k):
-                found = found_of(x, k)
-                assert_orthonormal(found, shape[1], k)
-                assert error_of(x, found) <= 1.001 * exact_error(x, k)
+                assert error_of(x, found_of(x, k)) <= 1.001 * np.square(values[k:]).sum() / x.size
 
 
 def test_deviations_along_the_components_decrease(shape: tuple[int, int]) -> None:
@@ -79,25 +69,17 @@ def test_deviations_along_the_components_decrease(shape: tuple[int, int]) -> Non
 
 
 def test_rows_of_lower_rank_are_reconstructed_exactly(shape: tuple[int, int]) -> None:
-    x = rows_with(np.ones(5), *shape)
-    found = found_of(x, 12)
-    assert_orthonormal(found, shape[1], 12)
-    assert error_of(x, found) < 1e-12
-    assert (found.deviations[6:] < 1e-6).all()
+    for rank in (0, 5):
+        x = rows_with(np.ones(rank), *shape)
+        found = found_of(x, 12)
+        assert error_of(x, found) < 1e-12
+        assert (found.deviations[rank + 1 :] < 1e-6).all()
 
 
-@each("n_rows, n_inputs, k", [(1, 4, 3), (1, 300, 5), (3, 300, 200), (200, 3, 3), (2, 2, 1)])
+@each("n_rows, n_inputs, k", [(1, 4, 3), (1, 1100, 5), (3, 1100, 40), (200, 3, 3), (2, 2, 1)])
 def test_components_exist_for_few_rows_and_columns(n_rows: int, n_inputs: int, k: int) -> None:
     x = np.random.default_rng(1).random((n_rows, n_inputs), dtype=np.float32)
-    found = found_of(x, k)
-    assert_orthonormal(found, n_inputs, k)
-    assert error_of(x, found) <= exact_error(x, k) + 1e-12
-
-
-def test_constant_rows_have_no_deviation(shape: tuple[int, int]) -> None:
-    found = found_of(np.full(shape, 0.3, dtype=np.float32), 4)
-    assert_orthonormal(found, shape[1], 4)
-    assert (found.deviations < 1e-7).all()
+    assert error_of(x, found_of(x, k)) <= np.square(singular_values(x)[k:]).sum() / x.size + 1e-12
 
 
 def test_the_mean_of_many_rows_keeps_its_digits() -> None:
@@ -111,31 +93,64 @@ def test_equal_seeds_give_equal_components_with_fixed_signs(shape: tuple[int, in
     x = rows_with(np.arange(1, 80) ** -1.0, *shape)
     one = found_of(x, 8)
     other = found_of(x, 8)
-    third = found_of(-x, 8, seed=1)
     assert one.components.tobytes() == other.components.tobytes()
     assert one.deviations.tobytes() == other.deviations.tobytes()
     assert (one.components.max(axis=0) >= -one.components.min(axis=0)).all()
-    np.testing.assert_allclose(third.components, one.components, atol=1e-3)  # signs of rows do not matter
+    of_negative_rows = found_of(-x, 8, seed=1)
+    np.testing.assert_allclose(of_negative_rows.components, one.components, atol=1e-3)
 
 
 # -- the sample --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
-def test_the_sample_has_only_training_rows_and_ignores_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(components, "_BLOCK_BYTES", 8 * 2 * 7)
+def test_the_sample_has_only_training_rows_and_ignores_storage(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 40, 0, 1, 59)
-    expected = numbered(100)
     scaler = Scaler(np.zeros(2), np.full(2, 1000.0))
     left_out = np.union1d(spread_rows(100, np.empty(0, dtype=np.int64), 20, 3), [0, 1, 99])
     order = Order(slab_starts(shards, AS_STORED), left_out, 1000, seed=3)
+    reader = Reader(shards, AS_STORED, 2)
     for most in (1, 2, 30, order.n_rows, 1000):
         with case(most):
-            reader = Reader(shards, AS_STORED, 2)
             one, other = (sampled(kind(reader), order, scaler, most) for kind in (ResidentRows.of, StreamedRows))
             assert one.tobytes() == other.tobytes()
-            assert one.dtype == np.float32
             numbers = np.rint(one[:, 0] * 100).astype(int)
-            np.testing.assert_array_equal(one, scaler.transform(expected[numbers]))
+            np.testing.assert_array_equal(one, scaler.transform(numbered(100)[numbers]))
             assert len(set(numbers)) == len(numbers) == min(most, order.n_rows)
             assert not set(numbers) & set(left_out)
+
+
+# -- baselines ---------------------------------------------------------------------------------------------------------
+
+
+def test_baseline_errors_equal_those_of_reconstructions() -> None:
+    rng = np.random.default_rng(0)
+    trained, validation = (rng.integers(0, 256, (n, 6)).astype(np.uint8) for n in (80, 31))
+    scaler = Scaler(np.zeros(6), np.full(6, 255.0))
+    found = principal_components(scaler.transform(trained), 2, rng)
+    baseline = baseline_of(found, validation, scaler)
+    x = validation / 255
+    mean = (trained / 255).mean(axis=0)
+    back = mean + (x - mean) @ found.components @ found.components.T
+    np.testing.assert_allclose(baseline.components, np.square(x - back).mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(baseline.mean, np.square(x - mean).mean(axis=1), rtol=1e-5)
+    exact = baseline_of(principal_components(scaler.transform(trained), 6, rng), validation, scaler).components
+    assert 0 <= exact.min() <= exact.max() < 1e-12
+
+
+def is_worse(baseline: Baseline, errors: np.ndarray) -> bool:
+    return bool(baseline.comparison(errors.astype(np.float32))["is_worse"])
+
+
+def test_worse_means_significant_and_more_than_one_percent() -> None:
+    rng = np.random.default_rng(1)
+    for n_rows, share, worse in [(3000, 1.005, False), (3000, 1.05, True), (3000, 0.9, False), (9, 1.05, False)]:
+        with case(n_rows, share):
+            errors = rng.uniform(0.5, 1.5, n_rows)
+            noise = rng.normal(0, 0.2, n_rows)
+            noise -= noise.mean()
+            assert is_worse(Baseline(4, errors, 10 * errors), share * errors + noise) == worse
+    whole = Baseline(4, np.full(3000, 1e-9), np.ones(3000))
+    assert not is_worse(whole, np.full(3000, 1e-4)), "both are negligible"
+    few = Baseline(4, np.ones(9), np.full(9, 10.0))
+    assert is_worse(few, np.full(9, 3.0)), "with few rows, only if all of them agree"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from shardpress.errors import DataError
 from shardpress.hdf5.shard import Shard
 from shardpress.scan.ranges import Scan
 from shardpress.scan.scaler import Scaler
@@ -18,8 +16,7 @@ from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress.training.epochs import Training
 from shardpress.training.fit import Sizes, prepare_training
-from shardpress_kernels import backend, upload
-from tests.support.helpers import write_shard
+from tests.support.helpers import refused, write_shard
 from tests.support.logged import mentions
 from tests.support.loops import train
 from tests.support.networks import ONE_LAYER
@@ -49,8 +46,8 @@ def data(tmp_path: Path) -> tuple[tuple[Shard, ...], np.ndarray]:
 
 def scan_of(rows: np.ndarray, bad: list[int]) -> Scan:
     good = np.delete(rows.astype(np.float64), bad, axis=0)
-    inner = np.full((2, rows.shape[1]), np.nan)
-    return Scan(len(rows), good.min(axis=0), good.max(axis=0), np.array(bad, dtype=np.int64), inner[0], inner)
+    scaler = Scaler(good.min(axis=0), good.max(axis=0))
+    return Scan(len(rows), scaler, np.array(bad, dtype=np.int64))
 
 
 def training_of(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, sizes: Sizes = SIZES) -> Training:
@@ -72,33 +69,6 @@ def test_streamed_and_resident_rows_train_equally(data, config) -> None:
     assert all(each == found[0] for each in found)
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("window_rows", [1, 7, 1000])
-def test_rows_on_a_device_train_like_resident_rows(data, monkeypatch: pytest.MonkeyPatch, window_rows: int) -> None:
-    shards, rows = data
-    scan = scan_of(rows, [4, 40])
-    config = DEEP.changed(corruption=0.0)
-    pieces = []
-
-    def upload_rows(pieces_of_rows: upload.Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
-        pieces.extend(pieces_of_rows)
-        assert {(each.shape[1], each.dtype) for each in pieces} == {(n_inputs, dtype)}
-        assert sum(map(len, pieces)) == len(pieces_of_rows)
-        return backend.shared(np.concatenate(pieces), name)
-
-    monkeypatch.setattr(upload, "upload_rows", upload_rows)
-    sizes = replace(SIZES, window_rows=window_rows)
-    uploaded, resident = (
-        training_of(shards, scan, config, replace(sizes, resident=not on_device, on_device=on_device))
-        for on_device in (True, False)
-    )
-    np.testing.assert_array_equal(np.concatenate(pieces), rows)
-    assert max(map(len, pieces)) <= max(1, window_rows + window_rows // 4)
-    for training in (uploaded, resident):
-        train(training)
-    assert all(np.array_equal(uploaded.best[name], array) for name, array in resident.best.items())
-
-
 def test_validation_rows_are_limited_and_never_trained_on(data) -> None:
     shards, rows = data
     training = training_of(shards, scan_of(rows, []), sizes=replace(SIZES, max_validation_rows=3))
@@ -112,6 +82,8 @@ def test_unreadable_shards_are_left_out_of_training(data) -> None:
     training = training_of(shards, scan, CONFIG.changed(validation_fraction=0.0))
     assert training.order.n_rows == 20
     np.testing.assert_array_equal(training.rows.take(np.arange(20)), rows[30:])
+    with refused(65, "50 rows, 48 bad", "--validation-fraction"):
+        training_of(shards, scan_of(rows, list(range(2, 50))), CONFIG.changed(validation_fraction=0.999))
 
 
 def test_biases_start_at_the_scaled_mean_or_at_zero(data) -> None:
@@ -143,10 +115,3 @@ def test_training_starts_at_components_if_layers_are_wide_enough(data, caplog) -
     )
     assert mentions(caplog.text, "4 units", "components")
     np.testing.assert_array_equal(found.best["W_1"], expected.best["W_1"])
-
-
-def test_the_error_about_no_training_rows_counts_bad_rows(data) -> None:
-    shards, rows = data
-    config = CONFIG.changed(validation_fraction=0.999)
-    with pytest.raises(DataError, match=r"\b50 rows, 48 bad, 2 .*--validation-fraction"):
-        training_of(shards, scan_of(rows, list(range(2, 50))), config)

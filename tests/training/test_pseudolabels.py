@@ -11,7 +11,6 @@ from sklearn.linear_model import RidgeClassifierCV
 from sklearn.preprocessing import StandardScaler
 
 from shardpress.scan.scaler import Scaler
-from shardpress.training import pseudolabels
 from shardpress.training.pseudolabels import with_pseudo_labels
 from shardpress.training.targets import Targets
 from shardpress_kernels.network import Head
@@ -26,9 +25,11 @@ class Array:
     def __init__(self, values: np.ndarray) -> None:
         self._values = values
         self.taken: list[int] = []
+        self.n_in_memory = 0  # rows of the classifier, which are read first
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         assert (np.diff(numbers) > 0).all()
+        self.n_in_memory = self.n_in_memory or len(numbers)
         self.taken += numbers.tolist()
         return self._values[numbers]
 
@@ -49,11 +50,9 @@ def targets_of(classes: np.ndarray, known: np.ndarray, n_classes: int = 3) -> Ta
     return Targets("y", Head("classes", n_classes), values, ("a", "b", "c"), len(known) / N, digest="")
 
 
-def estimate(
-    rows: np.ndarray, scaler: Scaler, targets: Targets, left_out: np.ndarray = NOTHING, max_rows: int = N
-) -> Targets:
+def estimate(rows: np.ndarray, scaler: Scaler, targets: Targets, left_out: np.ndarray = NOTHING) -> Targets:
     source: Any = Array(rows)
-    return with_pseudo_labels(targets, source, scaler, left_out, max_rows, seed=0)
+    return with_pseudo_labels(targets, source, scaler, left_out, N, seed=0)
 
 
 def test_confident_rows_get_the_class_of_a_ridge_classifier() -> None:
@@ -87,17 +86,6 @@ def test_the_share_of_the_estimates_is_the_same_without_a_signal() -> None:
     assert halves == pytest.approx([0.7, 0.7], abs=0.05)  # not only the first rows
 
 
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, classes, scaler = clusters()
-    targets = targets_of(classes, np.arange(0, N, 20))
-    expected = estimate(rows, scaler, targets).values
-    for size in (1, 7, 999, N):
-        monkeypatch.setattr(
-            pseudolabels, "blocks", lambda n, width, size=size: (slice(i, min(i + size, n)) for i in range(0, n, size))
-        )
-        np.testing.assert_array_equal(estimate(rows, scaler, targets).values, expected)
-
-
 def test_rows_that_are_left_out_have_no_influence() -> None:
     rows, classes, scaler = clusters()
     known = np.arange(0, N, 10)
@@ -116,12 +104,16 @@ def test_rows_that_are_left_out_have_no_influence() -> None:
     assert (found.values[without_target] == -1).all()
 
 
-def test_memory_limits_the_rows_of_the_classifier() -> None:
-    rows, classes, scaler = clusters()
-    known = np.arange(0, N, 10)
-    found = estimate(rows, scaler, targets_of(classes, known), max_rows=30)
-    assert (found.values >= 0).mean() > 0.7
-    np.testing.assert_array_equal(found.values[known], classes[known])
+@pytest.mark.parametrize(("n_classes", "n_in_memory"), [(3, 30), (60, 30 * 6 // 60)])
+def test_memory_and_classes_limit_the_rows_of_the_classifier(n_classes: int, n_in_memory: int) -> None:
+    rows, _, scaler = clusters()
+    known = np.arange(0, N, 7)
+    targets = replace(targets_of(np.arange(N) % n_classes, known, n_classes), share=0.14)
+    source: Any = Array(rows)
+    found = with_pseudo_labels(targets, source, scaler, NOTHING, 30, seed=0)
+    assert source.n_in_memory == n_in_memory
+    assert (found.values >= 0).mean() > 0.6
+    np.testing.assert_array_equal(found.values[known], targets.values[known])
 
 
 def test_other_targets_are_unchanged() -> None:
@@ -132,15 +124,3 @@ def test_other_targets_are_unchanged() -> None:
     numbers = replace(few, head=Head("numbers", 1))
     for targets in (many, one_class, numbers):
         assert estimate(rows, scaler, targets) is targets
-
-
-def test_many_classes_reduce_the_rows_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, _, scaler = clusters()
-    sizes = []
-    fit = pseudolabels.fit_ridge
-    monkeypatch.setattr(pseudolabels, "fit_ridge", lambda x, t: sizes.append(t.shape) or fit(x, t))
-    classes = np.arange(N) % 60
-    targets = replace(targets_of(classes, np.arange(0, N, 7)), head=Head("classes", 60), share=0.14)
-    found = estimate(rows, scaler, targets, max_rows=100)
-    assert sizes == [(100 * 6 // 60, 60)]
-    assert (found.values >= 0).mean() > 0.6

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,11 +23,11 @@ from shardpress.cluster.workers import ClusterPool, quiet_dask
 from shardpress.errors import TrainingDiverged
 from shardpress.hdf5.shard import Shard
 from shardpress.scan.ranges import Scan
+from shardpress.scan.scaler import Scaler
 from shardpress.settings import replicas as sizes_module
 from shardpress.settings.resolve import Settings
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
-from shardpress.signals import Stopped, stoppable
 from shardpress.training import replica as module
 from shardpress.training.checkpoint import Checkpoint
 from shardpress.training.epochs import Training
@@ -63,8 +61,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Shard, ...]
 
 
 def training_of(shards: tuple[Shard, ...], config: Settings = CONFIG, **sizes: Any) -> Training:
-    inner = np.full((2, 5), np.nan)
-    scan = Scan(200, np.zeros(5), np.ones(5), np.array(BAD), inner[0], inner)
+    scan = Scan(200, Scaler(np.zeros(5), np.ones(5)), np.array(BAD))
     return prepare_training(shards, AS_STORED, scan, config, replace(SIZES, **sizes))
 
 
@@ -85,58 +82,6 @@ def numpy_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     module._replicas.clear()
     yield
     module._replicas.clear()
-
-
-@pytest.mark.slow
-def test_training_by_replicas_resumes_after_any_round(numpy_device: None, shards: Any) -> None:
-    checkpoints: list[bytes] = []
-    first = training_of(shards)
-    expected = result_of(first, save=lambda checkpoint: checkpoints.append(checkpoint.to_npz()))
-    assert first.replicas is not None
-    n_rounds = first.replicas.rounds.n_shares + 4 * first.replicas.rounds.n_rounds
-    assert len(checkpoints) >= n_rounds == 9 + 4 * 3
-    numbers = [Checkpoint.from_npz(data).n_steps for data in checkpoints]
-    assert numbers == sorted(numbers)
-    assert numbers[-1] == 5 * first.steps_per_epoch
-    for data in checkpoints:
-        training = training_of(shards)
-        training.resume(Checkpoint.from_npz(data))
-        n_rows = [training.n_rows_done]
-        train(training, watch=lambda step, n_rows=n_rows: n_rows.append(step.n_rows))
-        assert {name: array.tobytes() for name, array in training.best.items()} == expected[0]
-        assert sum(n_rows) == expected[2] == 5 * first.order.n_rows, "each row of all epochs"
-
-
-def test_a_signal_loses_only_the_current_round(
-    numpy_device: None, shards: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = result_of(training_of(shards))
-    step = standin.TrainingStep.take_one
-    for stop in (1, 5, 22, 31, 40):
-        number = count(1)
-        found = list[Checkpoint]()
-
-        def train_and_stop(self: Any, *arguments: Any, number: Any = number, stop: int = stop, **named: Any) -> Any:
-            if next(number) == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(self, *arguments, **named)
-
-        monkeypatch.setattr(standin.TrainingStep, "take_one", train_and_stop)
-        with stoppable(), pytest.raises(Stopped):
-            result_of(training_of(shards), save=found.append)
-        assert next(number) == stop + 1, "at once"
-        monkeypatch.setattr(standin.TrainingStep, "take_one", step)
-        training = training_of(shards)
-        training.resume(found[-1])
-        assert result_of(training) == expected
-
-
-def test_training_by_one_replica_keeps_no_state_of_others(numpy_device: None, shards: Any) -> None:
-    training = training_of(shards, CONFIG.changed(replicas=1))
-    assert training.replicas is None
-    assert {name.split("/")[0] for name in training.checkpoint().arrays} == {"parameters", "state", "best"}
-    with pytest.raises(ValueError, match="outer/W"):
-        training.resume(training_of(shards).checkpoint())
 
 
 def test_divergence_of_a_replica_names_its_share(

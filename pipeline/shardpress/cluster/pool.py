@@ -18,10 +18,10 @@ from shardpress.settings.config import ClusterSettings
 if TYPE_CHECKING:
     from shardpress.cluster.workers import Cluster, ClusterPool
 
-WorkerPool: TypeAlias = "LocalPool | ClusterPool"
+WorkerPool: TypeAlias = "_LocalPool | ClusterPool"
 
 
-class LocalPool:
+class _LocalPool:
     """Pool of threads in this process. It opens no sockets and does not import `distributed`."""
 
     is_local = True  # whether this process executes the tasks itself
@@ -79,7 +79,7 @@ def open_pool(
     """
     has_local_workers = settings.workers or settings.devices
     if not has_local_workers and not settings.scheduler:
-        yield LocalPool()
+        yield _LocalPool()
         return
     # These modules import distributed, which a run with threads does not need.
     from shardpress.cluster.processes import local_cluster

@@ -19,7 +19,7 @@ _TLS = "distributed.comm.tls"
 _ADDRESS = re.compile(r"((?P<protocol>tcp|tls)://)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):[0-9]+")
 
 
-def check_address(address: str, is_insecure: bool) -> str:
+def _check_address(address: str, is_insecure: bool) -> str:
     """Return an address with its protocol. Raise `ConfigError` if other machines could read or change the traffic."""
     parts = _ADDRESS.fullmatch(address)
     if parts is None:
@@ -42,7 +42,7 @@ def scheduler_address(scheduler: str, is_insecure: bool) -> str | None:
     Return None if the file has not been written yet. A scheduler creates it before it writes to it.
     """
     if "://" in scheduler or _ADDRESS.fullmatch(scheduler):
-        return check_address(scheduler, is_insecure)
+        return _check_address(scheduler, is_insecure)
     path = Path(scheduler)
     if not path.is_file() or not path.stat().st_size:
         return None
@@ -53,7 +53,7 @@ def scheduler_address(scheduler: str, is_insecure: bool) -> str | None:
             f"scheduler={printable(path)}: {error!r}, expected a file that `dask scheduler --scheduler-file` writes. "
             "Start the scheduler with that option, or give its address."
         ) from error
-    return check_address(address, is_insecure)
+    return _check_address(address, is_insecure)
 
 
 def _is_loopback(host: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from distributed import Security
 
 
-class IsolatedSocket(ssl.SSLSocket):
+class _IsolatedSocket(ssl.SSLSocket):
     """TLS socket that removes its own errors from the error queue of the thread."""
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
@@ -45,7 +45,7 @@ class IsolatedSocket(ssl.SSLSocket):
 
 
 class IsolatedSecurity(Security):
-    """Certificates of a cluster, for connections that are each an `IsolatedSocket`."""
+    """Certificates of a cluster, for connections that are each an `_IsolatedSocket`."""
 
     def get_connection_args(self, role: str) -> dict[str, Any]:
         return _isolate(super().get_connection_args(role))
@@ -57,5 +57,5 @@ class IsolatedSecurity(Security):
 def _isolate(arguments: dict[str, Any]) -> dict[str, Any]:
     context = arguments["ssl_context"]
     if context is not None:
-        context.sslsocket_class = IsolatedSocket
+        context.sslsocket_class = _IsolatedSocket
     return arguments

@@ -155,20 +155,15 @@ def _places(pieces: Sequence[Piece]) -> Iterator[_Place]:
 
 def _lost_ranges(shard: Shard, reports: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int]]]:
     """Return the row ranges of the shard whose values are lost, by the stored names of the extras."""
-    names_by_dataset: dict[str, list[str]] = {}  # the fields of a table are extras in one dataset
-    for extra in shard.extras:
-        if extra.layout is not None:
-            names_by_dataset.setdefault(extra.layout.name, []).append(stored_name(extra.name))
+    names = {extra.layout.name: stored_name(extra.name) for extra in shard.extras if extra.layout is not None}
     found: dict[str, list[list[int]]] = {}
-    # Each field of a damaged table has its own reports.
-    lost_rows = sorted({(report["dataset"], *report["row"]) for report in reports})
-    for dataset, first, end in lost_rows:
-        for name in names_by_dataset[dataset]:
-            ranges = found.setdefault(name, [])
-            if ranges and ranges[-1][1] == first:
-                ranges[-1][1] = end
-            else:
-                ranges.append([first, end])
+    for report in reports:
+        first, end = report["row"]
+        ranges = found.setdefault(names[report["dataset"]], [])
+        if ranges and ranges[-1][1] == first:
+            ranges[-1][1] = end
+        else:
+            ranges.append([first, end])
     return found
 
 

@@ -47,15 +47,13 @@ def write_index(
         _write_virtual(file, name, shape, stretches)
     for name, value in categories.items():
         file[name].attrs[ATTRIBUTE] = value
-    _write_use(file, use)
+    file.create_dataset(USE, data=use, chunks=_chunks(len(use)), compression="gzip", track_times=False)
     if append_ids is not None:
         _write_append_ids(file, append_ids)
 
 
-def _write_use(file: h5py.File, use: np.ndarray) -> None:
-    file.create_dataset(
-        USE, data=use, chunks=(max(1, min(len(use), _CHUNK_ROWS)),), compression="gzip", track_times=False
-    )
+def _chunks(n_rows: int) -> tuple[int]:
+    return (max(1, min(n_rows, _CHUNK_ROWS)),)
 
 
 def _write_append_ids(file: h5py.File, append_ids: Sequence[tuple[int, int]]) -> None:
@@ -69,7 +67,7 @@ def _write_append_ids(file: h5py.File, append_ids: Sequence[tuple[int, int]]) ->
         APPEND_ID,
         (n_rows,),
         np.int32,
-        chunks=(max(1, min(n_rows, _CHUNK_ROWS)),),
+        chunks=_chunks(n_rows),
         compression="gzip",
         shuffle=True,
         track_times=False,

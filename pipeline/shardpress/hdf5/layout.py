@@ -6,6 +6,9 @@ from math import prod
 
 import numpy as np
 
+REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+"""Reference to a variable-length string, in files with addresses of 8 bytes (File Format Specification, IV.B)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:

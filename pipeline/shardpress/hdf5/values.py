@@ -21,7 +21,7 @@ from shardpress.hdf5.child.ask import ask
 from shardpress.hdf5.chunkcache import CHUNKS
 from shardpress.hdf5.files import Identity, opened, read_into, with_retries
 from shardpress.hdf5.filters.codecs import decode_chunk
-from shardpress.hdf5.layout import Layout, bytes_of, grid_of
+from shardpress.hdf5.layout import REFERENCE, Layout, bytes_of, grid_of
 from shardpress.hdf5.limits import SMALLEST
 
 _PIECE = 2**20  # bytes
@@ -30,8 +30,6 @@ _TILE = 64  # rows to transpose at a time
 _MOST_CHUNKS = 1024  # chunks to decode at a time
 _MOST_TEXTS = 1024  # strings that the child reads at a time
 _TEXT_BYTES = 2**25  # maximum total bytes of these strings
-# Reference to a variable-length string: its length and location (HDF5 File Format Specification, IV.B).
-_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 
 
 class _Request(NamedTuple):
@@ -108,23 +106,23 @@ def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Ite
     `descriptor` and `size` are those of the open file, and `layout` has one string for each of `n_rows` rows. Return
     None if only libhdf5 can determine the lengths. Iteration raises `DataError` if a chunk is damaged.
     """
-    n_bytes = n_rows * _REFERENCE.itemsize
+    n_bytes = n_rows * REFERENCE.itemsize
     if layout.chunks or SMALLEST <= layout.offset <= size - n_bytes:
-        return _lengths(descriptor, replace(layout, dtype=_REFERENCE), n_rows)
+        return _lengths(descriptor, replace(layout, dtype=REFERENCE), n_rows)
     return None
 
 
 def _lengths(descriptor: int, references: Layout, n_rows: int) -> Iterator[np.ndarray]:
     """Yield the lengths of strings, given the layout of their references. Read about 1 MiB of references at a time."""
     axis = 0 if references.shape[0] == n_rows else -1
-    at_once = _PIECE // _REFERENCE.itemsize
+    at_once = _PIECE // REFERENCE.itemsize
     read = _read_contiguous
     if references.chunks:
         read = _read_chunked
         chunk_rows = references.chunks[axis]
         at_once = -(-at_once // chunk_rows) * chunk_rows  # whole chunks
     for start in range(0, n_rows, at_once):
-        values = np.empty(min(at_once, n_rows - start), dtype=_REFERENCE)
+        values = np.empty(min(at_once, n_rows - start), dtype=REFERENCE)
         request = _Request(references, start, axis, "")
         read(descriptor, request, request.in_values_shape(values))
         yield values["length"].astype(np.int64)

@@ -80,7 +80,7 @@ def prepare_fit(
     if scaler is None:
         check_usable([shard], ranges, scanning)
     else:
-        ranges = ranges.with_scaler(scaler)
+        ranges = replace(ranges, scaler=scaler)
     device = start_device()
     parameters = None if model is None else model.parameters
     with theanos_errors():

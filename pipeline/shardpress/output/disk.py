@@ -72,9 +72,6 @@ class Disk:
     def make_directory(self, path: Path) -> None:
         os.mkdir(path)
 
-    def remove_directory(self, path: Path) -> None:
-        os.rmdir(path)
-
     def sync_directory(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -129,9 +126,6 @@ class GuardedDisk(Disk):
 
     def make_directory(self, path: Path) -> None:
         self._guarded(self._disk.make_directory, path)
-
-    def remove_directory(self, path: Path) -> None:
-        self._guarded(self._disk.remove_directory, path)
 
     def sync_directory(self, path: Path) -> None:
         self._guarded(self._disk.sync_directory, path)
@@ -222,7 +216,7 @@ def publish_from(disk: Disk, path: Path, write: Callable[[Path], object]) -> Non
 @contextmanager
 def _renamed(disk: Disk, path: Path) -> Iterator[Path]:
     """Provide a temporary name, and rename the file of this name to `path` unless the context raises an error."""
-    temporary = _temporary_name(path)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
         yield temporary
         disk.replace(temporary, path)
@@ -230,10 +224,6 @@ def _renamed(disk: Disk, path: Path) -> Iterator[Path]:
         with suppress(OSError, TryAgain):
             disk.remove(temporary)
         raise
-
-
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
 
 
 def remove(disk: Disk, path: Path) -> None:

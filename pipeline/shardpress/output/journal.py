@@ -42,10 +42,9 @@ from typing import Any
 
 import msgspec
 
-from shardpress.errors import DataError, EarlierVersion, NoInput, ShardpressError, printable
+from shardpress.errors import DataError, NoInput, ShardpressError, printable
 from shardpress.formats import digest
 from shardpress.output.disk import Disk, changing, publish, remove, sync_directory, write_all, write_error
-from shardpress.output.earlier import remove_earlier
 from shardpress.output.files import (
     FOLDERS,
     JOURNAL,
@@ -281,8 +280,6 @@ class Journal:
             self._append([])
         for path in unnamed:
             self._remove(path)
-        if self.published is not None:
-            remove_earlier(self.directory, self.disk)
 
     # -- private --
 
@@ -317,7 +314,7 @@ class Journal:
         waits = waits or not is_written or self._clock() >= self._next_sync
         self._is_written = False  # after an error, the file may end with a part of a line
         if waits:
-            self._sync_names(*FOLDERS)
+            self._sync_names()
         if not is_written:
             publish(self.disk, path, b"".join(map(_encoded, self._lines())))
         elif lines or waits:
@@ -327,8 +324,8 @@ class Journal:
         if waits:
             self._next_sync = self._clock() + _SECONDS
 
-    def _sync_names(self, *folders: str) -> None:
-        for folder in folders:
+    def _sync_names(self) -> None:
+        for folder in FOLDERS:
             with changing(self.directory / folder, "syncing it"):
                 sync_directory(self.disk, self.directory / folder)
 
@@ -395,7 +392,7 @@ def _published(directory: Path, restarts: bool) -> Result | None:
         return Result.open(directory / INDEX)
     except NoInput:
         return None
-    except (DataError, EarlierVersion):
+    except DataError:
         if not restarts:
             raise
         return None

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from shardpress.errors import (
     CannotCreate,
-    EarlierVersion,
     NotPermitted,
     OtherVersion,
     ShardpressError,
@@ -27,7 +26,6 @@ from shardpress.errors import (
 from shardpress.formats import check_version
 from shardpress.hdf5.files import writers
 from shardpress.output.disk import Disk, GuardedDisk, publish, sync_directory
-from shardpress.output.earlier import REPLACES
 from shardpress.output.files import FOLDERS, MARKER, WORK, check_limits, is_ours
 from shardpress.output.journal import Journal
 from shardpress.sealed import FORMAT
@@ -52,8 +50,7 @@ def locked(
     NotPermitted
         If the directory cannot be written.
     OtherVersion
-        If another version of shardpress has written to the directory. A run that `restarts` replaces the results of an
-        earlier one.
+        If another version of shardpress has written to the directory.
     DataError
         If the earlier result is damaged, unless the run `restarts`.
     TryAgain
@@ -64,7 +61,7 @@ def locked(
     where = f"output={printable(directory)}"
     try:
         _make_directory(directory, disk)
-        _mark(directory, disk, restarts)  # the first write, because it refuses directories that contain other files
+        _mark(directory, disk)  # the first write, because it refuses directories that contain other files
         _check_folders(directory)
         for name in FOLDERS:
             _make_directory(directory / name, disk)
@@ -95,7 +92,7 @@ def locked(
             os.close(descriptor)
 
 
-def check_directory(directory: Path, restarts: bool) -> None:
+def check_directory(directory: Path) -> None:
     """Raise the errors that `locked` would raise, as far as they can be determined without changes.
 
     The lock is not taken, since this could make another run fail.
@@ -114,9 +111,6 @@ def check_directory(directory: Path, restarts: bool) -> None:
         _check_folders(directory)
     except CannotCreate as error:
         raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
-    except EarlierVersion:
-        if not restarts:
-            raise
     with suppress(OSError):
         status = os.stat(directory / LOCK)
         pid = writers().get((status.st_dev, status.st_ino))
@@ -152,18 +146,12 @@ def _check_folders(directory: Path) -> None:
             raise CannotCreate(f"its {name} is a symbolic link, expected a directory")
 
 
-def _mark(directory: Path, disk: Disk, restarts: bool) -> None:
+def _mark(directory: Path, disk: Disk) -> None:
     """Mark a directory as an output of shardpress, or refuse one that holds other files."""
-    text = f"{FORMAT}\n"
+    if _is_marked(directory):
+        return
     try:
-        if _is_marked(directory):
-            return
-    except EarlierVersion:
-        if not restarts:
-            raise
-        text += REPLACES
-    try:
-        publish(disk, directory / MARKER, text.encode())
+        publish(disk, directory / MARKER, f"{FORMAT}\n".encode())
     except WriteFailed as error:
         # Another run may have written the marker meanwhile, and removed the temporary file of this one.
         if not isinstance(error.__cause__, FileNotFoundError) or not (directory / MARKER).exists():
@@ -188,7 +176,7 @@ def _is_marked(directory: Path) -> bool:
 
 def _check_version(marker: Path, found: str) -> None:
     try:
-        check_version(FORMAT, found, "Discard its results with --restart, or choose another --output.")
+        check_version(FORMAT, found, "Choose another --output, or delete the directory.")
     except OtherVersion as error:
         raise type(error)(f"file={printable(marker)}: {error}") from error
 

@@ -71,9 +71,8 @@ class Change:
     settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # before and now, by name
     encodes_again: bool = False  # whether all rows are encoded again with the same model, for example with more extras
     kept: tuple[Part, ...] = ()  # parts, with the ranges that stay and the positions of `places`
-    n_rewritten: int = (
-        0  # parts whose rows are encoded again with others, because much of them is dead or they are small
-    )
+    # Parts whose rows are encoded again with others, because much of them is dead or they are small.
+    n_rewritten: int = 0
 
     @property
     def new(self) -> list[int]:

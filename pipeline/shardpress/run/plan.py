@@ -135,14 +135,15 @@ class _PlannedRun:
     def load(self) -> None:
         """Load earlier results as the run does, except that parts are not read. Check that the run can change them."""
         config = self._prepared.config
-        check_directory(self._output, config.results.restart)
+        check_directory(self._output)
         self._journal = open_readonly(config) or Journal(self._output, UnchangingDisk())
         prepared, earlier = compared(self._journal, self._prepared, is_readonly=True)
         self._prepared = prepared
         self._model = prepared.given_model
         self._plan.attempt(check_change, self._journal, prepared)
-        deadline = stored_deadline(self._journal, config, prepared.request, time.time())
-        self._left = None if deadline is None else deadline["ends_by"] - time.time()
+        now = time.time()
+        deadline = stored_deadline(self._journal, config, prepared.request, now)
+        self._left = None if deadline is None else deadline["ends_by"] - now
         self.is_complete = is_complete(self._journal, prepared)
         if self.is_complete:
             self._n_encoded = prepared.n_rows

@@ -274,7 +274,7 @@ class ScanStage:
             scan.maximum[worst],
             low,
             high,
-            0.01 if scan.clips else 0.001,
+            0.01 if scan.scaler.clips else 0.001,
         )
 
     def _log_imputed_values(self, scan: Scan) -> None:
@@ -289,5 +289,5 @@ class ScanStage:
             quantity(int((scan.n_missing > 0).sum()), "column"),
             value,
         )
-        if scan.indicators is not None:
-            log.info("scan: added %s", quantity(len(scan.indicators), "missing indicator"))
+        if scan.scaler.indicators is not None:
+            log.info("scan: added %s", quantity(len(scan.scaler.indicators), "missing indicator"))

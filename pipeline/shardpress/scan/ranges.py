@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -30,8 +30,8 @@ from shardpress.scan.sample import (
     INNER,
     SAMPLED_VALUES,
     means,
+    moments,
     quantiles,
-    spread,
     stride_of,
 )
 from shardpress.scan.scaler import Scaler, bad_entries
@@ -47,6 +47,7 @@ _MAX_BLOCKS = 8  # blocks of a task; scheduling a task takes as long as scanning
 _MIN_TASKS = 16  # blocks share a task only if at least this many tasks remain
 _USUAL_BLOCKS = 128  # blocks (about 1 GB) that take half a second, like a typical task of other stages
 _COLUMNS = 10  # columns to name in a message
+_OF_SCALER = "scaler."  # beginning of the names of a scaler's values in a file
 _EXACT = 2.0**53  # float64 holds all integers up to this one exactly
 _ERRORS = 2.0**-30  # relative; far more than the rounding errors of prepared values
 _WIDEST = 2.0**62  # smaller differences fit into 64 bits for any minimum
@@ -61,22 +62,19 @@ class Scan:
     """
 
     n_rows: int  # including bad rows
-    minimum: np.ndarray  # (n_inputs,), float64, of the good rows; a quantile if values are clipped
-    maximum: np.ndarray
+    scaler: Scaler  # scaling of the columns and of the missing indicators; its ranges are those of the good rows
     bad_rows: np.ndarray  # int64, sorted global numbers, including rows that `n_selected` does not count
-    spread: np.ndarray  # (n_inputs,), standard deviation of scaled columns without outliers; NaN for appended rows
-    inner: np.ndarray  # (2, n_inputs), bounds of the central 80 % of the values; NaN for appended rows
+    # Standard deviation (n_columns,) of each column without outliers, divided by the width of its range, and bounds
+    # (2, n_columns) of the central 80 % of its values. Both are empty if no model is trained on these rows.
+    spread: np.ndarray = field(default_factory=partial(np.empty, 0))
+    inner: np.ndarray = field(default_factory=partial(np.empty, (2, 0)))
     unreadable: Mapping[int, str] = field(default_factory=dict)  # reasons by the number of the shard in the input
-    fill: np.ndarray | None = None  # (n_inputs,), float64. None if missing values make a row bad
-    n_missing: np.ndarray | None = None  # (n_inputs,), int64, missing values in good rows. None as for `fill`
-    clips: bool = False  # True if values outside the range are clipped
-    # Integers (n_inputs,), float64, that were subtracted from the rows. All other arrays describe the differences.
+    # Missing values of each column in good rows (n_columns,), int64. None if missing values make a row bad.
+    n_missing: np.ndarray | None = None
+    # Integers (n_columns,), float64, that were subtracted from the rows. All other arrays describe the differences.
     offset: np.ndarray | None = None
     scale: str = "range"  # as in `shardpress.scan.scaling.scaled_as`
     hints: tuple[str, ...] = ()  # sentences about rows that other settings would suit better
-    center: np.ndarray | None = None  # (n_inputs,), float64, as in `Scaler`
-    factor: np.ndarray | None = None
-    indicators: np.ndarray | None = None  # int64, sorted numbers of the columns that get a missing indicator
     # Number of the good rows that ``--fit-on`` selects. All arrays but `bad_rows` describe only these rows.
     n_selected: int | None = None
     digests: tuple[str | None, ...] = ()  # of the rows of each shard; None for unreadable shards
@@ -89,29 +87,18 @@ class Scan:
         return self.n_rows - len(self.bad_rows)
 
     @property
-    def constant(self) -> np.ndarray:
-        """Mask (n_inputs,) of the constant columns."""
-        return self.minimum == self.maximum
+    def minimum(self) -> np.ndarray:
+        """Minimum of each column (n_columns,), float64, in the good rows; a quantile if values are clipped."""
+        return self.scaler.minimum[: self.scaler.n_columns]
 
     @property
-    def scaler(self) -> Scaler:
-        """Scaling of the columns and of the missing indicators."""
-        columns = Scaler(self.minimum, self.maximum, self.fill, self.clips, self.center, self.factor)
-        return columns.with_indicators(self.indicators)
+    def maximum(self) -> np.ndarray:
+        return self.scaler.maximum[: self.scaler.n_columns]
 
-    def with_scaler(self, scaler: Scaler) -> Scan:
-        """Return the scan with the scaling of an existing model instead of that of its rows."""
-        columns = scaler.without_indicators()
-        return replace(
-            self,
-            minimum=columns.minimum,
-            maximum=columns.maximum,
-            fill=columns.fill,
-            clips=columns.clips,
-            center=columns.center,
-            factor=columns.factor,
-            indicators=scaler.indicators,
-        )
+    @property
+    def constant(self) -> np.ndarray:
+        """Mask (n_columns,) of the constant columns."""
+        return self.minimum == self.maximum
 
     @property
     def narrow(self) -> np.ndarray:
@@ -132,10 +119,12 @@ class Scan:
 
     def to_npz(self) -> bytes:
         """Return this scan as the content of an NPZ file."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = dict(vars(self))
+        for name, value in vars(values.pop("scaler")).items():
+            values[f"{_OF_SCALER}{name}"] = value
+        values["unreadable"] = [*self.unreadable.items()]  # JSON would turn the numbers into strings
         arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
         about = {name: value for name, value in values.items() if name not in arrays}
-        about["unreadable"] = [*self.unreadable.items()]  # JSON would turn the numbers into strings
         return pack(arrays, about)
 
     @classmethod
@@ -146,9 +135,12 @@ class Scan:
         """
         arrays, about = unpack(data)
         try:
-            values = {**arrays, **about, "unreadable": dict(about["unreadable"]), "hints": tuple(about["hints"])}
-            values["digests"] = tuple(about["digests"])
-            return cls(**values)
+            values = {**arrays, **about, "unreadable": dict(about["unreadable"])}
+            for name in ("hints", "digests"):
+                values[name] = tuple(values[name])
+            of_scaler = {name: values.pop(name) for name in list(values) if name.startswith(_OF_SCALER)}
+            scaler = Scaler(**{name.removeprefix(_OF_SCALER): value for name, value in of_scaler.items()})
+            return cls(scaler=scaler, **values)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"is not a scan: {error!r}") from error
 
@@ -261,30 +253,25 @@ def scan_from_stats(
     if settings.conversion.preparation is not None:
         stats = _without_errors(stats)
     minimum, maximum = _scaled_range(stats, settings)
-    scaler = Scaler(minimum, maximum)
-    unknown = np.full((2, len(minimum)), np.nan)
+    ranges = Scaler(minimum, maximum, clips=settings.clip_quantile > 0)
     scan = Scan(
         n_rows=stats.n_rows,
-        minimum=minimum,
-        maximum=maximum,
+        scaler=ranges,
         bad_rows=stats.bad_rows,
-        spread=spread(stats.sample, scaler) if settings.for_training else unknown[0],
-        inner=quantiles(stats.sample, INNER) if settings.for_training else unknown,
         unreadable=stats.unreadable,
-        clips=settings.clip_quantile > 0,
-        hints=_hints(stats, fitted) if settings.for_training else (),
         n_selected=None if fitted is None else stats.n_fitted,
         digests=_digests(stats, len(shards)),
     )
     if scan.n_fitted and settings.for_training:
-        scan = _with_scale(scan, settings.scale, scaler, stats.sample)
+        scan = _with_scale(scan, settings.scale, stats.sample)
+        scan = replace(scan, hints=_hints(stats, fitted))
     if settings.impute is None:
         return scan
-    fill = _fill(stats.sample, settings.impute, scaler, settings.conversion.dtype(shards))
-    indicators = None
+    fill = _fill(stats.sample, settings.impute, ranges, settings.conversion.dtype(shards))
+    scaler = replace(scan.scaler, fill=fill)
     if settings.missing_indicator and stats.n_missing.any():
-        indicators = np.flatnonzero(stats.n_missing)
-    return replace(scan, fill=fill, n_missing=stats.n_missing, indicators=indicators)
+        scaler = scaler.with_indicators(np.flatnonzero(stats.n_missing))
+    return replace(scan, scaler=scaler, n_missing=stats.n_missing)
 
 
 def _digests(stats: BlockStats, n_shards: int) -> tuple[str | None, ...]:
@@ -294,11 +281,15 @@ def _digests(stats: BlockStats, n_shards: int) -> tuple[str | None, ...]:
     return tuple(found)
 
 
-def _with_scale(scan: Scan, scale: str, scaler: Scaler, sample: np.ndarray) -> Scan:
+def _with_scale(scan: Scan, scale: str, sample: np.ndarray) -> Scan:
+    """Return the scan with the scaling of its columns, and with facts about their values."""
+    ranges = scan.scaler
     with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
-        chosen = chosen_scale(scaler, sample) if scale == "auto" else scale
-        scaled = scaled_as(chosen, scaler, sample)
-    return replace(scan, scale=chosen, center=scaled.center, factor=scaled.factor)
+        mean, deviation = moments(sample, ranges)
+        chosen = chosen_scale(ranges, deviation, sample) if scale == "auto" else scale
+        scaler = scaled_as(chosen, ranges, mean, deviation)
+        spread = deviation * ranges.scale
+    return replace(scan, scaler=scaler, scale=chosen, spread=spread, inner=quantiles(sample, INNER))
 
 
 def _hints(stats: BlockStats, fitted: np.ndarray | None) -> tuple[str, ...]:
@@ -492,7 +483,7 @@ def describe_bad_rows(shards: Sequence[Shard], scan_result: Scan, settings: Scan
 
 def _first_bad_entry(shards: Sequence[Shard], scan_result: Scan, settings: ScanSettings) -> str:
     block, row = _first_bad_row(shards, scan_result, settings)
-    entries = bad_entries(row, settings.missing, block.shard.stored_dtype, scan_result.fill is not None)
+    entries = bad_entries(row, settings.missing, block.shard.stored_dtype, scan_result.scaler.fill is not None)
     column = int(np.flatnonzero(entries[0])[0])
     where = f"row {block.shard.first_row + block.start}, column {block.shard.columns.numbered(column)}"
     return f"{block.shard}: {row[0, column]} in {where}"
@@ -500,7 +491,7 @@ def _first_bad_entry(shards: Sequence[Shard], scan_result: Scan, settings: ScanS
 
 def misses_values(shards: Sequence[Shard], scan_result: Scan, settings: ScanSettings) -> bool:
     """Return whether the first bad row would be good if missing values were filled in."""
-    if scan_result.unreadable or scan_result.fill is not None or not len(scan_result.bad_rows):
+    if scan_result.unreadable or scan_result.scaler.fill is not None or not len(scan_result.bad_rows):
         return False
     block, row = _first_bad_row(shards, scan_result, settings)
     return not bad_entries(row, settings.missing, block.shard.stored_dtype, fills=True).any()
@@ -513,7 +504,7 @@ def _first_bad_row(shards: Sequence[Shard], scan_result: Scan, settings: ScanSet
 
 
 def _bad_values(scan_result: Scan, settings: ScanSettings) -> str:
-    if scan_result.fill is not None:
+    if scan_result.scaler.fill is not None:
         return "Inf or no value at all"
     if settings.missing is None:
         return "NaN or Inf"

@@ -14,8 +14,7 @@ from shardpress.scan.scaler import Scaler
 SAMPLED_VALUES = 2**22  # values (32 MiB) in a sample; a merge of two halves takes twice the memory
 INNER = 0.1  # lower quantile of the central values of a column; the upper one is 1 - INNER
 
-_SPREAD_VALUES = 2**17  # number of values that determine the spread of columns
-_OUTER = 0.001  # fraction of each column's values to exclude from the spread at either end
+_OUTER = 0.001  # fraction of each column's values that are outliers at either end
 _SORTED_VALUES = 2**18  # number of values to copy and sort at once
 _LEAST_ROWS = 32  # smallest number of sampled rows, for any number of columns
 
@@ -82,24 +81,13 @@ def means(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
         return scaler.minimum + scaled_means * (scaler.maximum - scaler.minimum)
 
 
-def spread(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
-    """Return the standard deviation of each scaled column without outliers, shape (n_inputs,), float64.
-
-    Outliers are winsorized: the outermost thousandth of the values at either end, but at least one value, is replaced
-    by the next value. Otherwise a single row of a small sample could determine the result.
-    """
-    step = max(1, sample.size // _SPREAD_VALUES)
-    subset = sample[::step]
-    if not len(subset):
-        return np.full(sample.shape[1], np.nan)
-    return _moments(_without_outliers(subset), scaler)[1]
-
-
 def moments(sample: np.ndarray, scaler: Scaler) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the standard deviation of each column without outliers, both (n_inputs,), float64.
 
-    Outliers are winsorized as in `spread`, unless the other values are equal. A column that varies has a deviation
-    above 0: if its values in the sample are equal, the deviation is the width of the range.
+    Outliers are winsorized, unless the other values are equal: the outermost thousandth of the values at either end,
+    but at least one value, is replaced by the next value. Otherwise a single row of a small sample could determine the
+    result. A column that varies has a deviation above 0: if its values in the sample are equal, the deviation is the
+    width of the range.
     """
     mean = np.zeros(sample.shape[1])
     deviation = np.zeros(sample.shape[1])

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from shardpress.scan.sample import moments
 from shardpress.scan.scaler import Scaler
 
 # Standard deviation of scaled columns. It is about that of values spread evenly over [0, 1], so that the defaults of
@@ -24,13 +23,12 @@ _MOST = 0.9  # share of columns
 _CLOSE = 0.01  # tolerated error of a center in standard deviations, if float32 holds the rounded center
 
 
-def scaled_as(scale: str, scaler: Scaler, sample: np.ndarray) -> Scaler:
-    """Return the scaler for a setting `scale`, from the ranges of a scaler and a sample (n, n_inputs), float64.
+def scaled_as(scale: str, scaler: Scaler, mean: np.ndarray, deviation: np.ndarray) -> Scaler:
+    """Return the scaler for a setting `scale`, from the ranges of a scaler and from the columns' `moments`.
 
     ``range`` scales each column's range to [0, 1]. ``std`` scales each column to mean 0 and a standard deviation of
     1/4. ``common`` subtracts the means, and multiplies all columns by one factor, so that the root mean square of their
-    standard deviations is 1/4. ``none`` leaves the columns as they are. Means and deviations are computed without
-    outliers and NaN, see `moments`.
+    standard deviations is 1/4. ``none`` leaves the columns as they are.
     """
     is_constant = scaler.minimum == scaler.maximum
     if scale == "range" or is_constant.all():
@@ -39,7 +37,6 @@ def scaled_as(scale: str, scaler: Scaler, sample: np.ndarray) -> Scaler:
         center = np.zeros(len(scaler.minimum))
         factor = np.where(is_constant, 0.0, 1.0)
         return replace(scaler, center=center, factor=factor)
-    mean, deviation = moments(sample, scaler)
     deviation = np.maximum(deviation, (scaler.maximum - scaler.minimum) / _LARGEST)
     if scale == "common":
         deviation = np.where(is_constant, deviation, _root_mean_square(deviation[~is_constant]))
@@ -48,8 +45,8 @@ def scaled_as(scale: str, scaler: Scaler, sample: np.ndarray) -> Scaler:
     return replace(scaler, center=_short(mean, deviation), factor=factor)
 
 
-def chosen_scale(scaler: Scaler, sample: np.ndarray) -> str:
-    """Return the scaling of `scaled_as` that suits the columns.
+def chosen_scale(scaler: Scaler, deviation: np.ndarray, sample: np.ndarray) -> str:
+    """Return the scaling of `scaled_as` that suits columns with these deviations and sampled rows (n, n_inputs).
 
     It is ``range`` if the median column uses its range. Otherwise it is ``common`` for columns of one kind, like
     spectra, whose differences in size are information, and ``std`` for counts and for other columns. But if `scaled_as`
@@ -60,7 +57,6 @@ def chosen_scale(scaler: Scaler, sample: np.ndarray) -> str:
     varies = width > 0
     if not varies.any():
         return "range"
-    _, deviation = moments(sample, scaler)
     if np.median(deviation[varies] / width[varies]) >= _USES_RANGE:
         return "range"
     if _are_counts(scaler.minimum[varies], sample):

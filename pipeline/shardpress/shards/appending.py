@@ -10,7 +10,7 @@ import numpy as np
 
 from shardpress.errors import DataError, printable, quantity, short_list
 from shardpress.hdf5.shard import Extra, Shard, leave_out_extras
-from shardpress.shards.extras import common_dtype, existing_paths, rename_extras, shorten, unify_renamed
+from shardpress.shards.extras import common_dtype, existing_paths, in_words, rename_extras, shorten, unify_renamed
 
 log = logging.getLogger(__name__)
 
@@ -103,16 +103,8 @@ def _check_dtype(expected: Extra, shard: Shard, part: Shard) -> None:
 
 
 def _dtype_error(shard: Shard, found: Extra | None, expected: Extra, part: Shard) -> DataError:
+    values = "of another dtype" if found is None else in_words(found)
     return DataError(
-        f"{shard}: extra {shorten(expected.name)} has {_values_of(found)}, but the earlier rows "
-        f"(file={printable(part.path)}) have {_values_of(expected)}. Convert it in the file, or write these rows to "
-        "another --output with --model."
+        f"{shard}: extra {shorten(expected.name)} is {values}, but {in_words(expected)} in the earlier rows "
+        f"(file={printable(part.path)}). Convert it in the file, or write these rows to another --output with --model."
     )
-
-
-def _values_of(extra: Extra | None) -> str:
-    if extra is None:
-        return "values that cannot be combined"
-    if extra.categories is not None:
-        return f"codes of {len(extra.categories)} categories"
-    return f"values of dtype {extra.dtype}"

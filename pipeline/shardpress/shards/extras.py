@@ -25,8 +25,7 @@ log = logging.getLogger(__name__)
 
 _MASK = "_present"  # end of the name of a mask
 
-_MOST_WARNED = 10
-
+_MOST_LOGGED = 10  # messages of one kind
 _FILES = 3  # files that a warning names
 _NAMED = 20  # extras in a line of the log
 _LEFT_OUT = 10  # left out extras in a line of the log
@@ -88,10 +87,9 @@ def _common_extras(
             lacking = _lacking(own, shards)
             if lacking:
                 extra = replace(extra, mask=_unused_name(f"{name}{_MASK}", used_names))
-                if name in required or any(_reason(shard, name) for shard in lacking):
-                    warnings.append(_describe_missing(extra, lacking, len(shards)))
-                else:
-                    partial.append(_describe_partial(extra, len(shards) - len(lacking)))
+                is_unexpected = name in required or any(_reason(shard, name) for shard in lacking)
+                lines = warnings if is_unexpected else partial
+                lines.append(_describe_missing(extra, lacking, len(shards)))
             common.append(extra)
             continue
         difference = _difference(name, kinds)
@@ -102,9 +100,8 @@ def _common_extras(
     if surplus:
         n_left_out = quantity(len(surplus), "more extra")
         warnings.append(f"{n_left_out} left out: at most {MAX_EXTRAS} are copied. Choose others with --include")
-    if partial:
-        log.info("input: only some of %d shards have these extras: %s", len(shards), short_list(partial, _NAMED))
-    _warn(warnings)
+    _log_first(logging.INFO, partial)
+    _log_first(logging.WARNING, warnings)
     return common, left_out
 
 
@@ -148,14 +145,15 @@ def _first_of_each_kind(holders: _Holders) -> list[tuple[Shard, Extra]]:
 
 
 def _difference(name: str, kinds: Sequence[tuple[Shard, Extra]]) -> str:
-    first, other = (f"{_in_words(extra)} from file={printable(shard.path)}" for shard, extra in kinds[:2])
+    first, other = (f"{in_words(extra)} from file={printable(shard.path)}" for shard, extra in kinds[:2])
     reason = ""
     if all(extra.categories is not None for _, extra in kinds):
         reason = "; together they are too many or mix numbers and strings"
     return f"{shorten(name)} is {first} and {other}{reason}"
 
 
-def _in_words(extra: Extra) -> str:
+def in_words(extra: Extra) -> str:
+    """Describe the values of an extra for a message."""
     if extra.categories is None:
         return str(extra.dtype)
     return f"codes of {len(extra.categories)} categories"
@@ -175,13 +173,6 @@ def _lacking(holders: _Holders, shards: Sequence[Shard]) -> list[Shard]:
     # Compare identities, since a test for equality would compare all extras of the shards.
     holder_ids = {id(shard) for shard, _ in holders}
     return [shard for shard in shards if id(shard) not in holder_ids and shard.n_rows]
-
-
-def _describe_partial(extra: Extra, n_holders: int) -> str:
-    mask = shorten(extra.mask or "")
-    return (
-        f"{shorten(extra.name)} (in {n_holders}; other rows get {extra.fill_in_words}; {mask} marks rows with a value)"
-    )
 
 
 def _describe_missing(extra: Extra, lacking: Sequence[Shard], n_shards: int) -> str:
@@ -361,7 +352,8 @@ def log_extras(shards: Sequence[Shard]) -> None:
     left_out = _left_out(shards)
     left_out_in_words = _left_out_in_words([each for each, _ in left_out.values()])
     log.info("input: extras: %s%s", short_list(included, _NAMED), left_out_in_words)
-    _warn([_warning_of(each, lacking) for each, lacking in left_out.values() if each.is_missed])
+    warnings = [_warning_of(each, lacking) for each, lacking in left_out.values() if each.is_missed]
+    _log_first(logging.WARNING, warnings)
 
 
 def _left_out_in_words(left_out: Sequence[LeftOut]) -> str:
@@ -387,11 +379,11 @@ def _warning_of(each: LeftOut, lacking: Sequence[Shard]) -> str:
     return f"{where}: {printable(each.reason)}, left out{more}"
 
 
-def _warn(lines: Sequence[str]) -> None:
-    for line in lines[:_MOST_WARNED]:
-        log.warning("%s", line)
-    if len(lines) > _MOST_WARNED:
-        log.warning("%d more warnings about extras are not shown", len(lines) - _MOST_WARNED)
+def _log_first(level: int, lines: Sequence[str]) -> None:
+    for line in lines[:_MOST_LOGGED]:
+        log.log(level, "%s", line)
+    if len(lines) > _MOST_LOGGED:
+        log.log(level, "%d more messages about extras are not shown", len(lines) - _MOST_LOGGED)
 
 
 def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]:

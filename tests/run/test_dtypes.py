@@ -1,29 +1,60 @@
-"""Tests of integer columns above 2^53, whose differences are lost in float64."""
+"""Tests of dtypes: of files with different ones, and of integers above 2^53, which float64 rounds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 
-from shardpress.choices import ROW_SCALES
 from shardpress.errors import DataError
 from shardpress.features import open_features
 from shardpress.hdf5.shard import Block, array_shard
-from shardpress.interop.export import export
 from shardpress.interop.onnx import encoder_onnx
 from shardpress.report.verify import verify
 from shardpress.result import load_model
 from shardpress.scan import ranges
+from shardpress.scan.scaler import Scaler
 from shardpress.shards.conversion import Conversion
 from tests.support.cases import case
-from tests.support.logged import mentions
-from tests.support.standin import Workspace, features_of
+from tests.support.interruptions import FullAfter
+from tests.support.standin import Workspace, features_of, install
 
 pytestmark = pytest.mark.slow
+
+ROWS = 100 * np.random.default_rng(3).normal(size=(60, 4)) + 1000
+
+
+@pytest.mark.process  # a given model is checked in a child
+@pytest.mark.parametrize(("first", "second"), [("f4", "f8"), ("f8", "f4"), (">u2", "i4"), ("f2", "f4")])
+@pytest.mark.parametrize("flags", [(), ("--row-scale", "norm"), ("--transform", "log1p")], ids=str)
+def test_an_append_equals_a_run_over_all_files(
+    empty: Workspace, out: Path, first: str, second: str, flags: tuple[str, ...]
+) -> None:
+    empty.add_shard("a.h5", ROWS[:40].astype(first))
+    assert empty.run(out, *flags) == 0
+    empty.add_shard("b.h5", ROWS[40:].astype(second))
+    assert empty.run(out, "--append") == 0
+    other = empty.folder / "other"
+    assert empty.run(other, "--model", str(out)) == 0
+    assert features_of(out) == features_of(other)
+
+
+def test_appended_integers_are_shifted_like_those_of_the_training(empty: Workspace, out: Path) -> None:
+    rows = (1e6 * ROWS).astype(np.int64) + 2**60
+    empty.add_shard("a.h5", rows[:40])
+    assert empty.run(out) == 0
+    empty.add_shard("b.h5", rows[40:] - 10**9)
+    assert empty.run(out, "--append") == 0
+    model = load_model(out)
+    assert model.offset is not None
+    stored = np.concatenate([rows[:40], rows[40:] - 10**9])
+    expected = model.encode(stored - model.offset.astype(np.int64))
+    assert np.allclose(open_features(out).features.compute(), expected, atol=1e-5)
+
+
+# -- large integers -------------------------------------------------------------------------------------------------
 
 LARGE = 2**60
 
@@ -31,27 +62,18 @@ LARGE = 2**60
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """Return a data set of int64 columns whose values differ by at most 3."""
-    from tests.support.standin import install
-
     install(monkeypatch)
-    folder = tmp_path / "large"
+    return with_offset(tmp_path / "large", LARGE)
+
+
+def with_offset(folder: Path, offset: int) -> Workspace:
+    """Return a data set whose values differ from those of another one by the offset."""
     folder.mkdir()
     workspace = Workspace(folder)
     rng = np.random.default_rng(0)
     for i, n_rows in enumerate((20, 35)):
-        workspace.add_shard(f"{i}.h5", LARGE + 1 + rng.integers(0, 4, (n_rows, 4)))
+        workspace.add_shard(f"{i}.h5", offset + 1 + rng.integers(0, 4, (n_rows, 4)))
     return workspace
-
-
-def small_copy(workspace: Workspace) -> Workspace:
-    """Return the same rows minus 2^60."""
-    folder = workspace.folder.with_name("small")
-    folder.mkdir()
-    copy = Workspace(folder)
-    for path in sorted(workspace.shards.iterdir()):
-        with h5py.File(path) as file:
-            copy.add_shard(path.name, file["X"][()] - LARGE)
-    return copy
 
 
 def features(output: Path) -> np.ndarray:
@@ -59,62 +81,31 @@ def features(output: Path) -> np.ndarray:
 
 
 def test_large_integers_give_the_features_of_their_differences(large: Workspace, tmp_path: Path) -> None:
-    small = small_copy(large)
-    for flags in ([], ["--threads", "2", "block_rows=5"]):
-        with case(flags):
-            out = tmp_path / f"large{len(flags)}"
-            other = tmp_path / f"small{len(flags)}"
-            assert large.run(out, *flags) == 0
-            assert small.run(other, *flags) == 0
-            np.testing.assert_array_equal(features(out), features(other))
-            assert np.ptp(features(out)[~np.isnan(features(out))]) > 0
+    """This holds for an interrupted run, too."""
+    small = with_offset(tmp_path / "differences", 0)
+    assert small.run(tmp_path / "small") == 0
+    expected = features(tmp_path / "small")
+    assert np.ptp(expected) > 0
+    for kind in ("scan", "part"):
+        out = tmp_path / kind
+        with case(kind):
+            assert large.plan(out).problems == []
+            assert large.run(out, disk=FullAfter(kind, 1)) == 74
+            assert large.run(out, "--threads", "2", "block_rows=5") == 0
+            np.testing.assert_array_equal(features(out), expected)
 
 
 def test_a_model_of_large_integers_can_be_applied(large: Workspace, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    again = tmp_path / "again"
     assert large.run(out) == 0
     model = load_model(out)
     assert model.offset is not None
     assert model.offset.tolist() == [float(LARGE)] * 4
-    assert large.run(again, "--model", str(out)) == 0
-    np.testing.assert_array_equal(features(again), features(out))
+    assert large.run(tmp_path / "again", "--model", str(out)) == 0
+    np.testing.assert_array_equal(features(tmp_path / "again"), features(out))
     assert not verify(str(out), 100).faults
-    export(out, "npz")
-    with np.load(out / "encoder.npz") as arrays:
-        assert arrays["offset"].tolist() == model.offset.tolist()
     with pytest.raises(DataError, match="above 2"):
         encoder_onnx(model)
-
-
-def test_a_resumed_run_reads_the_same_differences(large: Workspace, tmp_path: Path) -> None:
-    from tests.support.interruptions import STEPS, FullAfter
-
-    out = tmp_path / "out"
-    expected = tmp_path / "expected"
-    assert large.run(expected, *STEPS) == 0
-    for kind in ("scan", "checkpoint", "part"):
-        output = out / kind.replace("/", "-")
-        with case(kind):
-            assert large.run(output, *STEPS, disk=FullAfter(kind, 1)) == 74
-            assert large.run(output, *STEPS) == 0
-            assert features_of(output) == features_of(expected)
-
-
-def test_scaling_the_rows_of_large_integers_is_refused(
-    large: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """float64 would round them, which changed features by up to 2e-3."""
-    for row_scale in ROW_SCALES:
-        with case(row_scale):
-            caplog.clear()
-            assert large.run(tmp_path / row_scale, "--row-scale", row_scale) == 65
-            assert mentions(caplog.text, f"file={large.shards / '0.h5'} dataset=X", "row 0, column 0", "--row-scale")
-
-
-def test_a_plan_accepts_large_integers(large: Workspace, tmp_path: Path) -> None:
-    plan = large.plan(tmp_path / "out")
-    assert plan.problems == []
 
 
 def test_differences_are_exact_or_at_the_limit() -> None:
@@ -139,7 +130,7 @@ def test_only_large_integers_of_a_narrow_range_get_an_offset() -> None:
     def offset_of(values: list[int], dtype: str) -> Any:
         rows = np.array([[value, 7] for value in values], dtype=dtype)
         ends = rows.astype(np.float64)
-        found = ranges.Scan(len(rows), ends.min(axis=0), ends.max(axis=0), np.empty(0, np.int64), ends[0], ends[:2])
+        found = ranges.Scan(len(rows), Scaler(ends.min(axis=0), ends.max(axis=0)), np.empty(0, np.int64))
         offset = ranges.offset_for(rows.dtype, found)
         return None if offset is None else offset.tolist()
 

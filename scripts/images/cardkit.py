@@ -13,8 +13,7 @@ import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.support.image import build_image
-from tests.support.interpreters import REPOSITORY
+from scripts.images.image import REPOSITORY, build_image
 
 FOLDER = REPOSITORY / "card-kit"
 SCRIPT = Path(__file__).with_name("cardkit.sh")

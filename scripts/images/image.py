@@ -16,11 +16,10 @@ from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
 
+import h5py
 import numpy as np
 
-from tests.support.helpers import write_shard
-from tests.support.interpreters import REPOSITORY
-
+REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKERFILE = REPOSITORY / "docs/Dockerfile"
 SUITES = {"debian:13": "trixie"}
 # Use a private mount namespace, so that nothing stays mounted.
@@ -142,7 +141,8 @@ def main() -> None:
         assert "no NVIDIA driver" in doctor.stdout
         work = image.root / image.folder.lstrip("/")
         (work / "shards").mkdir()
-        write_shard(work / "shards/x.h5", np.random.default_rng(0).normal(size=(400, 12)))
+        with h5py.File(work / "shards/x.h5", "w") as file:
+            file["X"] = np.random.default_rng(0).normal(size=(400, 12))
         run = image.run(*image.entrypoint, "run", "--input", "shards", "--epochs", "1", "--quiet")
         assert "instead of cuda: no NVIDIA driver was found" in run.stdout
         assert (work / "features/index.h5").exists()
