@@ -1,5 +1,7 @@
 """Tests of the limits on the metadata that the child reads."""
 
+import struct
+
 import h5py
 import pytest
 
@@ -70,3 +72,18 @@ def test_only_the_first_of_too_many_extras_are_read(tmp_path):
     assert names(shard) == tuple(labels)[:-1]
     (left_out,) = shard.left_out
     assert (left_out.name, left_out.is_missed) == ("r1000", True)
+
+
+def test_short_chunks_that_only_libhdf5_can_place_are_refused(tmp_path):
+    """libhdf5 would fill their rows with bytes that it never wrote."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("X", data=numbered(4, 20), chunks=(4, 7), maxshape=(4, None))
+    chunk_bytes = 4 * 7 * 8
+    entry = struct.pack("<IIQQQ", chunk_bytes, 0, 0, 7, 0)  # size, filter mask, and offsets of the second chunk
+    content = path.read_bytes()
+    assert content.count(entry) == 1
+    assert open_shards([str(path)])[0].layouts[0].kind == "asked"
+    path.write_bytes(content.replace(entry, struct.pack("<I", 0) + entry[4:]))
+    with refused(65, str(path), "X", "1 of 3 chunks"):
+        open_shards([str(path)])
