@@ -130,7 +130,7 @@ def _likeness(a: np.ndarray, b: np.ndarray) -> _Likeness:
 
 
 def _change(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Return `Likeness.change`.
+    """Return `_Likeness.change`.
 
     The spread of a column counts as at least a hundredth of the root mean square of all spreads. Otherwise rounding
     errors in columns that hardly vary would look like large changes.
@@ -161,7 +161,7 @@ def _linear_cka(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _neighbour_overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Return `Likeness.neighbours`, measured on at most 2,048 rows."""
+    """Return `_Likeness.neighbours`, measured on at most 2,048 rows."""
     n = min(len(a), _NEIGHBOUR_ROWS)
     k = min(_NEIGHBOURS, n - 1)
     if k < 1:

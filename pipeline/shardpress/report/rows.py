@@ -32,7 +32,7 @@ _MIN_ROWS = 8  # minimum number of rows to check, even if their chunks are large
 _HUGE = 1e15  # sums of larger scaled values may overflow float32, so their rows may be stored as bad rows
 
 _EPS = 2.0**-24  # maximum relative rounding error of float32
-_SAFETY = 4.0  # see `rounding_bound`
+_SAFETY = 4.0  # see `_rounding_bound`
 _MIN_ERROR = 1e-30  # avoids a bound of 0 for units whose weights are all 0
 
 

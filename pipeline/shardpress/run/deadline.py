@@ -41,7 +41,7 @@ _INTERVAL_PER_MEASUREMENT = 50  # so that measurements of the encoding take at m
 
 
 class DeadlinePolicy:
-    """Policy that limits a training run so that the run ends in time (see `shardpress.training.loop.LimitPolicy`)."""
+    """Policy that limits a training run so that the run ends in time (see `shardpress.training.loop._LimitPolicy`)."""
 
     def __init__(self, prepared: Prepared, directory: Path, scan: Scan, ends_by: float) -> None:
         self._prepared = prepared
