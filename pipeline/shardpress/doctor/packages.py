@@ -113,9 +113,12 @@ def version_of(name: str) -> str:
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
-        metadata = distribution(name).read_text("METADATA") or ""
+        package = distribution(name)
     except PackageNotFoundError:
         return ""
+    # A wheel has the first file. Packages of Debian have the second one, or one that is their metadata itself.
+    files = (package.read_text(file) for file in ("METADATA", "PKG-INFO", ""))
+    metadata = next(filter(None, files), "")
     found = re.search(r"^Version: *(\S+)", metadata, re.MULTILINE)  # Python parses all fields, which takes longer
     return found.group(1) if found else ""
 

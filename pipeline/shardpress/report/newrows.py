@@ -138,7 +138,7 @@ class _Difference(NamedTuple):
 
 
 def _difference(vector: np.ndarray, noise: np.ndarray) -> _Difference:
-    """Return the length of a vector without the length that its noise (see `reference._Estimate`) is expected to add."""
+    """Return the length of a vector without the length that noise (see `reference._Estimate`) is expected to add."""
     square = float(vector @ vector)
     trace, norm = noise.tolist()
     return _Difference(_root(square - trace), _root(square - trace - _NOISE_NORMS * norm))
