@@ -51,7 +51,7 @@ ALLOWED_IMPORTS = {
     "output": ["hdf5.files", "result", "sealed"],
     "gpu": ["pip"],
     "theano_installer": ["doctor.packages", "pip"],
-    "cluster": ["gpu.driver"],
+    "cluster": ["doctor.packages", "gpu.driver"],
     "sealed": ["hdf5"],
     "result": ["alignment", "hdf5.categories", "model", "modelfile", "sealed"],
     "shards": ["hdf5", "progress", "result"],

@@ -48,10 +48,9 @@ def test_a_worker_with_other_packages_or_another_disk_is_refused(
     os.chdir(tmp_path / "here")
     for folder in ("other", "open"):
         (tmp_path / folder).mkdir()
-    # With this file in its import path, a worker reports another version of h5py.
-    (tmp_path / "other/sitecustomize.py").write_text(
-        "import importlib.metadata as m\nv = m.version\nm.version = lambda name: '0.1' if name == 'h5py' else v(name)\n"
-    )
+    # With this file in its import path, a worker finds another version of h5py.
+    (tmp_path / "other/h5py-0.1.dist-info").mkdir()
+    (tmp_path / "other/h5py-0.1.dist-info/METADATA").write_text("Name: h5py\nVersion: 0.1\n")
     (tmp_path / "open").chmod(0o777)
     older = {"directory": tmp_path / "here", "PYTHONPATH": f"{tmp_path / 'other'}:{search_path()}"}
     probe = Probe(HERE, HERE, (f"{HERE}/a.h5",)).marked()

@@ -106,11 +106,11 @@ def virtual(folder: Path, target: Path, unlimited: bool = False) -> Path:
     return path
 
 
-def in_several_files(folder: Path, driver: str, libver: str, space: str | None = None) -> Path:
+def in_several_files(folder: Path, driver: str, libver: str) -> Path:
     """Write the first file of a family, or the metadata half of a split pair."""
     names = {"family": ("x%d.h5", "x0.h5"), "split": ("x", "x-m.h5")}[driver]
     options = {"memb_size": 4096} if driver == "family" else {}
-    with h5py.File(folder / names[0], "w", driver=driver, libver=libver, fs_strategy=space, **options) as file:
+    with h5py.File(folder / names[0], "w", driver=driver, libver=libver, **options) as file:
         file["X"] = np.zeros((600, 2))
     return folder / names[1]
 

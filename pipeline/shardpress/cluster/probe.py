@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from shardpress.doctor.packages import version_of
 from shardpress.errors import printable
 from shardpress.sourceroots import SOURCE_ROOTS
 from shardpress_kernels.trust import untrusted_above
@@ -82,18 +82,11 @@ def packages() -> dict[str, str]:
     """Return the versions of packages, and a digest of our source files, because checkouts of a version can differ."""
     found = {
         "Python": platform.python_version(),
-        "shardpress": f"{_version('shardpress')} of source {_digest()}",
+        "shardpress": f"{version_of('shardpress')} of source {_digest()}",
     }
     for package in _PACKAGES:
-        found[package] = _version(package)
+        found[package] = version_of(package) or "not installed"
     return found
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 @cache
