@@ -24,6 +24,7 @@ COMMON = [
     "columns",
     "commandline",
     "conditions",
+    "eigenvectors",
     "errors",
     "formats",
     "outliers",

@@ -115,18 +115,18 @@ def test_a_terminal_shows_a_bar_unless_quiet(caplog, monkeypatch, level, expecte
 def test_a_terminal_shows_a_step_without_units_until_it_ends(caplog, monkeypatch):
     caplog.set_level("INFO", "shardpress")
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with activity("training: compiling"):
-        assert sys.stderr.getvalue().endswith("training: compiling [00:00]")
+    with activity("training: compiling", "a minute"):
+        assert sys.stderr.getvalue().endswith("training: compiling [00:00, usually a minute]")
     assert not sys.stderr.getvalue().rpartition("\r")[2].strip()
     assert caplog.records == []
 
 
 def test_a_log_shows_only_a_long_step_without_units(lines, monkeypatch):
-    with activity("short"):
+    with activity("short", "a second"):
         pass
     assert lines() == []
     is_logged = threading.Event()
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
     monkeypatch.setattr(logging.getLogger("shardpress.progress"), "info", lambda *words: is_logged.set())
-    with activity("long"):
+    with activity("long", "a second"):
         assert is_logged.wait(60)

@@ -31,14 +31,16 @@ _SECONDS_BETWEEN_BARS = 0.1  # do not redraw after every unit, because a unit ca
 
 
 @contextmanager
-def activity(what: str) -> Iterator[None]:
+def activity(what: str, usual: str) -> Iterator[None]:
     """Show what is happening during a step that has no units: on a terminal at once, in a log after 5 seconds.
 
-    The line on the terminal counts the seconds, and disappears at the end of the step.
+    The line on the terminal counts the seconds, and disappears at the end of the step. `usual` says how long the step
+    usually takes.
     """
-    bar = _activity_bar(what) if _is_watched() else None
+    bar = _activity_bar(what, usual) if _is_watched() else None
     is_done = threading.Event()
-    shown = threading.Thread(target=_show, args=(what, bar, is_done), name="activity", daemon=True)
+    line = f"{what} (usually {usual})"
+    shown = threading.Thread(target=_show, args=(line, bar, is_done), name="activity", daemon=True)
     shown.start()
     try:
         yield
@@ -49,10 +51,10 @@ def activity(what: str) -> Iterator[None]:
             bar.close()
 
 
-def _activity_bar(what: str) -> tqdm:
+def _activity_bar(what: str, usual: str) -> tqdm:
     from tqdm import tqdm
 
-    return tqdm(desc=what, bar_format="{desc} [{elapsed}]", leave=False)
+    return tqdm(desc=what, bar_format=f"{{desc}} [{{elapsed}}, usually {usual}]", leave=False)
 
 
 def _show(what: str, bar: tqdm | None, is_done: threading.Event) -> None:

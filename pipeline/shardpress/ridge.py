@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from shardpress.eigenvectors import eigenvectors
+
 _PENALTIES = 10.0 ** np.arange(-3, 5)  # relative to the variance of a column times the number of rows
 
 
@@ -47,20 +49,20 @@ def _weights(x: np.ndarray, targets: np.ndarray, penalties: np.ndarray) -> np.nd
     a singular value decomposition, but loses half of the digits.
     """
     if len(x) >= x.shape[1]:
-        squares, right = _eigenvectors(x.T @ x)
+        squares, right = _significant(x.T @ x)
         sizes = np.sqrt(squares)[:, None]
         projected = _divide(right.T @ (x.T @ targets), sizes)
         shrunk = _shrunk(squares, projected, targets, penalties)
         return np.asarray(right @ _divide(shrunk, sizes))
-    squares, left = _eigenvectors(x @ x.T)
+    squares, left = _significant(x @ x.T)
     projected = left.T @ targets
     shrunk = _shrunk(squares, projected, targets, penalties)
     return np.asarray(x.T @ (left @ _divide(shrunk, squares[:, None])))
 
 
-def _eigenvectors(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _significant(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return eigenvalues and eigenvectors. Eigenvalues that are only rounding errors are set to 0."""
-    values, vectors = np.linalg.eigh(gram)
+    values, vectors = eigenvectors(gram)
     return np.where(values > 1e-12 * values[-1], values, 0), vectors
 
 

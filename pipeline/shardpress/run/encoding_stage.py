@@ -232,7 +232,7 @@ class EncodingStage:
         prepared = self.prepared
         if context.pool.is_local:
             # before the progress bar starts to count
-            with activity("encoding: loading or compiling kernels"):
+            with activity("encoding: loading or compiling kernels", "a minute once, later a second"):
                 _compile_encoder(encoder, prepared, prepared.config.storage.row_error)
         sizes = [sum(len(piece.source) for piece in pieces) for pieces in missing]
         settings = self._shared_settings(context, max(sizes))

@@ -133,7 +133,7 @@ def _compute(
     config = prepared.config
     check_space(journal, prepared)
     # Theano takes seconds to start, and a finished run does not need it.
-    with activity("device: loading Theano"):
+    with activity("device: loading Theano", "a few seconds"):
         device = start_device(config.machine.require_device)
     output = str(journal.directory.absolute())
     inputs = (prepared.shards[0].path, prepared.shards[-1].path)

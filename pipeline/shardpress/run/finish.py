@@ -41,6 +41,7 @@ from shardpress.result import Result, Use, load_statistics, result_bytes
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import gave_up, warn_if_late
 from shardpress.run.encoding_stage import Encoded
+from shardpress.run.estimate import finish_seconds
 from shardpress.run.extension import extension_of
 from shardpress.run.generations import Generations, count_generations
 from shardpress.run.memory import block_bytes, peak_bytes, trained_network_bytes
@@ -50,6 +51,7 @@ from shardpress.run.summary import Summary
 from shardpress.run.use import use_of_rows
 from shardpress.scan.ranges import Scan
 from shardpress.shards.extras import why_left_out
+from shardpress.text import duration
 
 log = logging.getLogger(__name__)
 
@@ -129,16 +131,17 @@ def finish(prepared: Prepared, results: StageResults, context: RunContext) -> Su
     differ from the rows of the training, and the settings do not allow that.
     """
     steps = _Finish(prepared, results, context)
+    usual = duration(finish_seconds(prepared.n_inputs))
     # BLAS threads spin while they wait for each other: small products take ten times as long on a busy machine.
-    with activity("verification: recomputing features"), threadpool_limits(1, "blas"):
+    with activity("verification: recomputing features", usual), threadpool_limits(1, "blas"):
         verification = steps.verify()
-    with activity("report: measuring a sample of rows"):
+    with activity("report: measuring a sample of rows", usual):
         sample = steps.sample()
         steps.judge_new_rows()
         steps.count_generations((sample or {}).get("probe"))
     summary, judgment = steps.summarize(sample)
     report = steps.report(judgment, sample)
-    with activity("result: writing the index and the report"):
+    with activity("result: writing the index and the report", "a second"):
         steps.publish(summary, verification, report)
     return summary
 

@@ -210,7 +210,7 @@ def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> M
         path = context.journal.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {printable(path)}.") from error
     _log_end(training)
-    with activity("training: measuring the features"):
+    with activity("training: measuring the features", "a second"):
         about = _facts(prepared, context, training, scan)
     if deadline is not None:
         about["training"]["deadline"] = deadline.facts(training)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from shardpress.eigenvectors import eigenvectors
 from shardpress.outliers import largest_share, outliers
 from shardpress.scan.scaler import Scaler
 from shardpress.training.order import Order
@@ -88,7 +89,7 @@ def principal_components(x: np.ndarray, k: int, rng: np.random.Generator) -> Com
     if len(x) <= _SMALL < x.shape[1]:
         directions = _directions_of_few_rows(x, mean, k)
     elif gram.matrix is not None:
-        directions = np.linalg.eigh(gram.matrix)[1][:, -k:]
+        directions = eigenvectors(gram.matrix)[1][:, -k:]
     else:
         directions = _directions_of_products(gram, x.shape[1], k, rng)
     return _components_within(directions, gram, k)
@@ -108,7 +109,7 @@ def errors_of_components(x: np.ndarray, k: int) -> list[tuple[int, float]]:
 
 def _components_within(directions: np.ndarray, gram: _Gram, k: int) -> Components:
     """Return the first `k` components within the span of orthonormal columns, which rounding may have mixed."""
-    variances, rotation = np.linalg.eigh(directions.T @ gram.times(directions))
+    variances, rotation = eigenvectors(directions.T @ gram.times(directions))
     components = directions @ rotation[:, ::-1][:, :k]
     largest = components[np.abs(components).argmax(axis=0), np.arange(k)]
     signs = np.where(largest < 0, -1.0, 1.0)
@@ -127,7 +128,7 @@ def _directions_of_products(gram: _Gram, n_inputs: int, k: int, rng: np.random.G
 
 def _directions_of_few_rows(x: np.ndarray, mean: np.ndarray, k: int) -> np.ndarray:
     """Return orthonormal columns (n_inputs, k) that span the first `k` components, from the products of rows."""
-    weights = np.linalg.eigh(_products_of_rows(x, mean))[1][:, ::-1][:, :k]
+    weights = eigenvectors(_products_of_rows(x, mean))[1][:, ::-1][:, :k]
     found = np.zeros((len(mean), k))
     for block in blocks(len(mean), len(x)):
         centred = x[:, block] - mean[block]

@@ -91,8 +91,7 @@ def prepare_training(
     network = network_of(config.network, scan.scaler.n_inputs, None if targets is None else targets.head)
     autoencoder = autoencoder_of(scan.scaler, network, conversion.dtype(shards))
     readable_shards, readable_scan = readable(shards, scan)
-    with activity("training: reading rows"):
-        data = _read_data(readable_shards, conversion, readable_scan, config, sizes)
+    data = _read_data(readable_shards, conversion, readable_scan, config, sizes)
     log.info(
         "training: %s %s, %d for validation, minibatches of %d",
         quantity(data.order.n_rows, "row"),
@@ -103,7 +102,7 @@ def prepare_training(
     starts_from_components = parameters is None and _starts_from_components(network, settings)
     components = None
     if starts_from_components or len(data.validation):
-        with activity("training: computing principal components"):
+        with activity("training: computing principal components", "a few seconds"):
             components = _components(data, network.n_features, sizes.max_sample_rows)
     baseline = None
     if components is not None and len(data.validation):
@@ -114,10 +113,10 @@ def prepare_training(
     supervision = None
     if targets is not None:
         readable_targets = targets.of_shards(shards, list(scan.unreadable))
-        with activity("training: preparing targets"):
+        with activity("training: preparing targets", "a second"):
             supervision = _supervision(autoencoder, data, readable_targets, settings, sizes.max_sample_rows)
     loss = None if supervision is None else supervision.loss
-    with activity("training: loading or compiling kernels"):
+    with activity("training: loading or compiling kernels", "a minute once, later a second"):
         step = training_step_of(autoencoder, settings, data.reader.dtype, data.rows.resident, loss)
         autoencoder.errors(data.validation[:0])  # compile now, before the training time is measured
     return Training(
@@ -162,7 +161,9 @@ def _read_data(
     cleaning = Cleaning(scan.scaler, config.bad_data.missing_value)
     reader = Reader(shards, conversion, sizes.n_threads, cleaning)
     rows = _rows(reader, sizes)
-    return _Data(reader, scan, cleaning, order, rows, rows.take(validation_numbers), validation_numbers)
+    with activity("training: reading validation rows", "a few seconds"):
+        validation = rows.take(validation_numbers)
+    return _Data(reader, scan, cleaning, order, rows, validation, validation_numbers)
 
 
 def validation_rows(scan: Scan, fraction: float, most: int, seed: int) -> np.ndarray:

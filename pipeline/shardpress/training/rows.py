@@ -14,6 +14,7 @@ import numpy as np
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.hdf5.shard import Block, Shard, block_of, first_rows
+from shardpress.progress import Progress
 from shardpress.scan.scaler import Cleaning
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.shards.conversion import Conversion
@@ -42,8 +43,10 @@ class ResidentRows:
 
     @classmethod
     def of(cls, reader: Reader) -> ResidentRows:
-        starts = slab_starts(reader.shards, reader.conversion)
-        return cls(reader.slabs(starts, np.arange(len(starts) - 1)))
+        starts = slab_starts(reader.shards, reader.conversion).tolist()
+        row_bytes = reader.conversion.row_bytes(reader.shards[0])
+        with Progress("training: reading rows", starts[-1], "rows", row_bytes, is_minor=True) as progress:
+            return cls(reader.pieces(list(pairwise(starts)), progress.advance))
 
     minibatches = staticmethod(numbers_of)
 
@@ -260,14 +263,14 @@ class Reader:
     def slabs(self, starts: np.ndarray, slabs: np.ndarray) -> np.ndarray:
         return self.pieces(list(zip(starts[slabs].tolist(), starts[slabs + 1].tolist(), strict=True)))
 
-    def pieces(self, pieces: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Return the rows of ranges, each within one shard, one after the other."""
+    def pieces(self, pieces: Sequence[tuple[int, int]], done: Callable[[int], object] | None = None) -> np.ndarray:
+        """Return the rows of ranges, each within one shard, one after the other. Count them with `done`."""
         numbers = first_rows(self.shards)
         blocks = [block_of(self.shards, numbers, *piece) for piece in pieces]
         n_inputs = self.shards[0].n_inputs
         if self.cleaning is not None:
             n_inputs = self.cleaning.scaler.n_inputs
-        return rows_of(blocks, self.conversion, self.dtype, n_inputs, self.cleaning, self.n_threads)
+        return rows_of(blocks, self.conversion, self.dtype, n_inputs, self.cleaning, self.n_threads, done)
 
 
 def rows_of(
@@ -277,22 +280,27 @@ def rows_of(
     n_inputs: int,
     cleaning: Cleaning | None,
     n_threads: int,
+    done: Callable[[int], object] | None = None,
 ) -> np.ndarray:
-    """Return the cleaned rows of blocks, one after the other; Dask's threads read them into one array."""
+    """Return the cleaned rows of blocks, one after the other; Dask's threads read them into one array.
+
+    `done` is called with numbers of rows when they have been read.
+    """
     offsets = np.cumsum([0, *map(len, blocks)])
     buffer = np.empty((int(offsets[-1]), n_inputs), dtype=dtype)
 
-    def read_into(numbers: range) -> None:
+    def read_into(numbers: range) -> int:
         # Read in place, since a window that is assembled from pieces would need its memory twice.
         for i in numbers:
             rows = conversion.read(blocks[i])
             if cleaning is not None:
                 rows = cleaning.cleaned(blocks[i], rows)
             buffer[offsets[i] : offsets[i + 1]] = rows
+        return int(offsets[numbers.stop] - offsets[numbers.start])
 
     n_per_task = max(1, len(blocks) // (_TASKS_PER_THREAD * n_threads))
     numbers = range(len(blocks))
     tasks = [(read_into, numbers[start : start + n_per_task]) for start in range(0, len(blocks), n_per_task)]
     with threads(n_threads) as pool:
-        compute(tasks, pool, n_threads)
+        compute(tasks, pool, n_threads, done)
     return buffer

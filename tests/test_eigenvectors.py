@@ -1,0 +1,32 @@
+"""Tests of eigenvectors of symmetric matrices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from shardpress.eigenvectors import eigenvectors
+
+
+def test_eigenvectors_diagonalize_the_matrix() -> None:
+    rows = np.random.default_rng(0).standard_normal((40, 30))
+    matrix = rows.T @ rows
+    values, vectors = eigenvectors(matrix)
+    assert (np.diff(values) > 0).all()
+    np.testing.assert_allclose(vectors * values @ vectors.T, matrix, atol=1e-10)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(30), atol=1e-12)
+
+
+def test_one_thread_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, threads that wait for each other take a hundred times as long."""
+    found: list[int] = []
+    compute = np.linalg.eigh
+
+    def counted(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found.extend(each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas")
+        return compute(matrix)
+
+    monkeypatch.setattr(np.linalg, "eigh", counted)
+    eigenvectors(np.eye(3))
+    assert set(found) == {1}
