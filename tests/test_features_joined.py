@@ -73,15 +73,6 @@ def test_codes_refer_to_the_categories_of_all_runs() -> None:
     assert same.extras["kind"].compute().tolist() == [1, -1, 0, 0]
 
 
-def test_many_categories_of_several_runs_need_wider_codes() -> None:
-    runs = [run({"kind": np.array([99, -1], "i1")}, {"kind": [f"{i} {j}" for j in range(100)]}) for i in range(3)]
-    found = joined(*runs)
-    codes = found.extras["kind"].compute()
-    assert codes.dtype == found.extras["kind"].dtype == np.int16
-    assert [found.categories["kind"][code] for code in codes[::2]] == ["0 99", "1 99", "2 99"]
-    assert codes[1::2].tolist() == [-1] * 3
-
-
 def test_extras_of_different_kinds_are_left_out() -> None:
     number = np.zeros(2, "i4")
     text = np.array(["a", "b"], object)

@@ -31,7 +31,7 @@ VALUES: dict[str, Any] = {
 # -- JSON --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     "data",
     [
         b"",
@@ -44,16 +44,12 @@ VALUES: dict[str, Any] = {
         b"[" + b"[]," * 2**20 + b"0]",
         b'"' + b"x" * 2**24 + b'"',
     ],
-    ids=lambda data: f"{data[:8]!r} {len(data)}",
 )
 def test_hostile_json_is_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse_bounded(data)
-
-
-def test_nested_json_of_the_allowed_depth_is_parsed() -> None:
     text = b"[" * 100 + b"]" * 100
-    assert json.dumps(parse_bounded(text)).encode() == text
+    assert json.dumps(parse_bounded(text)).encode() == text, "the depth that is allowed"
 
 
 def test_only_other_versions_of_the_format_are_refused() -> None:
@@ -67,17 +63,13 @@ def test_only_other_versions_of_the_format_are_refused() -> None:
         check_version(FORM, other, "")
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_nan_and_infinity_have_no_fingerprint(number: float) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        fingerprint(number)
-
-
 def test_a_fingerprint_depends_on_values_but_not_on_key_order() -> None:
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
     different = [{"a": 1}, {"a": 1.0}, {"a": True}, {"a": "1"}, {"a": [1]}, {"b": 1}, [["a", 1]], [1, 2], [2, 1], None]
     assert len({fingerprint(value) for value in different}) == len(different)
     assert fingerprint("a", "b") != fingerprint("ab") != fingerprint(["a", "b"])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fingerprint(float("nan"))
 
 
 # -- arrays ------------------------------------------------------------------------------------------------------
@@ -91,32 +83,16 @@ def test_packed_arrays_are_restored_bit_for_bit(seed: int) -> None:
         shape = tuple(rng.integers(0, 4, size=rng.integers(0, 4)))
         data = rng.bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize)
         data = bytes(byte & 1 for byte in data) if dtype == "|b1" else data
-        arrays[f"group/{i}"] = np.frombuffer(data, dtype=dtype).reshape(shape)
+        array = np.frombuffer(data, dtype=dtype).reshape(shape)
+        arrays[f"group/{i}"] = np.asfortranarray(array) if seed % 2 else array
     found, metadata = unpack(pack(arrays, VALUES))
     assert json.dumps(metadata) == json.dumps(VALUES), "1, 1.0 and True differ"
     assert list(found) == list(arrays)
     for name, array in arrays.items():
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
         assert found[name].tobytes() == array.tobytes()
-
-
-def test_a_changed_byte_of_an_archive_is_refused_or_harmless() -> None:
-    # The remaining bytes, such as a date in the archive, are covered by the BLAKE3 digest in the journal.
-    arrays = {"W": np.arange(6, dtype=np.float32).reshape(2, 3)}
-    data = pack(arrays, {"step": 3})
-    n_refused = 0
-    for place in range(len(data)):
-        for bit in range(8):
-            try:
-                found, about = unpack(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
-            except ValueError:
-                n_refused += 1
-                continue
-            assert about == {"step": 3}
-            assert list(found) == ["W"]
-            assert found["W"].tobytes() == arrays["W"].tobytes()
-            assert (found["W"].dtype, found["W"].shape) == (np.dtype("<f4"), (2, 3))
-    assert n_refused > 4 * len(data)
+        assert found[name].flags.f_contiguous == array.flags.f_contiguous
+        assert found[name].flags.writeable
 
 
 class Canary:
@@ -164,17 +140,6 @@ def test_a_pickle_never_runs(tmp_path: Path) -> None:
     assert (tmp_path / "ran").exists(), "unpickling creates the file, so the test works"
 
 
-def test_arrays_keep_their_memory_order() -> None:
-    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
-    arrays = {"C": rows, "F": np.asfortranarray(rows), "number": np.array(7), "none": np.zeros((0, 3))}
-    found, _ = unpack(pack(arrays, {}))
-    for name, array in arrays.items():
-        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
-        assert found[name].tobytes() == array.tobytes()
-        assert found[name].flags.f_contiguous == array.flags.f_contiguous
-        assert found[name].flags.writeable
-
-
 def compressed(**arrays: Any) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
@@ -198,7 +163,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@each("name", HOSTILE)
 def test_hostile_archives_take_little_memory(name: str) -> None:
     data = HOSTILE[name]()
     tracemalloc.start()

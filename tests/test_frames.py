@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
 
-from shardpress.features import Features, open_features
+from shardpress.features import Features
 from tests.support.cases import case
 from tests.support.helpers import refused
-from tests.support.parts import finished
 
 N = 4
 FEATURES = np.arange(2 * N, dtype=np.float32).reshape(N, 2)
@@ -31,6 +29,13 @@ def test_columns_are_features_then_valid_then_extras() -> None:
     expected = pd.DataFrame(FEATURES, columns=["feature0", "feature1"])
     expected = expected.assign(valid=VALID, y=np.arange(N), name=["a", "", "ö", "b"])
     pd.testing.assert_frame_equal(found, expected)
+
+
+def test_only_valid_rows_can_be_chosen() -> None:
+    every = opened({"y": np.arange(N), "_index": np.array(["a", "b", "c", "d"], object)})
+    found = every.to_pandas(only_valid=True)
+    pd.testing.assert_frame_equal(found, every.to_pandas()[VALID].drop(columns="valid"))
+    assert found.index.tolist() == ["a", "c", "d"]
 
 
 def test_codes_become_categoricals() -> None:
@@ -81,24 +86,8 @@ def test_bytes_that_are_not_utf8_are_escaped() -> None:
     assert found["kind"].tolist() == ["\\udcff"] * N
 
 
-@pytest.mark.process
-def test_frame_of_an_output_has_its_rows(tmp_path: Path) -> None:
-    found = open_features(finished(tmp_path / "out", 3, 4))
-    frame = found.to_pandas()
-    np.testing.assert_array_equal(frame[["feature0", "feature1"]], found.features)
-    assert frame["y"].tolist() == list(range(7))
-    assert frame["valid"].tolist() == found.valid.compute().tolist()
-
-
 def test_missing_pandas_is_reported_before_the_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     unread = Features(None, None, {}, {})
     with refused(69, "pandas", "pip install pandas"):
         unread.to_pandas()
-
-
-def test_only_valid_rows_can_be_chosen() -> None:
-    every = opened({"y": np.arange(N), "_index": np.array(["a", "b", "c", "d"], object)})
-    found = every.to_pandas(only_valid=True)
-    pd.testing.assert_frame_equal(found, every.to_pandas()[VALID].drop(columns="valid"))
-    assert found.index.tolist() == ["a", "c", "d"]

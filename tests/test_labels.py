@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shardpress.labels import NONE, LabelChoice, _candidates, extra_of
+from shardpress.labels import NONE, LabelChoice
 from tests.support.cases import each
 
 LABELS = {
@@ -39,9 +39,6 @@ def test_codes_are_named_by_category_and_missing_ones_ignored() -> None:
     assert found is not None
     assert found.names == ("cat", "dog")
     assert found.codes.tolist() == [0, 1, NONE] * 5
-
-
-def test_no_number_is_no_label() -> None:
     found = LabelChoice().find({"y": np.array([0, 1, np.nan, np.inf, -np.inf] * 5)}, {})
     assert found is not None
     assert (found.names, found.codes.tolist()) == (("0", "1"), [0, 1, NONE, NONE, NONE] * 5)
@@ -59,7 +56,6 @@ def test_included_labels_come_first_unless_they_are_batches() -> None:
         found = LabelChoice(tuple(include)).find(extras, {})
         assert found is not None
         assert found.name == expected
-    assert _candidates(list(extras), ["obs/cell_type"]) == ["cell_type", "y", "depth"]
 
 
 def test_named_labels_are_used_even_if_they_are_a_batch_but_no_others() -> None:
@@ -73,13 +69,6 @@ def test_named_labels_are_used_even_if_they_are_a_batch_but_no_others() -> None:
     assert LabelChoice(named="other").find(extras, {}) is None
 
 
-def test_paths_are_resolved_as_extras_are_named() -> None:
-    assert extra_of("obs/kind", ["kind"]) == "kind"
-    assert extra_of("obs/kind", ["kind", "obs_kind"]) == "obs_kind"
-    assert extra_of("kind", ["kind"]) == "kind"
-    assert extra_of("obs/kind", ["obs"]) is None
-
-
 def test_rows_without_a_value_have_no_label() -> None:
     values = np.array([0, 1, 255] * 20, "u1")
     extras = {"y_present": values < 255, "y": values, "z": values}
@@ -90,4 +79,3 @@ def test_rows_without_a_value_have_no_label() -> None:
     found = LabelChoice(named="z", masks={"y": "y_present"}).find(extras, {"z": lost})
     assert found is not None
     assert found.codes.tolist() == [NONE] * 3 + [0, 1, 2] * 19
-    assert _candidates(list(extras), masks=["y_present"]) == ["y", "z"]

@@ -11,20 +11,11 @@ import pytest
 
 from shardpress.errors import ShardpressError
 from shardpress.result import load_model
-from tests.support.helpers import refused
 from tests.support.hostile import opens
 from tests.support.hostilemodels import HOSTILE, write_model
 from tests.support.interpreters import REPOSITORY
 
 pytestmark = pytest.mark.process
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_model_is_refused(tmp_path: Path, name: str) -> None:
-    make, exit_code = HOSTILE[name]
-    path = make(tmp_path)
-    with refused(exit_code, f"{path}"):
-        load_model(path)
 
 
 @pytest.mark.parametrize("name", ["external_link", "external_storage", "virtual_dataset"])

@@ -5,12 +5,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +16,10 @@ import pytest
 from distributed.cli import dask_scheduler, dask_worker
 
 from shardpress.commands.table import main
-from shardpress.settings.flags import _parser_of_settings
 from tests.support.cases import case
 from tests.support.helpers import write_shard
-from tests.support.interpreters import REPOSITORY, environment
+from tests.support.interpreters import REPOSITORY
+from tests.support.programs import call, words_of
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
 N_ROWS = 300
@@ -49,12 +45,6 @@ def commands_of(lines: list[str]) -> list[str]:
     return [re.split(r" \| | & | {2,}", call)[0] for call in calls]
 
 
-def words_of(command: str) -> list[str]:
-    """Return the name of the command of shardpress, and its arguments."""
-    words = shlex.split(command)
-    return words[words.index("shardpress") + 1 :]
-
-
 def can_run_here(command: str) -> bool:
     """Return False for a command that installs software, checks this machine, or needs a cluster or cards."""
     name, *arguments = words_of(command)
@@ -69,14 +59,6 @@ RUNNABLE = {
     for command in commands_of(indented_lines(page))
     if page.name != "README.md" and can_run_here(command)
 }
-
-
-def start(command: str, folder: Path) -> None:
-    """Run a command in a folder. It must succeed."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = environment(PATH=path, SHARDPRESS_EPOCHS="2")
-    result = subprocess.run(["sh", "-c", command], cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, command + result.stdout + result.stderr
 
 
 def write_inputs(folder: Path) -> None:
@@ -98,50 +80,50 @@ def write_inputs(folder: Path) -> None:
         file["obs/donor"] = [f"d{i % 9}" for i in range(N_ROWS)]
 
 
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write inputs, two finished runs in ``features`` and ``features-new``, and a file of settings."""
-    folder = tmp_path_factory.mktemp("prepared")
-    write_inputs(folder)
-    new_file = folder / "incoming/2.h5"
-    new_file.rename(folder / "2.h5")
-    start("shardpress run --quiet --input incoming/ --output features", folder)
-    start("shardpress run --quiet --input shards/ --output features-new --seed 1", folder)
-    start("shardpress run --print-config > settings.yaml", folder)
-    (folder / "2.h5").rename(new_file)
-    return folder
-
-
 @pytest.mark.process
+@pytest.mark.compiler
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "page"), RUNNABLE.items())
-def test_command_succeeds(prepared: Path, tmp_path: Path, command: str, page: str) -> None:
-    folder = tmp_path / "folder"
-    shutil.copytree(prepared, folder, symlinks=True)
-    name, *arguments = words_of(command)
-    uses_results = {"--append", "--retrain", "--model"} & set(arguments)
-    if name in ("run", "plan") and not uses_results:
-        shutil.rmtree(folder / "features")
-    with case(page):
-        start(command, folder)
+def test_commands_succeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each command finds inputs, two finished runs in ``features`` and ``features-new``, and a file of settings."""
+    monkeypatch.setenv("SHARDPRESS_EPOCHS", "2")
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    write_inputs(prepared)
+    monkeypatch.chdir(prepared)
+    new_file = prepared / "incoming/2.h5"
+    new_file.rename(prepared / "2.h5")
+    call("shardpress run --quiet --input incoming/ --output features")
+    call("shardpress run --quiet --input shards/ --output features-new --seed 1")
+    call("shardpress run --print-config > settings.yaml")
+    (prepared / "2.h5").rename(new_file)
+    for number, (command, page) in enumerate(RUNNABLE.items()):
+        folder = tmp_path / str(number)
+        shutil.copytree(prepared, folder)
+        monkeypatch.chdir(folder)
+        name, *arguments = words_of(command)
+        uses_results = {"--append", "--retrain", "--model"} & set(arguments)
+        if name in ("run", "plan") and not uses_results:
+            shutil.rmtree("features")
+        with case(page, command):
+            call(command)
 
 
-def flags_of(name: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
-    """Return the flags of a command of shardpress: those on its help page, and the settings that it accepts."""
+def flags_on(capsys: pytest.CaptureFixture[str], *arguments: str) -> set[str]:
+    """Return the flags on a help page."""
     with pytest.raises(SystemExit):
-        main([name, "--help"])
-    flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    if name in ("run", "plan", "inspect"):
-        flags |= set(_parser_of_settings("")._option_string_actions)
-    return flags
+        main([*arguments])
+    return set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
 
 
 def test_flags_of_all_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    of_runs = flags_on(capsys, "run", "--help-all")
     unknown = []
     for page, command in ALL_COMMANDS:
         name, *arguments = words_of(command)
-        used = {word for word in arguments if word.startswith("--")}
-        unknown += [(page, name, flag) for flag in used - flags_of(name, capsys)]
+        flags = flags_on(capsys, name, "--help")
+        if name in ("run", "plan", "inspect"):
+            flags |= of_runs
+        unknown += [(page, name, word) for word in arguments if word.startswith("--") and word not in flags]
     assert unknown == []
 
 
@@ -188,3 +170,14 @@ def anchors_of(page: Path) -> set[str]:
     """Return the anchors that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_files_and_tests_that_pages_name_exist() -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    files = set(re.findall(r"`((?:scripts|pipeline|kernels|tests)/[\w./]*)`", text))
+    of_readers = [name for name in files if "NAME" in name or "test_first" in name]
+    assert [name for name in files.difference(of_readers) if not (REPOSITORY / name).exists()] == []
+    page = REPOSITORY / "docs/reliability.md"
+    tests = re.findall(r"`(\w+/test_\w+\.py)` `(test_\w+)`", page.read_text())
+    assert len(tests) > 9
+    assert [name for file, name in tests if f"def {name}(" not in (REPOSITORY / "tests" / file).read_text()] == []

@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 
 from tests.support import standin
-from tests.support.helpers import write_shard
-from tests.support.interpreters import REPOSITORY, EndedProcess, run_python, search_path
+from tests.support.interpreters import REPOSITORY, run_python, search_path
 from tests.support.interruptions import SIZES
 
 PAGE = (REPOSITORY / "CONTRIBUTING.md").read_text()
-RECIPES = ("Add an activation", "Add a form of rows", "Add an optimizer", "Add a setting", "Add a command")
 N_INPUTS = 7
 
 
@@ -41,10 +39,10 @@ def insert_before(path: Path, mark: str, text: str) -> None:
     path.write_text(source.replace(mark, text + mark))
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
     """Make a copy of the code with the examples of all recipes."""
-    root = tmp_path_factory.mktemp("tree")
+    root = tmp_path / "tree"
     for package in ("kernels", "pipeline"):
         shutil.copytree(REPOSITORY / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
 
@@ -76,27 +74,6 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def outside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start programs outside the checkout. Inside, they would import its code instead of the copy."""
-    monkeypatch.chdir(tmp_path)
-
-
-def in_tree(tree: Path, code: str, warnings: str = "error") -> EndedProcess:
-    """Run a program that uses the copy of the code, and return the result."""
-    path = f"{search_path(tree)}:{REPOSITORY}"  # the last entry contains the helpers of tests
-    ended = run_python(code, warnings, PYTHONPATH=path)
-    assert ended.code == 0, ended.stderr
-    return ended
-
-
-@pytest.mark.parametrize("title", RECIPES)
-def test_a_recipe_names_files_that_exist(title: str) -> None:
-    words = re.findall(r"`([\w/]+\.\w+)`", recipe(title))
-    assert len(words) >= 4
-    assert [word for word in words if "NAME" not in word and not (REPOSITORY / word).is_file()] == []
-
-
 def test_the_first_test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     standin.install(monkeypatch)
     names: dict[str, Any] = {}
@@ -105,23 +82,33 @@ def test_the_first_test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     names["test_rows_of_a_new_file_get_features"](standin.Workspace(tmp_path, *SIZES))
 
 
-# -- an activation -----------------------------------------------------------------------------------------------
-
-RUN = """
+PROGRAM = """
+    import sys
+    from contextlib import redirect_stdout
+    from io import StringIO
     import numpy as np
+    import onnxruntime
     from shardpress.commands.table import main
+    from shardpress.errors import UsageError
     from shardpress.features import open_features
     from shardpress.interop.onnx import encoder_onnx
     from shardpress.result import load_model
-    import onnxruntime
+    from shardpress.settings.config import fingerprint_values
+    from shardpress.settings.flags import parse
+    from shardpress_kernels import backend
+    from shardpress_kernels.autoencoder import Autoencoder
+    from shardpress_kernels.network import Network
+    from shardpress_kernels.step import TrainingStep
+    from tests.support import reference
+    from tests.support.networks import random_parameters
 
+    # A run over the columns of a table, with the activation, the optimizer and the setting.
     flags = ["--hidden", "16", "--activation", "tanh", "--code-activation", "tanh", "--n-features", "3"]
-    facts["exit code"] = main(["run", "--quiet", "--input", "x.h5", "--output", "out", "--epochs", "3", *flags])
-    facts["verified"] = main(["verify", "out"])
+    flags += ["--optimizer", "adagrad", "--noise", "0.5", "--dataset", "table", "--output", "out", "--epochs", "3"]
+    facts["exit code"] = main(["run", "--quiet", "--input", "x.h5", *flags])
     facts["exported"] = main(["export", "out", "--to", "npz"])
     model = load_model("out")
-    history = model.about["training"]["history"]
-    facts["costs"] = [history[0]["cost"], history[-1]["cost"]]
+    facts["costs"] = [each["cost"] for each in model.about["training"]["history"]]
 
     rows = np.load("rows.npy")
     p = {name: array.astype(np.float64) for name, array in model.parameters.items()}
@@ -139,78 +126,11 @@ RUN = """
         "by encoder.npz": h,
     }
     facts["errors"] = {path: float(np.abs(features - expected).max()) for path, features in found.items()}
-"""
 
-GRADIENTS = """
-    import numpy as np
-    from shardpress_kernels.autoencoder import Autoencoder
-    from shardpress_kernels.network import Network
-    from shardpress_kernels.step import TrainingStep
-    from shardpress.settings.flags import parse
-    from tests.support import reference
-    from tests.support.networks import random_parameters
-
-    config = parse(["--activation", "tanh", "--code-activation", "tanh"], {}, "")
-    facts["settings"] = [config.network.activation, config.network.code_activation]
-
+    # Steps of the optimizer and gradients of the activation, in C code and as a graph.
     rng = np.random.default_rng(0)
-    network, x = Network((7, 6, 5, 3), "tanh", "tanh", gain=True), rng.random((20, 7), dtype=np.float32)
-    parameters = random_parameters(rng, network)
-    p = {name: array.astype(np.float64) for name, array in parameters.items()}
-    cost, gradients = reference.gradients(network, x, x, p)
-    # In the first step at a rate of -1, the velocity is the gradient.
-    autoencoder = Autoencoder(network)
-    autoencoder.set_parameters(parameters)
-    facts["fuses"] = autoencoder.uses_ops(x.dtype)
-    step = TrainingStep(autoencoder, "momentum", x.dtype)
-    step.begin(x, None, len(x))
-    facts["of the cost"] = abs(step.take([-1.0], with_cost=True) - cost)
-    found = step.state().values()
-    facts["of the gradients"] = max(float(np.abs(a - b).max()) for a, b in zip(found, gradients, strict=True))
-"""
-
-
-@pytest.mark.process
-def test_a_new_activation_trains_encodes_and_is_exported(tree: Path, tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    rows = (rng.random((300, 2)) @ rng.random((2, N_INPUTS)) + 0.1 * rng.random((300, N_INPUTS))).astype(np.float32)
-    write_shard(tmp_path / "x.h5", rows)
-    np.save("rows.npy", rows)
-
-    found = in_tree(tree, RUN, "default").facts
-
-    assert found["exit code"] == found["verified"] == found["exported"] == 0
-    assert found["costs"][1] < found["costs"][0]
-    assert max(found["errors"].values()) < 1e-5, found["errors"]
-
-
-@pytest.mark.process
-def test_gradients_of_a_new_activation_equal_numpy(tree: Path) -> None:
-    found = in_tree(tree, GRADIENTS).facts
-    assert found["settings"] == ["tanh", "tanh"]
-    assert found["fuses"], "the comparison uses the C code"
-    assert found["of the cost"] < 1e-5
-    assert found["of the gradients"] < 1e-5
-
-
-# -- an optimizer ------------------------------------------------------------------------------------------------
-
-STEPS = """
-    import numpy as np
-    from shardpress_kernels import backend
-    from shardpress_kernels.autoencoder import Autoencoder
-    from shardpress_kernels.network import Network
-    from shardpress_kernels.step import TrainingStep
-    from shardpress.settings.flags import parse
-    from shardpress.settings.resolve import resolve
-    from tests.support import reference
-    from tests.support.networks import random_parameters
-
-    config = parse(["--optimizer", "adagrad"], {}, "")
-    facts["settings"] = [config.training.optimizer, resolve(config, 1000, 7).training.learning_rate]
-
-    rng = np.random.default_rng(0)
-    network, minibatches = Network((7, 3)), rng.random((5, 20, 7), dtype=np.float32)
+    network = Network((7, 6, 3), "tanh", "tanh", gain=True)
+    minibatches = rng.random((5, 20, 7), dtype=np.float32)
     parameters = random_parameters(rng, network)
     p = {name: array.astype(np.float64) for name, array in parameters.items()}
     squares = {name: np.zeros_like(array) for name, array in p.items()}
@@ -219,7 +139,6 @@ STEPS = """
         for name, g in zip(p, gradients, strict=True):
             squares[name] += g**2
             p[name] -= 0.1 * g / np.sqrt(squares[name] + 1e-6)
-
     fuses = backend.uses_ops
     for path in ("C code", "graph"):
         backend.uses_ops = fuses if path == "C code" else lambda: False
@@ -231,101 +150,41 @@ STEPS = """
             step.take([0.1])
         found = autoencoder.parameters()
         facts[path] = max(float(np.abs(found[name] - p[name]).max()) for name in p)
-        facts[f"states of the {path}"] = list(step.state())
     facts["moved"] = max(float(np.abs(parameters[name] - p[name]).max()) for name in p)
-"""
 
-
-@pytest.mark.process
-def test_steps_of_a_new_optimizer_equal_numpy(tree: Path) -> None:
-    found = in_tree(tree, STEPS).facts
-    assert found["settings"] == ["adagrad", 0.01]
-    assert found["moved"] > 0.1
-    for path in ("C code", "graph"):
-        assert found[path] < 1e-5
-        assert found[f"states of the {path}"] == ["W.square", "b_hidden.square", "b_output.square"]
-
-
-# -- a form of rows ----------------------------------------------------------------------------------------------
-
-READ = """
-    from shardpress.commands.table import main
-    from shardpress.hdf5.shard import Block
-    from shardpress.shards.open import open_shards
-    from shardpress.shards.rows import read
-
-    (shard,) = open_shards(["x.h5"], "table")
-    facts["rows"] = [read(Block(shard, start, start + 5)).tolist() for start in range(0, 20, 5)]
-    facts["inspected"] = main(["inspect", "x.h5", "--dataset", "table", "--json"])
-"""
-
-
-@pytest.mark.process
-def test_rows_of_a_new_form_are_described_and_read(tree: Path, tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).normal(size=(20, 3))
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        for column, name in enumerate("abc"):
-            file.create_dataset(f"table/{name}", data=rows[:, column], chunks=(7,), compression="gzip")
-
-    found = in_tree(tree, READ).facts
-
-    assert np.concatenate(found["rows"]).tolist() == rows.tolist()
-    assert found["inspected"] == 0
-
-
-# -- a setting ---------------------------------------------------------------------------------------------------
-
-SETTING = """
-    from shardpress.errors import UsageError
-    from shardpress.settings.config import fingerprint_values
-    from shardpress.settings.flags import parse
-
-    for noise in ("default", "0.5", "1"):
-        flags = [] if noise == "default" else ["--noise", noise]
-        try:
-            facts[noise] = fingerprint_values(parse(flags, {}, ""), "model")["noise"]
-        except UsageError as error:
-            facts[noise] = str(error)
-"""
-
-
-@pytest.mark.process
-def test_a_new_setting_has_a_flag_limits_and_a_fingerprint(tree: Path) -> None:
-    found = in_tree(tree, SETTING).facts
-    assert (found["default"], found["0.5"]) == (0.0, 0.5)
-    assert found["1"].startswith("--noise: 1.0, expected ")
-
-
-# -- a command ---------------------------------------------------------------------------------------------------
-
-COMMANDS = """
-    import sys
-    from contextlib import redirect_stdout
-    from io import StringIO
-    from pathlib import Path
-    import numpy as np
-    from shardpress_kernels.network import Network
-    from shardpress.commands.table import main
-    from shardpress.model import Model
-    from shardpress.scan.scaler import Scaler
-
-    parameters = {name: np.zeros(shape, np.float32) for name, shape in Network((7, 3)).shapes.items()}
-    model = Model(Scaler(np.zeros(7), np.ones(7)), Network((7, 3)), parameters)
-    Path("index.h5").write_bytes(model.to_hdf5())
-    for arguments in (["weights", "."], [], ["weights", "--help"]):
+    # The setting, and the command.
+    facts["noise"] = fingerprint_values(parse(["--noise", "0.5"], {}, ""), "model")["noise"]
+    try:
+        parse(["--noise", "1"], {}, "")
+    except UsageError as error:
+        facts["limit"] = str(error)
+    for arguments in (["weights", "out"], []):
         with redirect_stdout(StringIO()) as output:
-            try:
-                code = main(arguments)
-            except SystemExit as ended:
-                code = ended.code
-        facts[" ".join(arguments)] = [code, output.getvalue()]
+            main(arguments)
+        facts[" ".join(arguments)] = output.getvalue()
+    facts["n weights"] = model.network.n_weights
 """
 
 
 @pytest.mark.process
-def test_a_new_command_runs_and_is_listed(tree: Path, tmp_path: Path) -> None:
-    found = in_tree(tree, COMMANDS).facts
-    assert {code for code, _ in found.values()} == {0}
-    assert found["weights ."][1] == "21\n"
-    assert "weights      print the number of weights of a model" in found[""][1]
-    assert found["weights --help"][1].startswith("Count the weights of a model.\n\n    shardpress weights features\n")
+@pytest.mark.slow
+def test_examples_of_the_recipes_work(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # inside the checkout, a program would import its code instead of the copy
+    rng = np.random.default_rng(1)
+    rows = (rng.random((300, 2)) @ rng.random((2, N_INPUTS)) + 0.1 * rng.random((300, N_INPUTS))).astype(np.float32)
+    with h5py.File("x.h5", "w") as file:
+        for column in range(N_INPUTS):
+            file.create_dataset(f"table/{column}", data=rows[:, column], chunks=(70,), compression="gzip")
+    np.save("rows.npy", rows)
+    path = f"{search_path(tree)}:{REPOSITORY}"  # the last entry contains the helpers of tests
+    ended = run_python(PROGRAM, "default", PYTHONPATH=path)
+    assert ended.code == 0, ended.stderr
+    found = ended.facts
+    assert found["exit code"] == found["exported"] == 0
+    assert found["costs"][-1] < found["costs"][0]
+    assert max(found["errors"].values()) < 1e-5, found["errors"]
+    assert max(found["C code"], found["graph"]) < 1e-5 < 0.1 < found["moved"]
+    assert found["noise"] == 0.5
+    assert found["limit"].startswith("--noise: 1.0, expected ")
+    assert found["weights out"] == f"{found['n weights']}\n"
+    assert "weights      print the number of weights of a model" in found[""]

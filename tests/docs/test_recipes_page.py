@@ -1,9 +1,6 @@
 """Tests of docs/recipes.md: its files are read as the page says, and its recipes do what it says on made-up data."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -12,7 +9,6 @@ import pandas as pd
 import pytest
 import scipy.sparse
 from PIL import Image
-from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -22,10 +18,10 @@ from shardpress.features import open_features
 from shardpress.hdf5.shard import Block
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from tests.support.interpreters import REPOSITORY, environment
+from tests.support.interpreters import REPOSITORY
+from tests.support.programs import run_blocks
 
 PAGE = (REPOSITORY / "docs/recipes.md").read_text()
-EPOCHS = "5"
 LINEAR = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
 RECIPES = dict(re.findall(r"^\*\*(\w+)\*\*[^`]*?(?:`[^`\n]+`[^`]*?)*\n\n```python\n(.*?)```$", PAGE, re.M | re.S))
@@ -74,23 +70,11 @@ def test_recipes_write_shards_with_labels_and_names(tmp_path, monkeypatch, name)
 # -- recipes for kinds of data ----------------------------------------------------------------------------------------
 
 
-def blocks_of(section):
-    """Return the kinds and texts of the programs in a section."""
-    return re.findall(r"^```(python|sh)\n(.*?)^```$", SECTIONS[section], re.M | re.S)
-
-
-def run_blocks(section, **names):
-    """Run the Python code and the commands of a section in order. Return the variables of the code."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = environment(PATH=path, SHARDPRESS_EPOCHS=EPOCHS)
-    for kind, block in blocks_of(section):
-        if kind == "python":
-            exec(block, names)
-        else:
-            command = ["sh", "-ec", block]
-            result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-            assert result.returncode == 0, result.stderr
-    return names
+@pytest.fixture
+def few_epochs(tmp_path, monkeypatch):
+    """Use an empty folder, and train for a few epochs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SHARDPRESS_EPOCHS", "5")
 
 
 def accuracy(classifier, rows, classes, is_training):
@@ -100,9 +84,10 @@ def accuracy(classifier, rows, classes, is_training):
 
 
 @pytest.mark.process
+@pytest.mark.compiler
 @pytest.mark.slow
-def test_target_of_fingerprints_beats_bits_and_components(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("few_epochs")
+def test_target_of_fingerprints_beats_bits():
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 256, (100, 6))  # each group of atoms sets six bits
     has_group = rng.random((900, 100)) < 0.1
@@ -112,14 +97,11 @@ def test_target_of_fingerprints_beats_bits_and_components(tmp_path, monkeypatch)
     solubility = has_group @ rng.normal(size=100)
     classes = (solubility > np.median(solubility)).astype(int)
     split = ["train", "train", "test"] * 300
-    run_blocks("Fingerprints", bits=scipy.sparse.csr_matrix(rows), classes=classes, split=split)
+    run_blocks(SECTIONS["Fingerprints"], bits=scipy.sparse.csr_matrix(rows), classes=classes, split=split)
     is_training = np.array(split) == "train"
     features = open_features("features").features.compute()
-    components = PCA(64, random_state=0).fit(rows[is_training]).transform(rows)
     neighbours = KNeighborsClassifier(5)
-    found = accuracy(neighbours, features, classes, is_training)
-    assert found > accuracy(neighbours, components, classes, is_training)
-    assert found > accuracy(neighbours, rows, classes, is_training)
+    assert accuracy(neighbours, features, classes, is_training) > accuracy(neighbours, rows, classes, is_training)
 
 
 def recording_with_gaps():
@@ -135,39 +117,28 @@ def recording_with_gaps():
 
 
 @pytest.mark.process
+@pytest.mark.compiler
 @pytest.mark.slow
-def test_windows_with_gaps_get_features(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("few_epochs")
+def test_windows_with_gaps_get_features_and_a_broken_sensor_is_found():
     recording = recording_with_gaps()
-    run_blocks("Windows of sensors", recording=recording)
+    recording[42_000:42_010, 2] = 1048
+    names, _ = run_blocks(SECTIONS["Windows of sensors"] + SECTIONS["Anomalies"], recording=recording)
     output = open_features("features")
     start = output.extras["start"].compute()
-    with h5py.File("windows.h5") as file:
-        np.testing.assert_array_equal(file["X"][-1], recording[start[-1] : start[-1] + 64].T)
     assert output.valid.compute().all()
     is_summer = np.sin(2 * np.pi * (start + 32) / 4000) > 0
     assert accuracy(LINEAR, output.features.compute(), is_summer, start < 40_000) > 0.9
-
-
-@pytest.mark.process
-@pytest.mark.slow
-def test_broken_sensor_is_an_anomaly(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    recording = recording_with_gaps()
-    recording[42_000:42_010, 2] = 1048
-    (_, write_windows), _ = blocks_of("Windows of sensors")
-    exec(write_windows, {"recording": recording})
-    names = run_blocks("Anomalies")
-    start = names["start"]
     has_broken_sensor = (start + 64 > 42_000) & (start < 42_010)
     assert set(start[has_broken_sensor]) <= set(names["anomalies"])
     assert len(names["anomalies"]) < 0.05 * np.sum(start >= 40_000)
 
 
 @pytest.mark.process
+@pytest.mark.compiler
 @pytest.mark.slow
-def test_cells_of_one_type_are_neighbours(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("few_epochs")
+def test_cells_of_one_type_are_neighbours():
     rng = np.random.default_rng(0)
     types = rng.integers(3, size=600)
     means = rng.gamma(0.5, 1.0, 200) * np.exp(rng.normal(size=(3, 200)))[types]
@@ -175,7 +146,7 @@ def test_cells_of_one_type_are_neighbours(tmp_path, monkeypatch):
     with h5py.File("cells.h5ad", "w") as file:
         file["X"] = rng.poisson(depths * means).astype(np.float32)
         file["obs/cell_type"] = [f"type {number}" for number in types]
-    run_blocks("Cells")
+    run_blocks(SECTIONS["Cells"])
     with h5py.File("features/features.h5ad") as file:
         features = file["obsm/X_shardpress"][:]
     assert accuracy(KNeighborsClassifier(5), features, types, np.arange(600) < 400) > 0.95
@@ -191,6 +162,5 @@ def test_convolutions_find_shapes_at_any_time():
         start = rng.integers(0, 110)
         row[start : start + 40] += 3 * np.sin(2 * np.pi * np.arange(40) / (4, 10)[label])
     is_training = np.arange(120) < 80
-    names = run_blocks("Time series", series=series[is_training], classes=classes[is_training])
+    names, _ = run_blocks(SECTIONS["Time series"], series=series[is_training], classes=classes[is_training])
     assert names["model"].score(series[~is_training], classes[~is_training]) > 0.9
-    assert accuracy(LINEAR, series, classes, is_training) < 0.8

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.interpreters import REPOSITORY, environment
+from tests.support.interpreters import REPOSITORY
+from tests.support.programs import run_blocks
 
-pytestmark = [pytest.mark.process, pytest.mark.compiler]
+pytestmark = [pytest.mark.process, pytest.mark.compiler, pytest.mark.slow]
 
-BLOCKS = re.findall(r"^```(python|sh)\n(.*?)^```$", (REPOSITORY / "docs/tutorial.md").read_text(), re.M | re.S)
+PAGE = (REPOSITORY / "docs/tutorial.md").read_text()
 
 
 def test_blocks_of_the_tutorial_run_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    names: dict[str, object] = {}
-    output = ""
-    for kind, block in BLOCKS:
-        if kind == "python":
-            exec(block, names)
-        else:
-            result = subprocess.run(
-                ["sh", "-ec", block], env=environment(PATH=path), capture_output=True, text=True, check=False
-            )
-            assert result.returncode == 0, result.stderr
-            output += result.stdout + result.stderr
-    error, components = map(float, re.findall(r"error ([\d.]+).*\(8 principal components: ([\d.]+)", output)[0])
+    _, output = run_blocks(PAGE)
+    error, components = map(
+        float, re.findall(r"error ([\d.]+).*\(8 principal components: ([\d.]+)", output + caplog.text)[0]
+    )
     assert error < 0.7 * components
     search_output = capsys.readouterr().out
     accuracy = {kind: float(value) for kind, value in re.findall(r"8 (\w+): +([\d.]+)", search_output)}

@@ -18,9 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from shardpress.commands.table import main
-from shardpress.errors import DataError
 from shardpress.interop.export import FORMATS
-from shardpress.result import Result, load_model
+from shardpress.result import load_model
 from tests.support.cases import case
 from tests.support.interpreters import REPOSITORY
 from tests.support.parts import feature_rows, finished, finished_parts, part
@@ -95,13 +94,6 @@ def test_format_of_the_result_is_as_described(tmp_path: Path, monkeypatch: pytes
         assert file["shardpress"].attrs["format"] in described["shardpress"]
         for name in re.findall("`(.*?)`", described["shardpress/model"]):
             assert name in file["shardpress/model"] or name in file["shardpress/model"].attrs, name
-
-
-def test_a_result_that_was_opened_for_writing_is_refused(tmp_path: Path) -> None:
-    finished(tmp_path, 3)
-    h5py.File(tmp_path / "index.h5", "r+").close()
-    with pytest.raises(DataError):
-        Result.open(tmp_path)
 
 
 @pytest.mark.process

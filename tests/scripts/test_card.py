@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.card import page, run_step, steps
+from scripts.card import page, run_step
 from tests.support.processes import DEADLINE
 
 pytestmark = pytest.mark.process
@@ -31,10 +31,3 @@ def test_step_stopped_by_the_time_limit_is_repeated(tmp_path: Path) -> None:
     text = page("A card", tmp_path, ["started", "late"])
     assert re.search(r"^\| started \| 0 \| \D+ \|$", text, re.MULTILINE)
     assert "    the output" in text
-
-
-def test_every_step_is_an_existing_file_or_a_module(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    for quick in (False, True):
-        for command, _ in steps(tmp_path, "cuda", quick).values():
-            assert command[0] == "-m" or (root / str(command[0])).exists()

@@ -55,14 +55,7 @@ esac
 
 @dataclass(frozen=True)
 class Machine:
-    """A checkout on a machine with fake programs.
-
-    Attributes
-    ----------
-    checkout : Path
-    programs : Path
-        The only folder in ``PATH``.
-    """
+    """A checkout on a machine with fake programs, in the only folder in ``PATH``."""
 
     checkout: Path
     programs: Path
@@ -81,16 +74,11 @@ class Machine:
         if offered == "nothing":
             (self.programs / "apt-get").unlink(missing_ok=True)
         else:
-            self.add(self.programs / "apt-get", APT_GET.format(calls=self.calls, source=SOURCES[offered]))
-
-    @property
-    def calls(self) -> Path:
-        """The file with the calls of apt-get."""
-        return self.checkout / "calls"
+            self.add(self.programs / "apt-get", APT_GET.format(calls=self.checkout / "calls", source=SOURCES[offered]))
 
     def set_up(self, **variables: str) -> str:
         """Run the script, and return what it prints about Python, which must be one line."""
-        self.calls.write_text("")
+        (self.checkout / "calls").write_text("")
         env = {"PATH": str(self.programs), "HOME": str(self.checkout), **variables}
         script = self.checkout / "scripts/setup.sh"
         done = subprocess.run([script], env=env, capture_output=True, text=True, check=False)
@@ -166,13 +154,13 @@ def test_python_is_replaced_only_by_one_that_can_have_pygpu(machine: Machine) ->
     assert (machine.version, kept.exists()) == ("3.13", True)
     machine.offer("packages")
     machine.set_up()
-    assert machine.calls.read_text() != ""
+    assert (machine.checkout / "calls").read_text() != ""
     assert (machine.version, machine.has_pygpu, kept.exists()) == ("3.11", True, False)
     kept.touch()
     machine.offer("archive")
     machine.set_up()
     machine.set_up(PYTHON="3.11")
-    assert machine.calls.read_text() == ""
+    assert (machine.checkout / "calls").read_text() == ""
     assert (machine.version, kept.exists()) == ("3.11", True)
     machine.offer("packages")
     for name in (".setup-complete", "pygpu"):

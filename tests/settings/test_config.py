@@ -14,15 +14,10 @@ from tests.support.logged import mentions
 
 RANGES = {
     "n_features": ([None, 1, 9], [0, -1, 2.5, "2", True]),
-    "epochs": ([None, 1, 2], [0, -1]),
-    "batch_size": ([None, 1, 100], [0, -1]),
     "learning_rate": ([None, 1e-9, 1e9], [0.0, -1.0, float("nan"), "fast"]),
     "hidden": ([None, [], [1], [512, 256]], [[0], [512, -1], 512]),
     "corruption": ([0.0, 0.004, 0.998], [-0.1, 0.999, 1.0, float("nan")]),
-    "replicas": ([None, 1, 8], [0, -1]),
     "seed": ([0, 2**70], [-1]),
-    "validation_fraction": ([0.0, 0.99], [-0.1, 1.0, float("nan")]),
-    "patience": ([0, 1], [-1]),
     "threads": ([None, 1], [0]),
     "memory_budget": ([2**24], [2**24 - 1, 0]),
     "workers": ([0, 1, 1000], [-1, None]),
@@ -30,7 +25,6 @@ RANGES = {
     "missing_value": ([None, 0, -9999, 10**300, 0.5], ["NA"]),
     "scale": (["auto", "none"], ["all", None, ""]),
     "optimizer": (["adam", "momentum"], ["sgd", "adam\n", "xadam"]),
-    "impute": ([None, "mean"], ["max"]),
     "nested": ([False, True], [1, "yes"]),
     "include": ([[], ["a", "b/c"]], ["a", [1], None]),
     "output": (["a"], [3]),
@@ -55,9 +49,6 @@ def test_stored_settings_are_read_back_exactly():
     for config in (Config(), Config.of(**values), Config.of(missing_value=-0.5, scheduler="~x", fit_on="a == 'b'")):
         for settings in (config, resolve(config, 5000, 300)):
             assert Config.from_flat(json.loads(json.dumps(settings.flat()))).flat() == settings.flat()
-
-
-def test_an_unknown_stored_setting_is_refused():
     with pytest.raises(ValueError, match=r"^rotation: "):
         Config.from_flat({"epochs": 3, "rotation": 7})
 
@@ -70,66 +61,39 @@ def test_all_problems_are_listed_at_once():
 
 
 def test_defaults_follow_the_data_and_other_settings():
-    assert [resolve(Config(), n_rows, 4).training.batch_size for n_rows in (1, 15, 16, 1000, 6350, 10**6)] == [
-        1,
-        15,
-        16,
-        20,
-        127,
-        128,
-    ]
-    assert [resolve(Config(), 100, n_inputs).network.n_features for n_inputs in (2, 3, 127, 128, 784)] == [
-        1,
-        1,
-        63,
-        64,
-        64,
-    ]
+    for n_rows, batch_size in ((1, 1), (15, 15), (1000, 20), (6350, 127), (10**6, 128)):
+        assert resolve(Config(), n_rows, 4).training.batch_size == batch_size
     # Number of rows, training rows, and steps: 11 of 16 rows, 24, 48 of 30 rows, 446.
     for n_rows, epochs in ((178, 182), (400, 84), (1500, 42), (60_000, 20)):
         assert resolve(Config(), n_rows, 4).training.epochs == epochs
-        assert resolve(Config.of(batch_size=10_000), n_rows, 4).training.epochs == epochs, (
-            "larger minibatches do not add epochs"
-        )
+        config = Config.of(batch_size=10_000)
+        assert resolve(config, n_rows, 4).training.epochs == epochs, "larger minibatches do not add epochs"
     for rule, rate in LEARNING_RATES.items():
         assert resolve(Config.of(optimizer=rule), 100, 4).training.learning_rate == rate
+    wide = resolve(Config(), 100, 7840).training.learning_rate
+    assert wide == pytest.approx(LEARNING_RATES["adam"] / 10), "the rate is lower for wide rows"
 
 
-def test_the_learning_rate_is_lower_for_wide_rows():
-    rates = [resolve(Config(), 100, n_inputs).training.learning_rate for n_inputs in (8, 784, 7840)]
-    assert rates == [LEARNING_RATES["adam"], LEARNING_RATES["adam"], pytest.approx(LEARNING_RATES["adam"] / 10)]
-
-
-def test_the_default_hidden_layer_follows_rows_and_columns():
-    def hidden(n_rows, n_inputs, **settings):
-        return resolve(Config.of(**settings), n_rows, n_inputs).network.hidden
-
-    assert hidden(60_000, 784) == (512,)
-    assert hidden(60_000, 784, n_features=300) == (600,), "a unit for each component, and one for its negative"
-    assert hidden(60_000, 8) == (64,), "at most what narrow rows can use"
-    assert hidden(1200, 784) == (300,), "at most what few rows can train"
-    assert hidden(200, 784) == (), "no layer that could not start from components"
-    assert hidden(200, 784, hidden=(9,)) == (9,)
-    assert hidden(10**6, 50_000) == (297,), "at most what fits into half of the default memory budget"
-    assert hidden(10**6, 50_000, memory_budget=2**24) == (297,), "a model does not depend on the memory budget"
-
-
-def test_few_columns_and_rows_hide_no_entries():
-    for n_rows, n_inputs, share in ((60_000, 784, 0.0625), (60_000, 255, 0), (200, 784, 0)):
-        assert resolve(Config(), n_rows, n_inputs).training.corruption == share
-
-
-def test_features_are_linear_for_few_columns_and_with_a_hidden_layer():
-    def code_and_gain(n_rows, n_inputs, **settings):
+def test_the_default_network_follows_rows_and_columns():
+    for n_rows, n_inputs, settings, hidden in (
+        (60_000, 784, {}, (512,)),
+        (60_000, 784, {"n_features": 300}, (600,)),  # a unit for each component, and one for its negative
+        (60_000, 8, {}, (64,)),  # at most what narrow rows can use
+        (1200, 784, {}, (300,)),  # at most what few rows can train
+        (200, 784, {}, ()),  # no layer that could not start from components
+        (10**6, 50_000, {}, (297,)),  # at most what fits into half of the default memory budget
+        (10**6, 50_000, {"memory_budget": 2**24}, (297,)),  # a model does not depend on the memory budget
+    ):
+        assert resolve(Config.of(**settings), n_rows, n_inputs).network.hidden == hidden
+    for n_rows, n_inputs, settings, expected in (
+        (100, 255, {}, ("linear", False)),  # an outlier is a large part of a row
+        (100, 256, {}, ("sigmoid", True)),
+        (1000, 256, {}, ("linear", False)),
+        (1000, 256, {"code_activation": "sigmoid"}, ("sigmoid", True)),
+        (1000, 256, {"hidden": ()}, ("sigmoid", True)),
+    ):
         network = network_of(resolve(Config.of(**settings), n_rows, n_inputs).network, n_inputs)
-        return network.code, network.gain
-
-    assert code_and_gain(100, 255) == ("linear", False), "an outlier is a large part of a row"
-    assert code_and_gain(100, 256) == ("sigmoid", True)
-    assert code_and_gain(1000, 256) == ("linear", False)
-    assert code_and_gain(1000, 256, code_activation="sigmoid") == ("sigmoid", True)
-    assert code_and_gain(1000, 256, decoder_gain=True) == ("linear", True)
-    assert code_and_gain(1000, 256, hidden=()) == ("sigmoid", True)
+        assert (network.code, network.gain) == expected
 
 
 def test_a_given_model_determines_the_network():

@@ -976,7 +976,7 @@ _BASE = (
         "pipeline/shardpress/records.py",
         "found[-1].first + found[-1].n_rows == each.first",
         "each.first - found[-1].first - found[-1].n_rows in (0, 1)",
-        ("tests/test_records.py::test_stretches_join_rows_that_follow_each_other",),
+        ("tests/test_features.py::test_ranges_of_parts_are_opened_in_their_order",),
     ),
     Mutation(
         "rows-of-a-part-may-be-used-twice",
@@ -1011,14 +1011,14 @@ _BASE = (
         "pipeline/shardpress/sealed.py",
         "return read_at(descriptor, 0, identity.size) if last.startswith(_NAME) else last",
         "return read_at(descriptor, 0, identity.size)",
-        ("tests/test_modelfile.py::test_a_hostile_model_is_refused",),
+        ("tests/test_modelfile.py::test_hostile_models_take_little_memory",),
     ),
     Mutation(
         "temporary-failures-exit-like-failed-writes",
         "pipeline/shardpress/errors.py",
         "exit_code = 75",
         "exit_code = 74",
-        ("tests/test_errors.py::test_exit_codes_follow_sysexits",),
+        ("tests/run/test_moved.py::test_a_run_whose_directory_was_moved_stops_and_harms_no_run",),
     ),
     Mutation(
         "threads-make-the-same-value-at-once",
@@ -1080,7 +1080,7 @@ _INTEROP = (
         "pipeline/shardpress/features.py",
         "if n_found != part.n_rows:",
         "if n_found < part.n_rows:",
-        ("tests/test_features.py::test_a_part_with_another_number_of_rows_is_refused",),
+        ("tests/test_features.py::test_a_damaged_part_is_refused_by_name",),
     ),
     Mutation(
         "dead-rows-of-a-part-are-read",

@@ -8,7 +8,6 @@ import pytest
 
 # Files whose tests share an expensive fixture. All tests of such a file run in one worker.
 SHARING = [
-    "docs/test_readme.py",
     "kernels/test_devices.py",
     "run/test_cuda.py",
     "run/test_memory.py",
