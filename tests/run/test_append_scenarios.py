@@ -19,7 +19,7 @@ import pytest
 
 from shardpress.report.page.build import page_of, text_of
 from shardpress.result import Result
-from shardpress.run import budget
+from shardpress.run import budget, new_rows
 from tests.support.cases import ALL_CASES
 from tests.support.standin import Workspace, features_of
 
@@ -62,16 +62,11 @@ class Source:
 class Month:
     """Runs into one output directory, while files arrive."""
 
-    def __init__(self, workspace: Workspace, output: Path, source: Source) -> None:
+    def __init__(self, workspace: Workspace, source: Source) -> None:
         self._workspace = workspace
-        self._output = output
         self._source = source
         self._n_files = 0
-
-    def train(self, n_files: int) -> None:
-        """Train a model on the first files."""
-        self.arrive(n_files)
-        assert self._workspace.run(self._output, *FLAGS) == 0
+        self.output = workspace.folder / "features"
 
     def arrive(self, n_files: int, kind: str = "unchanged") -> None:
         """Add files to the input."""
@@ -79,87 +74,76 @@ class Month:
             self._workspace.add_shard(f"{self._n_files:02d}.h5", self._source.rows(kind))
             self._n_files += 1
 
-    def run_append(self, *flags: str) -> int:
-        """Append the files that have arrived; return the exit code."""
-        return self._workspace.run(self._output, *FLAGS, "--append", *flags)
+    def run(self, *flags: str) -> int:
+        return self._workspace.run(self.output, *FLAGS, *flags)
 
-    def append(self, n_files: int, kind: str = "unchanged") -> dict[str, Any]:
+    def append(self, n_files: int, kind: str = "unchanged") -> Any:
         """Append files, and return the verdict on their rows."""
         self.arrive(n_files, kind)
-        assert self.run_append() == 0
-        found: dict[str, Any] = Result.open(self._output).facts.appends[-1]["drift"]
-        return found
+        assert self.run("--append") == 0
+        return Result.open(self.output).facts.appends[-1]["drift"]
 
 
-@pytest.fixture(autouse=True)
-def large_parts(monkeypatch: pytest.MonkeyPatch, make_workspace: Callable[..., Workspace]) -> None:
-    """Let parts have many rows. The stand-in makes them as small as possible."""
-    monkeypatch.setattr(budget, "_PART_BYTES", 2**20)
-
-
-def names_the_shift(found: dict[str, Any]) -> bool:
-    return found["mean_shift"] > 0.5 or found["outside_share"] > 0.1
-
-
-def names_the_rotation(found: dict[str, Any]) -> bool:
-    return bool(found["covariance_shift"] > 1)
-
-
-def names_the_column(found: dict[str, Any]) -> bool:
-    return STUCK in [column["column"] for column in found["stuck_columns"]]
-
-
-REASONS = {"shifted": names_the_shift, "rotated": names_the_rotation, "stuck": names_the_column}
-
-
-def test_an_append_can_end_before_drifted_rows_are_published(
-    make_workspace: Callable[..., Workspace], tmp_path: Path
-) -> None:
-    output = tmp_path / "features"
-    month = Month(make_workspace(), output, Source(seed=0))
-    month.train(n_files=20)
-    month.arrive(n_files=1, kind="foreign")
-    before = features_of(output)
-    assert month.run_append("--on-append-drift", "fail") == 80
-    assert features_of(output) == before
-    assert month.run_append("--on-append-drift", "warn") == 0
-    assert Result.open(output).facts.appends[-1]["drift"]["verdict"] == "retrain"
-
-
-def test_without_held_out_rows_there_is_no_verdict(make_workspace: Callable[..., Workspace], tmp_path: Path) -> None:
-    output = tmp_path / "features"
+@pytest.fixture
+def month(make_workspace: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch) -> Month:
+    """Return twenty files. Parts have many rows; the stand-in makes them as small as possible."""
     workspace = make_workspace()
-    month = Month(workspace, output, Source(seed=0))
+    monkeypatch.setattr(budget, "_PART_BYTES", 2**20)
+    month = Month(workspace, Source(seed=0))
     month.arrive(n_files=20)
-    flags = ("--n-features", "4", "--epochs", "4", "--quiet")
-    assert workspace.run(output, *flags, "--validation-fraction", "0") == 0
+    return month
+
+
+# Whether a verdict names what has changed.
+REASONS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "shifted": lambda found: found["mean_shift"] > 0.5 or found["outside_share"] > 0.1,
+    "rotated": lambda found: found["covariance_shift"] > 1,
+    "stuck": lambda found: STUCK in [column["column"] for column in found["stuck_columns"]],
+}
+
+
+def test_an_append_can_end_before_drifted_rows_are_published(month: Month) -> None:
+    assert month.run() == 0
+    month.arrive(n_files=1, kind="foreign")
+    before = features_of(month.output)
+    assert month.run("--append", "--on-append-drift", "fail") == 80
+    assert features_of(month.output) == before
+    assert month.run("--append", "--on-append-drift", "warn") == 0
+    assert Result.open(month.output).facts.appends[-1]["drift"]["verdict"] == "retrain"
+
+
+def test_without_held_out_rows_there_is_no_verdict(month: Month) -> None:
+    assert month.run("--validation-fraction", "0") == 0
     month.arrive(n_files=1)
-    assert workspace.run(output, *flags, "--append", "--on-append-drift", "fail") == 80
-    assert workspace.run(output, *flags, "--append") == 0
-    assert Result.open(output).facts.appends[-1]["drift"] is None
-    assert "held out no rows" in text_of(page_of(Result.open(output).report()))
+    assert month.run("--validation-fraction", "0", "--append", "--on-append-drift", "fail") == 80
+    assert month.run("--validation-fraction", "0", "--append") == 0
+    assert Result.open(month.output).facts.appends[-1]["drift"] is None
+    assert "held out no rows" in text_of(page_of(Result.open(month.output).report()))
+
+
+def test_rows_that_cannot_be_judged_are_not_published_with_fail(month: Month, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> None:
+        raise ValueError("cannot be judged")
+
+    assert month.run() == 0
+    month.arrive(n_files=1)
+    monkeypatch.setattr(new_rows, "judge_new_rows", fail)
+    assert month.run("--append", "--on-append-drift", "fail") == 80
+    assert month.run("--append") == 0
+    assert Result.open(month.output).n_rows == 21 * N_ROWS
 
 
 @pytest.mark.process
-def test_rows_are_compared_with_those_of_the_training_of_a_given_model(
-    make_workspace: Callable[..., Workspace], tmp_path: Path
-) -> None:
-    trained = tmp_path / "trained"
-    output = tmp_path / "features"
-    workspace = make_workspace()
-    month = Month(workspace, output, Source(seed=0))
-    month.arrive(n_files=20)
-    assert workspace.run(trained, *FLAGS) == 0
-    flags = ("--n-features", "4", "--epochs", "4", "--quiet")
-    assert workspace.run(output, *flags, "--model", str(trained)) == 0
+def test_rows_are_compared_with_those_of_the_training_of_a_given_model(month: Month) -> None:
+    assert month.run() == 0
+    trained = month.output.rename(month.output.with_name("trained"))
+    assert month.run("--model", str(trained)) == 0
     for kind, expected in (("unchanged", "keep"), ("foreign", "retrain")):
-        month.arrive(n_files=1, kind=kind)
-        assert workspace.run(output, *flags, "--append") == 0
-        assert Result.open(output).facts.appends[-1]["drift"]["verdict"] == expected
+        assert month.append(n_files=1, kind=kind)["verdict"] == expected
 
 
 @pytest.mark.slow
-def test_verdicts_are_reliable(make_workspace: Callable[..., Workspace], tmp_path: Path) -> None:
+def test_verdicts_are_reliable(month: Month, tmp_path: Path) -> None:
     """The shares of false alarms and of hits; `SEEDS` says how many months there are."""
     false_alarms = 0
     later_alarms = 0
@@ -167,14 +151,15 @@ def test_verdicts_are_reliable(make_workspace: Callable[..., Workspace], tmp_pat
     for seed in SEEDS:
         folder = tmp_path / f"{seed}"
         folder.mkdir()
-        month = Month(Workspace(folder), folder / "features", Source(seed))
-        month.train(n_files=20)
+        month = Month(Workspace(folder), Source(seed))
+        month.arrive(n_files=20)
+        assert month.run() == 0
         unchanged = [month.append(n_files=1), month.append(n_files=10)]
         false_alarms += any(found["verdict"] != "keep" for found in unchanged)
         for kind, is_right in REASONS.items():
             found = month.append(n_files=1, kind=kind)
             hits[kind] += found["verdict"] != "keep" and is_right(found)
-        text = text_of(page_of(Result.open(folder / "features").report()))
+        text = text_of(page_of(Result.open(month.output).report()))
         assert "Appended rows" in text
         assert f"olumn {STUCK}" in text
         later_alarms += month.append(n_files=1)["verdict"] != "keep"  # earlier drift does not move the reference

@@ -1,11 +1,18 @@
-"""Tests of rerunning over bad data: interrupted anywhere, repaired in between, or with other settings."""
+"""Tests of bad shards and of rerunning over bad data: interrupted, repaired in between, or with other settings.
+
+Refused or unreadable shards stop the run, or keep their place and affect no other results.
+
+Sample: the disk fails at 8 moments of a run, and with TEST_CASES=all at every 4th read.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
 
+import hdf5plugin
 import numpy as np
 import pytest
 
@@ -17,25 +24,41 @@ from tests.support.bad_shards import (
     Shards,
     bad_lines,
     check,
+    errors,
     fill_with_bad_data,
     results,
     state,
 )
+from tests.support.cases import case, each, sample
 from tests.support.damage import damage
-from tests.support.logged import COMPLETE, mentions
+from tests.support.faulty import failing_reads
+from tests.support.logged import mentions
 
+LIMIT = ["--on-bad-data", "skip", "--max-bad"]
 SKIP = ["--on-bad-data", "skip", *NO_LIMITS]
 
 
 @pytest.mark.process
-def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(shards: Shards, tmp_path: Path) -> None:
+def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(
+    shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A name of a file cannot forge a line of the log."""
     bad = fill_with_bad_data(shards)
+    name = "x\n12:00:00 ERROR forged\x1b[31m.h5"
+    (shards.folder / "x.h5").rename(shards.folder / name)
     flags = [*SKIP, "--threads", "3", "--validation-fraction", "0.2"]
     assert shards.run(*flags) == 0
     check(shards.output, shards.arrays, bad)
     expected = standin.features_of(shards.output)
     use = Result.open(shards.output).use()
     assert 0 < np.count_nonzero(use == Use.VALIDATION) < 78
+    lines = bad_lines(shards.output)
+    assert [(Path(line["file"]).name, line["row"]) for line in lines[:3]] == [(name, None), ("0.h5", 3), ("0.h5", 17)]
+    assert {Path(line["file"]).name for line in lines[3:]} == {"1.h5"}
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+    before = state(shards.output)
+    assert shards.run(*flags) == 0
+    assert state(shards.output) == before
     for folder, number in (("work", 0), ("work", 2), ("work", 3), ("parts", 0), ("parts", 1), ("parts", 5)):
         output = tmp_path / f"{folder}-{number}"
         assert shards.run(*flags, output=output, disk=InterruptedDisk(folder, number)) == 130
@@ -43,13 +66,11 @@ def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(shards: Shards, t
         assert shards.run(*flags, output=output) == 0
         assert standin.features_of(output) == expected
         np.testing.assert_array_equal(Result.open(output).use(), use)
-        assert bad_lines(output) == bad_lines(shards.output)
+        assert bad_lines(output) == lines
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(
-    ("stop", "with_model"), [(("work", 2), False), (("parts", 5), False), (("parts", 5), True)], ids=str
-)
+@pytest.mark.parametrize(("stop", "with_model"), [(("work", 2), False), (("parts", 5), True)], ids=str)
 def test_a_shard_that_was_repaired_between_runs_is_read(
     shards: Shards, model: str, stop: tuple[str, int], with_model: bool
 ) -> None:
@@ -70,22 +91,6 @@ def test_a_shard_that_was_repaired_between_runs_is_read(
 
 
 # -- after the run has finished ---------------------------------------------------------------------------------------
-
-
-def test_bad_rows_and_shards_are_listed_and_a_rerun_is_complete(shards: Shards, capsys: Any) -> None:
-    bad = fill_with_bad_data(shards)
-    assert shards.run(*SKIP) == 0
-    lines = bad_lines(shards.output)
-    assert [Path(line["file"]).name for line in lines[:3]] == ["x.h5", "0.h5", "0.h5"]
-    assert [line["row"] for line in lines[1:3]] == bad[:2]
-    assert {Path(line["file"]).name for line in lines[3:]} == {"1.h5"}
-    before = state(shards.output)
-    capsys.readouterr()
-    assert shards.run(*SKIP) == 0
-    summary = capsys.readouterr().out
-    assert summary.startswith(COMPLETE)
-    assert mentions(summary, 121, 43, 2)
-    assert state(shards.output) == before
 
 
 @pytest.mark.process
@@ -127,25 +132,107 @@ def test_the_limit_of_bad_rows_of_an_append_refers_to_its_rows(shards: Shards, l
     check(shards.output, shards.arrays, bad)
 
 
+# -- limits of bad shards --------------------------------------------------------------------------------------------
+
+
+def spoil(shards: Shards, refused: int, unreadable: int) -> None:
+    """Write ten shards. Some are refused when they are vetted, and some cannot be read."""
+    shards.fill(*[10] * 10, fletcher32=True)
+    for i in range(refused):
+        (shards.folder / f"{9 - i}.h5").write_bytes(b"no HDF5 at all")
+    for i in range(unreadable):
+        damage(shards.folder / f"{i}.h5")
+
+
+# Numbers of refused and of unreadable shards; two in all are allowed.
 @pytest.mark.process
-def test_a_limit_of_an_append_does_not_refer_to_earlier_shards(shards: Shards) -> None:
-    shards.fill(30, 41, fletcher32=True)
-    damage(shards.folder / "1.h5")
-    assert shards.run(*SKIP) == 0
-    shards.fill(20, seed=1)
-    limited = ["--append", "--max-bad", "1%"]
-    assert shards.run(*limited) == 0
-    check(shards.output, shards.arrays, range(30, 71))
-    before = state(shards.output)
-    assert shards.run(*limited) == 0
-    assert state(shards.output) == before
+@each(
+    "limit, refused, unreadable",
+    [("20%", 2, 0), ("29.99%", 3, 0), ("29.99%", 0, 2), ("20%", 0, 3), ("29.99%", 1, 1), ("20%", 2, 1)],
+)
+def test_the_limit_of_bad_shards_is_exact(shards: Shards, limit: str, refused: int, unreadable: int) -> None:
+    these = shards.another(f"{refused} refused, {unreadable} unreadable")
+    spoil(these, refused, unreadable)
+    if refused + unreadable > 2:
+        assert these.run(*LIMIT, limit) == 65
+        assert not (these.output / INDEX).exists()
+        return
+    assert these.run(*LIMIT, limit) == 0
+    summary = Result.open(these.output).facts.summary
+    assert (summary["n_bad_shards"], summary["n_bad"]) == (2, 10 * unreadable)
+    check(these.output, these.arrays[: 10 - refused], range(10 * unreadable))
 
 
-def test_names_of_bad_files_cannot_forge_lines(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
-    shards.fill(30)
-    name = "x\n12:00:00 ERROR forged\x1b[31m.h5"
-    (shards.folder / name).write_bytes(b"no HDF5")
-    assert shards.run(*SKIP) == 0
-    assert all(record.getMessage().isprintable() for record in caplog.records)
-    (line,) = bad_lines(shards.output)
-    assert line["file"] == f"{shards.folder}/{name}"
+# -- shards that cannot be read ------------------------------------------------------------------------------------
+
+
+def with_damage(shards: Shards, options: dict[str, Any]) -> None:
+    """Write four shards; a chunk in the middle of the second one cannot be read."""
+    shards.fill(30, 41, 0, 50, chunks=(6, 4), maxshape=(None, 4), **options)
+    damage(shards.folder / "1.h5", chunk=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [{"compression": "gzip"}, {"fletcher32": True}, {**hdf5plugin.BZip2()}], ids=["gzip", "sum", "bzip2"]
+)
+def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
+    shards: Shards, caplog: pytest.LogCaptureFixture, options: dict
+) -> None:
+    """The model is that of the other shards, no matter how much of this one could be read."""
+    with_damage(shards, options)
+    file = f"file={shards.folder}/1.h5 dataset=X rows="
+    assert shards.run() == 65
+    assert mentions(errors(caplog), f"{file}16:24", "[18, 0]")
+    good = shards.another("good")
+    for i in (0, 2, 3):
+        good.add(shards.arrays[i])
+    settings = ["--validation-fraction", "0.1", "--batch-size", "16"]
+    assert good.run(*settings) == 0
+    for sizes in (["block_rows=4"], ["block_rows=64"], ["--memory-budget", "16MiB"]):
+        output = shards.output.with_name(" ".join(sizes))
+        with case(sizes):
+            assert shards.run(*LIMIT, "100%", *settings, *sizes, output=output) == 0
+            check(output, shards.arrays, range(30, 71))
+            assert load_model(output).fingerprint == load_model(good.output).fingerprint
+            lines = bad_lines(output)
+            assert {(line["file"], line["dataset"]) for line in lines} == {(f"{shards.folder}/1.h5", "X")}
+            assert [i for line in lines for i in range(*line["row"])] == list(range(41))
+            assert all(file in line["reason"] for line in lines)
+
+
+@pytest.mark.process
+def test_a_given_model_scans_shards_only_if_bad_data_is_allowed(
+    shards: Shards, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that allows no bad data encodes the first rows of the damaged file. The next run must not use them."""
+    good = shards.another("good")
+    good.fill(30)
+    assert good.run("--model", model) == 0
+    assert "scan" not in Result.open(good.output).facts.summary["seconds"]
+    with_damage(shards, {"fletcher32": True})
+    flags = ["--model", model, "--threads", "1"]
+    assert shards.run(*flags) == 65
+    assert "46 of 121 rows" in caplog.text
+    assert shards.run(*flags, *LIMIT, "100%") == 0
+    check(shards.output, shards.arrays, range(30, 71), load_model(model))
+    assert "scan" in Result.open(shards.output).facts.summary["seconds"]
+
+
+@pytest.mark.slow
+def test_a_failing_disk_is_never_bad_data(shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The disk may fail while shards are vetted, scanned, trained on, encoded or read for the report."""
+    shards.fill(30, 30)
+    flags = ["--on-bad-data", "skip", *NO_LIMITS]
+    with failing_reads(-1, errno.EIO) as n_calls:
+        assert shards.run(*flags) == 0
+        n_reads = n_calls()
+    for number in sample(range(0, n_reads, 4), 8):
+        output = tmp_path / str(number)
+        caplog.clear()
+        with failing_reads(number, errno.EIO, is_permanent=True):
+            code = shards.run(*flags, output=output)
+        assert os.strerror(errno.EIO) in caplog.text
+        assert code == 74 or "report: " in caplog.text  # the report needs no sample
+        assert shards.run(*flags, output=output) == 0
+        assert standin.features_of(output) == standin.features_of(shards.output)

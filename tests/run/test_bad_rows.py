@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from shardpress.features import open_features
 from shardpress.result import INDEX, Result, load_model
-from shardpress_kernels.autoencoder import Autoencoder
 from tests.support import standin
 from tests.support.bad_shards import NO_LIMITS, Shards, bad_lines, check, errors, results
-from tests.support.cases import case, cross, sample
+from tests.support.cases import case, cross, each, sample
 from tests.support.logged import mentions
 from tests.support.tolerances import assert_close
 
@@ -31,7 +29,7 @@ def test_a_bad_row_stops_the_run_before_training(
     shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shards.fill(20, 17, 0, 30)
-    for value, shard, row, column in ((np.nan, 0, 0, 0), (np.inf, 1, 8, 3), (-np.inf, 3, 29, 1), (-9999.0, 0, 7, 3)):
+    for value, shard, row, column in ((np.nan, 0, 0, 0), (-np.inf, 3, 29, 1), (-9999.0, 1, 7, 3)):
         good = shards.arrays[shard]
         rows = good.copy()
         rows[row, column] = value
@@ -104,14 +102,11 @@ UNUSABLE = {
 }
 
 
-@pytest.mark.parametrize("kind", UNUSABLE)
-def test_rows_without_anything_to_learn_are_refused(
-    shards: Shards, caplog: pytest.LogCaptureFixture, kind: str
-) -> None:
-    rows = UNUSABLE[kind].astype(np.float32)
-    shards.add(rows)
-    assert shards.run(*SKIP, "--batch-size", "1") == 65
-    assert mentions(errors(caplog), len(rows))
+@each("kind", UNUSABLE)
+def test_rows_without_anything_to_learn_are_refused(shards: Shards, kind: str) -> None:
+    these = shards.another(kind)
+    these.add(UNUSABLE[kind].astype(np.float32))
+    assert these.run(*SKIP, "--batch-size", "1") == 65
 
 
 def test_the_advice_allows_all_bad_rows_and_shards(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
@@ -126,81 +121,13 @@ def test_the_advice_allows_all_bad_rows_and_shards(shards: Shards, caplog: pytes
     assert shards.run(*advice.split()) == 0
 
 
-@pytest.mark.slow
-def test_a_range_stretched_by_outliers_causes_a_warning(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_range_stretched_by_an_outlier_causes_a_warning(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     shards.fill(300)
     shards.arrays[0][7, 2] = 3e5
-    shards.arrays[0][9, 1] = -1e7
     shards.rewrite(0, shards.arrays[0])
-    for flags in ([], ["--seed", "1", "--overwrite"]):  # the second run reuses the scan
-        caplog.clear()
-        assert shards.run(*flags) == 0
-        (words,) = [record.getMessage() for record in caplog.records if "--clip-quantile" in record.getMessage()]
-        assert mentions(words, 2, "1, 2", 1, "-1e+07", "--clip-quantile 0.001")
-        assert list(Result.open(shards.output).report()["scan"]["narrow_columns"]) == ["1", "2"]
-
-
-EXTREME_RANGES: list[tuple[Any, float, float]] = [
-    (np.float32, -3e38, 3e38),
-    (np.float32, -0.0, 1e-45),
-    (np.float32, -1e-40, 1e-40),
-    (np.float64, -8e307, 8e307),
-    (np.float64, 0, 5e-324),
-    (np.float64, 1e300, 1.0000001e300),
-    (np.int64, -(2**63), 2**63 - 1),
-    (np.uint64, 0, 2**64 - 1),
-]
-
-
-@pytest.mark.slow
-def test_extreme_ranges_give_finite_features(shards: Shards) -> None:
-    for i, (dtype, low, high) in enumerate(EXTREME_RANGES):
-        these = shards.another(f"range-{i}")
-        rows = np.random.default_rng(0).integers(0, 100, (60, 4)).astype(dtype)
-        rows[:, 1] = np.where(np.arange(60) % 3 > 0, np.array(low, dtype), np.array(high, dtype))
-        these.add(rows)
-        with case(dtype, low, high):
-            assert these.run() == 0
-            check(these.output, [rows], [])
-            scaled = load_model(these.output).scaler.transform(rows)
-            assert scaled.min() >= 0
-            assert scaled.max() <= 1
-
-
-# -- missing values ------------------------------------------------------------------------------------------------
-
-# Storage dtype, --missing-value, and the value in the file; None if the dtype has no such value.
-MISSING: list[tuple[Any, str, float | None]] = [
-    (np.float32, "-999.9", -999.9),
-    (np.float64, "-9999", -9999),
-    (np.float16, "-9999", -10000),
-    (np.int16, "-9999", -9999),
-    (np.uint8, "255", 255),
-    (np.int64, str(2**63 - 1), 2**63 - 1),
-    (np.uint16, "-9999", None),
-]
-
-
-@pytest.mark.slow
-def test_rows_with_the_missing_value_are_bad_rows(shards: Shards) -> None:
-    for i, (dtype, missing, value) in enumerate(MISSING):
-        with case(dtype, missing):
-            check_missing(shards.another(f"missing-{i}"), dtype, missing, value)
-
-
-def check_missing(shards: Shards, dtype: Any, missing: str, value: float | None) -> None:
-    rows = np.random.default_rng(0).integers(0, 100, (50, 4)).astype(dtype)
-    bad = {4: [1], 20: [0, 1, 2, 3], 33: [2]}
-    for row, columns in bad.items():
-        rows[row, columns] = np.array(2**16 - 9999 if value is None else value, dtype=dtype)  # a wrapped -9999
-    bad = {} if value is None else bad
-    shards.add(rows)
-    assert shards.run(*SKIP, "--missing-value", missing) == 0
-    read = rows.astype(np.float32) if dtype == np.float16 else rows
-    check(shards.output, [read], list(bad))
-    good = np.delete(read, list(bad), axis=0)
-    np.testing.assert_array_equal(load_model(shards.output).scaler.maximum, good.max(axis=0))
-    assert [(line["row"], line["columns"]) for line in bad_lines(shards.output)] == list(bad.items())
+    assert shards.run() == 0
+    assert "--clip-quantile" in caplog.text
+    assert list(Result.open(shards.output).report()["scan"]["narrow_columns"]) == ["2"]
 
 
 # -- limits --------------------------------------------------------------------------------------------------------
@@ -234,38 +161,11 @@ def test_the_limit_of_bad_rows_is_exact(
 # -- on the real kernels -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.process
 @pytest.mark.compiler
-def test_bad_rows_change_no_bit_of_good_rows_in_the_kernels(tmp_path: Path) -> None:
-    """Good and bad rows are multiplied in one product, but the features equal those next to good rows."""
-    shards = Shards(tmp_path)
-    rng = np.random.default_rng(0)
-    shards.fill(1100, 50)
-    whole = [rows.copy() for rows in shards.arrays]
-    for number, rows in enumerate(shards.arrays):
-        rows[rng.random(len(rows)) < 0.1, rng.integers(4)] = rng.choice([np.nan, np.inf, -np.inf])
-        shards.rewrite(number, rows)
-    assert shards.run(*SKIP) == 0
-    found = open_features(shards.output)
-    fitted = load_model(shards.output)
-    features = found.features.compute()
-    valid = found.valid.compute()
-    np.testing.assert_array_equal(valid, np.isfinite(np.concatenate(shards.arrays)).all(axis=1))
-    autoencoder = Autoencoder(fitted.network, *fitted.scaler.arrays(np.dtype(np.float32)))
-    autoencoder.set_parameters(fitted.parameters)
-    expected = np.concatenate([autoencoder.encode(rows) for rows in whole])
-    assert features[valid].tobytes() == expected[valid].tobytes()
-    assert np.isnan(features[~valid]).all()
-
-
-@pytest.mark.compiler
-@pytest.mark.parametrize(
-    ("dtype", "low", "high"), [(np.float32, -3e38, 3e38), (np.float32, 0, 1e-45), (np.float64, -8e307, 8e307)]
-)
-def test_kernels_encode_extreme_and_constant_columns(tmp_path: Path, dtype: Any, low: float, high: float) -> None:
-    rows = np.random.default_rng(0).integers(0, 100, (60, 4)).astype(dtype)
-    rows[:, 1] = np.where(np.arange(60) % 3 > 0, low, high)
-    rows[:, 2] = high
+def test_kernels_encode_extreme_and_constant_columns(tmp_path: Path) -> None:
+    low = np.array([-3e38, 0, 7, 0], np.float32)
+    high = np.array([3e38, 1e-45, 7, 99], np.float32)
+    rows = np.where(np.arange(60)[:, None] % 3 > 0, low, high)
     shards = Shards(tmp_path)
     shards.add(rows)
     assert shards.run() == 0

@@ -91,16 +91,14 @@ def test_rows_of_the_training_fit_the_budget_or_are_refused() -> None:
 
 def test_many_rows_make_larger_parts_within_the_budget() -> None:
     """A process can open about a thousand files."""
-    part_bytes = {}
-    for memory, n_rows in product((2048 * MiB, 2**20 * MiB), (10**7, 10**8, 10**10)):
-        budget = budget_of([shard(n_rows)], 64, memory_budget=memory, threads=2)
-        part_bytes[memory, n_rows] = budget.part_rows * 4 * 64
-        assert 4 * part_bytes[memory, n_rows] <= memory // 8, (memory, n_rows)
-    assert part_bytes[2048 * MiB, 10**7] == part_bytes[2048 * MiB, 10**10]
-    large = 2**20 * MiB
-    assert part_bytes[large, 10**7] == pytest.approx(64 * MiB, rel=0.05)  # whole blocks
-    assert part_bytes[large, 10**8] == pytest.approx(10**8 * 4 * 64 / 250, rel=0.05)
-    assert part_bytes[large, 10**10] == pytest.approx(256 * MiB, rel=0.05)
+    row_bytes = 4 * 64
+    for n_rows, expected in ((10**7, 64 * MiB), (10**8, 10**8 * row_bytes / 250), (10**10, 256 * MiB)):
+        large, small = (
+            budget_of([shard(n_rows)], 64, memory_budget=memory, threads=2).part_rows * row_bytes
+            for memory in (2**20 * MiB, 2048 * MiB)
+        )
+        assert large == pytest.approx(expected, rel=0.05), n_rows  # whole blocks
+        assert 4 * small <= 2048 * MiB // 8, n_rows
 
 
 # -- refused sizes and warnings --------------------------------------------------------------------------------------
@@ -120,24 +118,23 @@ def test_the_error_about_wide_rows_names_a_sufficient_budget(monkeypatch: pytest
 
 def test_a_network_larger_than_half_of_the_budget_is_refused() -> None:
     wide = [shard(n_inputs=20_000)]
-    n_weights = 20_000 * 4096 + 4096 * 16
-    with refused(78, str(2 * 4 * 18 * n_weights), "20000 x 4096 x 16", "--hidden"):
-        budget_of(wide, hidden=(4096,), memory_budget=2**31)
-    budget_of(wide, hidden=(4096,), memory_budget=2 * 4 * 18 * n_weights)
-    budget_of(wide, hidden=(4096,), memory_budget=2**31, **ENCODING)
+    least = 2 * 4 * 18 * (20_000 * 4096 + 4096 * 16)
+    budget_of(wide, hidden=(4096,), memory_budget=least)
+    with refused(78, str(least)):
+        budget_of(wide, hidden=(4096,), memory_budget=least - 1)
 
 
 def test_chunks_that_do_not_fit_the_budget_cause_a_warning() -> None:
-    for n_rows, chunk_rows, memory, times in (
-        (10**6, 150_000, 2048 * MiB, None),  # 60 MB; an eighth of the budget holds one
-        (10**6, 150_000, 256 * MiB, r"\b[0-9]+ times\b.*\bpass\b"),
-        (10**7, 150_000, 2048 * MiB, r"\b1[0-9] times\b.*\bepoch\b"),
+    chunks = (150_000, 100)
+    layout = Layout("X", chunks, np.dtype("f4"), "chunked", chunks=chunks, filters=((1, (4,)),))
+    for n_rows, memory, is_repeated in (
+        (10**6, 2048 * MiB, False),  # 60 MB; an eighth of the budget holds one
+        (10**6, 256 * MiB, True),  # in every pass
+        (10**7, 2048 * MiB, True),  # in every epoch
     ):
-        chunks = (chunk_rows, 100)
-        layout = Layout("X", (n_rows, 100), np.dtype("f4"), "chunked", chunks=chunks, filters=((1, (4,)),))
-        shards = [replace(shard(n_rows), chunk_rows=chunk_rows, layouts=(layout,))]
+        shards = [replace(shard(n_rows), chunk_rows=chunks[0], layouts=(layout,))]
         found = repeated_chunks(shards, AS_STORED, budget_of(shards, memory_budget=memory, **ENCODING))
-        assert re.search(times, found) if times else found is None, (n_rows, memory, found)
+        assert (found is not None) == is_repeated, (n_rows, memory)
 
 
 # -- extras ----------------------------------------------------------------------------------------------------------
@@ -149,9 +146,8 @@ def with_texts(each: Shard, text_bytes: int, n_numbers: int = 0) -> Shard:
 
 
 def test_extras_fit_the_budget() -> None:
-    for memory, threads, text_bytes, n_rows in product(
-        (64 * MiB, 2048 * MiB), (1, 16), (100, 40_000), (100, 20_000, 10**7)
-    ):
+    """Small ones do not change the size of parts."""
+    for memory, threads, text_bytes, n_rows in product((64 * MiB, 2048 * MiB), (1, 16), (100, 40_000), (100, 10**7)):
         shards = [with_texts(shard(n_rows), 0), with_texts(shard(n_rows), text_bytes)]
         budget = budget_of(shards, memory_budget=memory, threads=threads, **ENCODING)
         extras_size = budget.n_wide * extras_bytes(shards, budget.part_rows)
@@ -159,12 +155,7 @@ def test_extras_fit_the_budget() -> None:
             assert budget.part_rows % TILE == 0
             assert extras_size <= max(memory // 4, extras_bytes(shards, TILE))
             assert too_wide(memory, shards) or extras_size <= memory // 2
-
-
-def test_small_extras_do_not_change_the_size_of_parts() -> None:
-    for n_rows in (10, 10**7):
-        plain = shard(n_rows)
-        assert budget_of([with_texts(plain, 40, n_numbers=1)]).part_rows == budget_of([plain]).part_rows
+    assert budget_of([with_texts(shard(), 40, n_numbers=1)]).part_rows == budget_of([shard()]).part_rows
 
 
 def test_extras_that_no_part_can_hold_are_named() -> None:

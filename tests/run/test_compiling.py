@@ -7,14 +7,11 @@ import re
 import resource
 import signal
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.faulty import forked, small_disk
-from tests.support.killing import EndedRun, features_of
+from tests.support.killing import features_of
 from tests.support.processes import DEADLINE, LAST_LINE, Small, arguments_of, descendants
 
 pytestmark = pytest.mark.process
@@ -22,9 +19,8 @@ pytestmark = pytest.mark.process
 # -- missing and broken compilers --------------------------------------------------------------------------------------
 
 MISSING = {
-    "device": ({"THEANO_FLAGS": "device=cuda103"}, "device=cuda103 .* `shardpress doctor` .* THEANO_FLAGS=device=cpu"),
-    "compiler": ({"PATH": "/nonexistent"}, r".* g\+\+ .* PATH=/nonexistent\b.* \(Debian: "),
-    "configured compiler": ({"THEANO_FLAGS": "cxx=g+++"}, r".*\bcxx=g\+\+\+ "),
+    "device": ({"THEANO_FLAGS": "device=cuda103"}, "device=cuda103 "),
+    "compiler": ({"PATH": "/nonexistent"}, r".* g\+\+ .* PATH=/nonexistent\b"),
 }
 
 
@@ -38,19 +34,11 @@ def test_a_required_device_or_compiler_that_is_missing_ends_the_run(small: Small
     assert not ended.has_line("Traceback")
 
 
-def test_the_cpu_replaces_a_missing_device_with_a_warning(small: Small, tmp_path: Path) -> None:
-    ended = small.program(THEANO_FLAGS="device=cuda103").run(tmp_path / "out")
-    assert ended.code == 0
-    assert ended.has_line(" WARNING device=cuda103 .* CPU ")
-    assert features_of(tmp_path / "out") == small.features
-
-
 # A compiler that fails if its arguments match a pattern, and the line of the run. The last one would be silently
 # replaced by one for a generic processor, which changes the last bits of features.
 BROKEN = {
-    "fails": ("*mod.cpp*", r"DeviceError: .* g\+\+: fatal error: cannot find cc1plus\..*"),
-    "fails with many lines": ("*-shared*", r"DeviceError: .* x\.cpp:0: error: number 0\. .*\brun\.log\b"),
-    "hides the processor": ("*-march=native*", "march=native.*ulimit -u"),
+    "fails": ("*-shared*", r"DeviceError: .* x\.cpp:0: error: number 0\. .*\brun\.log\b"),
+    "hides the processor": ("*-march=native*", "march=native"),
 }
 ERRORS = ["In file included from x:", *(f"x.cpp:{i}: error: number {i}" for i in range(500))]
 
@@ -58,10 +46,9 @@ ERRORS = ["In file included from x:", *(f"x.cpp:{i}: error: number {i}" for i in
 @pytest.mark.parametrize("kind", BROKEN)
 def test_the_error_of_a_failing_compiler_is_quoted(small: Small, tmp_path: Path, kind: str) -> None:
     pattern, words = BROKEN[kind]
-    errors = ERRORS if kind == "fails with many lines" else ["g++: fatal error: cannot find cc1plus"]
     broken = tmp_path / "bin" / "g++"
     broken.parent.mkdir()
-    (tmp_path / "errors").write_text("\n".join(errors))
+    (tmp_path / "errors").write_text("\n".join(ERRORS))
     fails = f'case "$*" in {pattern}) cat {tmp_path}/errors >&2; exit 1;; esac'
     broken.write_text(f'#!/bin/sh\n{fails}\nexec /usr/bin/g++ "$@"\n')
     broken.chmod(0o755)
@@ -70,7 +57,7 @@ def test_the_error_of_a_failing_compiler_is_quoted(small: Small, tmp_path: Path,
     assert ended.code == 69, ended.lines
     assert ended.has_line(words)
     assert not ended.has_line("number 1|temporary file|command line")
-    assert kind != "fails with many lines" or "number 499" in (tmp_path / "out" / "run.log").read_text()
+    assert kind != "fails" or "number 499" in (tmp_path / "out" / "run.log").read_text()
     assert [path.name for path in broken.parent.iterdir()] == ["g++"], "no temporary files are left"
 
 
@@ -115,38 +102,6 @@ def test_a_temporary_compile_cache_replaces_an_unusable_one(small: Small, tmp_pa
     stopped = program.run(tmp_path / "stopped", at=" WARNING .* cache ", by=signal.SIGTERM)
     assert stopped.code == -signal.SIGTERM, stopped.lines
     assert list((tmp_path / "tmp").iterdir()) == []
-
-
-def run_on_full_disk(small: Small, folder: Path, name: str, **options: Any) -> EndedRun | None:
-    """Run with a variable that names a file system with hardly any space; return None if none can be mounted."""
-    (folder / "full").mkdir()
-    variables = {"XDG_CACHE_HOME": folder / "cache", "TMPDIR": folder, name: folder / "full"}
-
-    def act() -> object:
-        if not small_disk(folder / "full", 2**12):
-            return "not allowed"
-        return asdict(small.program(**variables).run(folder / "out", *small.with_model, **options))
-
-    code, ended = forked(act)
-    assert code == 0
-    return None if ended == "not allowed" else EndedRun(**ended)
-
-
-def test_a_full_temporary_directory_is_avoided(small: Small, tmp_path: Path) -> None:
-    ended = run_on_full_disk(small, tmp_path, "TMPDIR")
-    if ended is not None:
-        assert ended.code == 0, ended.lines
-        assert not ended.has_line(rf" WARNING .*{tmp_path}")
-        assert features_of(tmp_path / "out") == small.features
-
-
-def test_a_temporary_compile_cache_replaces_a_full_one(small: Small, tmp_path: Path) -> None:
-    """The run ends when this has been logged: it continues as with an unusable cache."""
-    warning = rf" WARNING .* {tmp_path}/full/.* {tmp_path}/shard"
-    ended = run_on_full_disk(small, tmp_path, "XDG_CACHE_HOME", at=warning, by=signal.SIGTERM)
-    if ended is not None:
-        assert ended.code == -signal.SIGTERM, ended.lines
-        assert sum(" WARNING " in line for line in ended.lines) == 1
 
 
 def test_a_full_compile_cache_ends_the_run(small: Small, tmp_path: Path) -> None:

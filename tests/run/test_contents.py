@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.features import open_features
 from shardpress.hdf5 import shard
-from shardpress.hdf5.files import opened
 from shardpress.records import ShardFacts
 from shardpress.run import inputs
 from shardpress.run.digests import with_content
@@ -37,13 +34,6 @@ def change_in_place(path: Path) -> None:
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
 
 
-def change_attributes(path: Path) -> None:
-    """Change only the change time (ctime), as chmod, hard links and backups do."""
-    before = path.stat().st_ctime_ns
-    while path.stat().st_ctime_ns == before:  # a clock may tick slowly
-        path.chmod(path.stat().st_mode ^ 0o020)
-
-
 @pytest.fixture
 def digested_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list of files whose digests are computed by themselves."""
@@ -55,18 +45,6 @@ def digested_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(inputs, "with_content", digest_and_count)
     return paths
-
-
-def test_changed_attributes_are_confirmed_once(workspace: Workspace, out: Path, digested_paths: list[str]) -> None:
-    assert workspace.run(out) == 0
-    before = results(stamps(out))
-    path = workspace.shards / "0.h5"
-    change_attributes(path)
-    os.link(path, workspace.folder / "backup.h5")
-    for flags in ([], [], ["--append"]):
-        assert workspace.run(out, *flags) == 0
-        assert digested_paths == [str(path)]
-    assert results(stamps(out)) == before
 
 
 def test_without_digests_only_sizes_and_times_are_compared(
@@ -85,36 +63,27 @@ def test_without_digests_only_sizes_and_times_are_compared(
     assert features_of(out) == undisturbed_features(workspace, "--model", str(out))
 
 
-KINDS_OF_EXTRAS: dict[str, Callable[[int], object]] = {
-    "integers": lambda n: np.arange(n),
-    "numbers": lambda n: np.where(np.arange(n) % 3, np.nan, 0.5).astype(">f4"),
-    "booleans": lambda n: np.arange(n) % 2 == 0,
-    "bytes": lambda n: np.array([b"ab%d" % i for i in range(n)]),
-    "texts": lambda n: ["größer" * (i % 3) for i in range(n)],
-    "long_texts": lambda n: ["x" * 1000 * (i % 3) for i in range(n)],
-}
-
-
-def test_files_with_all_kinds_of_extras_are_recognized(
+def test_copied_files_are_recognized_by_rows_and_extras(
     workspace: Workspace, out: Path, digested_paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Extras are read as a whole or piece by piece, and some files lack an extra."""
+    """Extras are read as a whole or piece by piece, and some files lack an extra. Each digest is computed once."""
     monkeypatch.setattr(shard, "WIDE_BYTES", 1000)
-    n_rows = (20, 0, 35)
-    for name, values in KINDS_OF_EXTRAS.items():
-        for number, n in enumerate(n_rows):
-            if name != "numbers" or number != 2:
-                add_extra(workspace.shards / f"{number}.h5", name, values(n))
+    for number, n in enumerate((20, 0, 35)):
+        path = workspace.shards / f"{number}.h5"
+        add_extra(path, "texts", ["größer" * (i % 3) for i in range(n)])
+        add_extra(path, "long_texts", ["x" * 1000 * (i % 3) for i in range(n)])
+        if number != 2:
+            add_extra(path, "numbers", np.where(np.arange(n) % 3, np.nan, 0.5).astype(">f4"))
     assert workspace.run(out) == 0
-    assert {"texts", "long_texts", "numbers_present"} <= set(open_features(out).extras)
     before = results(stamps(out))
     for number in range(3):
         path = workspace.shards / f"{number}.h5"
         copy = path.with_suffix(".copy")
         shutil.copyfile(path, copy)
         copy.replace(path)
-    assert workspace.run(out) == 0
-    assert len(digested_paths) == 3
+    for flags in ([], [], ["--append"]):
+        assert workspace.run(out, *flags) == 0
+        assert len(digested_paths) == 3
     assert results(stamps(out)) == before
     with h5py.File(workspace.shards / "2.h5", "r+") as file:
         file["texts"][34] = "another"
@@ -148,23 +117,3 @@ def test_contents_that_change_during_a_run_stop_it(
         shutil.copy2(workspace.folder / "copy.h5", path)
     assert workspace.run(out) == 0
     assert features_of(out) == undisturbed_features(workspace)
-
-
-def test_a_file_truncated_during_a_run_is_a_bad_shard(
-    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make = ScanStage.make
-
-    def scan_after_truncation(*arguments: Any) -> Any:
-        path = workspace.shards / "2.h5"
-        os.truncate(path, path.stat().st_size - 1)
-        return make(*arguments)
-
-    monkeypatch.setattr(ScanStage, "make", scan_after_truncation)
-    assert workspace.run(out, "--on-bad-data", "skip", "--max-bad", "90%") == 0
-
-
-def test_attributes_that_change_during_a_read_cause_a_retry(workspace: Workspace) -> None:
-    path = workspace.shards / "0.h5"
-    with pytest.raises(BlockingIOError), opened(str(path)):  # EAGAIN
-        change_attributes(path)

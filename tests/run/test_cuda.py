@@ -16,7 +16,6 @@ from tests.support.clusters import Cluster, until
 from tests.support.cuda.stub import variables
 from tests.support.device_child import make_rows
 from tests.support.helpers import write_shard
-from tests.support.interpreters import run_python
 from tests.support.killing import Program, features_of
 from tests.support.logged import mentions
 from tests.support.processes import LAST_LINE, ends_well
@@ -25,7 +24,6 @@ from tests.support.tolerances import assert_close
 pytestmark = pytest.mark.process
 
 
-PREALLOCATED = [("0.99", 760), ("300", 300)]  # flag, and the resulting MiB on a card with 800
 LAUNCHES_AT_START = 4  # number of kernel launches before a worker gets its first part
 
 
@@ -104,14 +102,6 @@ def test_a_card_gives_the_features_of_the_cpu_and_frees_its_memory(on_cpu: Path,
     assert calls["cuMemFree_v2"] >= calls["cuMemAlloc_v2"] - 20  # except for the memory that is used until the end
 
 
-@pytest.mark.parametrize(("preallocate", "expected"), PREALLOCATED)
-def test_preallocated_memory_counts_as_free(pygpu: None, preallocate: str, expected: int) -> None:
-    """Otherwise hardly any memory would count as free; rows may use half of the free memory."""
-    code = "from shardpress_kernels import backend; facts['free'] = backend.start(require=True).free >> 20"
-    flags = f"device=cuda,gpuarray.preallocate={preallocate}"
-    assert run_python(code, THEANO_FLAGS=flags, **variables(True, memory=800)).facts == {"free": expected}
-
-
 def test_a_run_allocates_from_preallocated_memory(shards: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     program = on_card(shards, log=tmp_path / "log")
     program.environment["THEANO_FLAGS"] = "device=cuda,gpuarray.preallocate=64"
@@ -140,21 +130,6 @@ def test_training_stops_if_device_memory_runs_out(shards: Path, undisturbed: Und
     assert LAST_LINE.search(ended.lines[-1])
 
 
-@pytest.mark.parametrize(
-    ("settings", "visible", "phrase"),
-    [({"driver": "12.4"}, None, "UNSUPPORTED_PTX_VERSION"), ({}, "", "no CUDA-capable device is detected")],
-)
-def test_an_old_driver_and_a_hidden_card_are_reported(
-    shards: Path, tmp_path: Path, settings: dict[str, str], visible: str | None, phrase: str
-) -> None:
-    program = on_card(shards, **settings)
-    if visible is not None:
-        program.environment["CUDA_VISIBLE_DEVICES"] = visible
-    ended = program.run(tmp_path / "out", "--require-device")
-    assert ended.code == 69
-    assert ended.has_line(f"DeviceError: device=cuda .*{phrase}")
-
-
 def test_a_run_resumes_after_losing_its_card_in_training(
     shards: Path, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -164,12 +139,6 @@ def test_a_run_resumes_after_losing_its_card_in_training(
     assert not mentions(ended.lines[-1], "training")
     assert on_card(shards).run(tmp_path / "out").code == 0
     assert features_of(tmp_path / "out") == features_of(undisturbed.output)
-
-
-def test_losing_the_card_while_encoding_stops_the_run(shards: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
-    ended = on_card(shards, lost_at=undisturbed.n_launches).run(tmp_path / "out")
-    assert ended.code == 75, ended.lines
-    assert mentions(ended.lines[-1], "scan", "training")
 
 
 def test_a_worker_that_lost_its_card_hands_its_work_to_another(

@@ -17,7 +17,7 @@ from shardpress.result import load_model
 from shardpress.scan import ranges
 from shardpress.scan.scaler import Scaler
 from shardpress.shards.conversion import Conversion
-from tests.support.cases import case
+from tests.support.cases import case, cross, each
 from tests.support.interruptions import FullAfter
 from tests.support.standin import Workspace, features_of, install
 
@@ -26,9 +26,13 @@ pytestmark = pytest.mark.slow
 ROWS = 100 * np.random.default_rng(3).normal(size=(60, 4)) + 1000
 
 
+FLAGS: list[tuple[str, ...]] = [(), ("--row-scale", "norm"), ("--transform", "log1p"), ()]
+
+
 @pytest.mark.process  # a given model is checked in a child
-@pytest.mark.parametrize(("first", "second"), [("f4", "f8"), ("f8", "f4"), (">u2", "i4"), ("f2", "f4")])
-@pytest.mark.parametrize("flags", [(), ("--row-scale", "norm"), ("--transform", "log1p")], ids=str)
+@pytest.mark.parametrize(
+    ("first", "second", "flags"), cross(["f4", "f8", ">u2", "f2"], ["f8", "f4", "i4", "f4"], FLAGS), ids=str
+)
 def test_an_append_equals_a_run_over_all_files(
     empty: Workspace, out: Path, first: str, second: str, flags: tuple[str, ...]
 ) -> None:
@@ -80,8 +84,9 @@ def features(output: Path) -> np.ndarray:
     return np.asarray(open_features(output).features)
 
 
+@pytest.mark.process
 def test_large_integers_give_the_features_of_their_differences(large: Workspace, tmp_path: Path) -> None:
-    """This holds for an interrupted run, too."""
+    """So does an interrupted run, and one with a given model."""
     small = with_offset(tmp_path / "differences", 0)
     assert small.run(tmp_path / "small") == 0
     expected = features(tmp_path / "small")
@@ -93,37 +98,26 @@ def test_large_integers_give_the_features_of_their_differences(large: Workspace,
             assert large.run(out, disk=FullAfter(kind, 1)) == 74
             assert large.run(out, "--threads", "2", "block_rows=5") == 0
             np.testing.assert_array_equal(features(out), expected)
-
-
-def test_a_model_of_large_integers_can_be_applied(large: Workspace, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert large.run(out) == 0
     model = load_model(out)
     assert model.offset is not None
     assert model.offset.tolist() == [float(LARGE)] * 4
     assert large.run(tmp_path / "again", "--model", str(out)) == 0
-    np.testing.assert_array_equal(features(tmp_path / "again"), features(out))
+    np.testing.assert_array_equal(features(tmp_path / "again"), expected)
     assert not verify(str(out), 100).faults
     with pytest.raises(DataError, match="above 2"):
         encoder_onnx(model)
 
 
-def test_differences_are_exact_or_at_the_limit() -> None:
+@each("dtype, offset", [("int64", LARGE), ("uint64", 2**63), ("int64", -LARGE), ("int32", LARGE), ("uint8", 2**55)])
+def test_differences_are_exact_or_at_the_limit(dtype: str, offset: int) -> None:
     limits = np.iinfo(np.int64)
-    rows: Any
-    for dtype, offset in (("int64", LARGE), ("uint64", 2**63), ("int64", -LARGE), ("int32", LARGE), ("uint8", 2**55)):
-        info = np.iinfo(dtype)
-        values = [
-            info.min,
-            info.max,
-            *(offset + i for i in (-3, -1, 0, 1, 2**50) if info.min <= offset + i <= info.max),
-        ]
-        rows = np.array([[value] for value in values], dtype=dtype)
-        found = Conversion(offset=np.array([float(offset)])).read(Block(array_shard(rows), 0, len(rows)))
-        expected = [min(max(value - offset, limits.min), limits.max) for value in values]
-        with case(dtype):
-            assert found.dtype == np.int64
-            assert found[:, 0].tolist() == expected
+    info = np.iinfo(dtype)
+    near = [offset + i for i in (-3, -1, 0, 1, 2**50)]
+    values = [info.min, info.max, *(value for value in near if info.min <= value <= info.max)]
+    rows = np.array([[value] for value in values], dtype=dtype)
+    found = Conversion(offset=np.array([float(offset)])).read(Block(array_shard(rows), 0, len(rows)))
+    assert found.dtype == np.int64
+    assert found[:, 0].tolist() == [min(max(value - offset, limits.min), limits.max) for value in values]
 
 
 def test_only_large_integers_of_a_narrow_range_get_an_offset() -> None:

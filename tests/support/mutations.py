@@ -642,7 +642,7 @@ _RUN = (
         "pipeline/shardpress/run/difference.py",
         "return shard.kind, shard.rows, shard.extras",
         "return shard.kind, shard.rows",
-        ("tests/run/test_contents.py::test_files_with_all_kinds_of_extras_are_recognized",),
+        ("tests/run/test_contents.py::test_copied_files_are_recognized_by_rows_and_extras",),
     ),
     Mutation(
         "copied-files-are-new",
