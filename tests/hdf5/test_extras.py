@@ -56,40 +56,13 @@ def test_one_value_per_row_is_an_extra_in_any_rank(add, options, dtype):
             assert (found.shape, found.tolist()) == ((N - 1,), values[1:].tolist())
 
 
-def test_one_array_per_row_is_an_extra_of_rows_on_the_first_axis(add):
-    values = np.arange(2.0 * N).reshape(N, 2)
-    shapes = {"a": (N,), "b": (N, 1), "c": (1, N)}
-    shard = add(**{name: {"shape": shape, "dtype": np.dtype(("f8", 2))} for name, shape in shapes.items()})
-    assert names(shard) == ()  # the values were never written
-    with h5py.File(shard.path, "a") as file:
-        for name in "abc":
-            file[name][...] = values.reshape(*file[name].shape, 2)
-    (shard,) = open_shards([shard.path])
-    assert (names(shard), [*reasons(shard)]) == (("a", "b"), ["c"])
-    for name in names(shard):
-        np.testing.assert_array_equal(read_extras(Block(shard, 2, 4))[name], values[2:4])
-
-
 # -- other datasets, and what is logged ------------------------------------------------------------------------------
-
-
-def test_extras_and_other_datasets_are_logged_in_one_line(add, caplog):
-    add(y=range(N), id=range(N), labels=numbered(N, 3), **{"obs/z": range(N)}, scalar=3)
-    (line,) = [message for message in caplog.messages if "id, y" in message]
-    assert line.index("id, y") < line.index("labels (shape (6, 3), expected (6,))")
-    assert line.endswith(": obs")
-    assert "scalar" not in line
-    assert not warnings_of(caplog)
-    add()
-    assert any(message.endswith(": nothing") for message in caplog.messages)
 
 
 @each("shape", [(N - 1,), (N + 1,), (N - 1, 1)])
 def test_labels_of_another_length_are_warned_about(add, caplog, shape):
-    shard = add(y=np.zeros(shape))
-    assert reasons(shard) == {"y": f"shape {shape}, expected (6,)"}
-    (warning,) = warnings_of(caplog)
-    assert f"dataset=y: shape {shape}, expected (6,)" in warning
+    assert reasons(add(y=np.zeros(shape))) == {"y": f"shape {shape}, expected (6,)"}
+    assert len(warnings_of(caplog)) == 1
 
 
 @each("shape", [(), (1,), (2,), (1, 1), (N, 2), (3, N), (0, 0)])
@@ -112,17 +85,6 @@ def test_unusable_extras_leave_rows_and_other_extras(add, caplog):
     assert set(reasons(shard)) == set(odd)
     assert len(warnings_of(caplog)) == 5
     assert "dataset=la\\udcff: " in caplog.text
-
-
-def test_damaged_header_of_an_extra_affects_only_this_extra(tmp_path, caplog):
-    path = write_shard(tmp_path / "x.h5", numbered(N), extras={"y": range(N), "z": range(N)})
-    with h5py.File(path) as file:
-        place = h5py.h5o.get_info(file["y"].id).addr
-    content = bytearray((tmp_path / "x.h5").read_bytes())
-    content[place] = 99  # the version of its header
-    (tmp_path / "x.h5").write_bytes(content)
-    assert names(open_shards([path])[0]) == ("z",)
-    assert "dataset=y: " in warnings_of(caplog)[0]
 
 
 def test_extra_left_out_of_many_shards_is_warned_about_once(tmp_path, caplog):
@@ -165,11 +127,7 @@ def write_frame(path, *items):
         (np.array([b"axis1"]), "block1_values"),
         (np.array([b"a/b"]), "block1_values"),
         (np.array([b"\xff"]), "block1_values"),
-        (np.array([b"."]), "block1_values"),
-        (np.array([b""]), "block1_values"),
-        (np.array([b"x" * 70_000]), "block1_values"),
         (np.array([b"a", b"b"]), "block1_values"),
-        (h5py.Empty("S1"), "block1_values"),
         (h5py.SoftLink("/df/axis1"), "block1_values"),
     ],
 )
@@ -178,11 +136,6 @@ def test_single_column_of_a_frame_gets_its_name_if_usable(tmp_path, items, expec
     assert shard.dataset == "df/block0_values"
     assert set(names(shard)) == {"axis1", expected}
     assert read_extras(Block(shard, 1, 3))[expected].tolist() == [1, 2]
-
-
-def test_equal_names_of_single_columns_are_used_once(tmp_path):
-    (shard,) = open_shards([write_frame(tmp_path / "x.h5", np.array([b"y"]), np.array([b"y"]))])
-    assert set(names(shard)) == {"axis1", "y", "block2_values"}
 
 
 def test_pickled_and_unreadable_columns_affect_no_other_extra(tmp_path, caplog):

@@ -6,11 +6,9 @@ import gzip
 import importlib.util
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 import warnings
-import zipfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -30,10 +28,6 @@ FRAME = pd.DataFrame(ROWS, columns=list("abc"))
 LABELS = np.array(["one", "two", "drei", "fünf"])
 
 
-def _write_pickle(path: Path) -> None:
-    path.write_bytes(pickle.dumps(FRAME))
-
-
 def _write_npz(path: Path) -> None:
     with path.open("wb") as file:
         np.savez_compressed(file, X=ROWS, y=LABELS)
@@ -43,24 +37,10 @@ def _write_matlab(path: Path) -> None:
     scipy.io.savemat(path, {"X": ROWS, "y": LABELS, "settings": {"rate": 1}}, appendmat=False)
 
 
-def _write_netcdf(path: Path) -> None:
-    with scipy.io.netcdf_file(path, "w") as file:
-        file.createDimension("n", 4)
-        file.createDimension("column", 3)
-        file.createVariable("X", "f4", ("n", "column"))[:] = ROWS
-
-
 def _write_gzip(path: Path) -> None:
     content = Path(write_shard(path.with_name("plain"), ROWS)).read_bytes()
     path.with_name("plain").unlink()
     path.write_bytes(gzip.compress(content))
-
-
-def _write_zip(path: Path) -> None:
-    _write_gzip(path)
-    content = gzip.decompress(path.read_bytes())
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("rows.h5", content)
 
 
 def _write_zarr(path: Path, version: int, is_group: bool) -> None:
@@ -86,19 +66,14 @@ CONVERTED: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("a.parquet", "Parquet", lambda path: FRAME.assign(y=LABELS).to_parquet(path), "pyarrow"),
     ("a.csv", "text", lambda path: FRAME.assign(y='"a, b"').to_csv(path, index=False), "pandas"),
     ("index.csv", "text", lambda path: FRAME.to_csv(path), "pandas"),
-    ("wide.csv", "text", lambda path: pd.concat([FRAME] * 9000, axis=1).to_csv(path, index=False), "pandas"),
-    ("a.tsv", "text", lambda path: FRAME.to_csv(path, index=False, sep="\t", header=False), "pandas"),
+    ("tabs.h5", "text", lambda path: FRAME.to_csv(path, index=False, sep="\t", header=False), "pandas"),
     ("a.txt", "text", lambda path: np.savetxt(path, ROWS, header="a b c"), "pandas"),
-    ("spaces", "text", lambda path: path.write_text(FRAME.to_string(index=False)), "pandas"),
     ("long.csv", "text", lambda path: pd.concat([FRAME] * 500).to_csv(path, index=False, sep=";"), "pandas"),
-    ("a.pkl", "pickle", _write_pickle, "pandas"),
+    ("a.pkl", "pickle", lambda path: path.write_bytes(pickle.dumps(FRAME)), "pandas"),
     ("a.npy", "NumPy", lambda path: np.save(path, ROWS), "numpy"),
     ("a.npz", "NumPy", _write_npz, "numpy"),
     ("a.mat", "MATLAB", _write_matlab, "scipy"),
     ("a.h5.gz", "gzip", _write_gzip, "gunzip"),
-    ("a.h5", "gzip", _write_gzip, "gunzip"),
-    ("a.zip", "ZIP", _write_zip, "numpy"),
-    ("a.nc", "netCDF-3", _write_netcdf, "nccopy"),
     ("2.zarr", "Zarr", lambda path: _write_zarr(path, 2, is_group=False), "zarr"),
     ("3.zarr", "Zarr", lambda path: _write_zarr(path, 3, is_group=False), "zarr"),
     ("2-group.zarr", "Zarr", lambda path: _write_zarr(path, 2, is_group=True), "zarr"),
@@ -107,7 +82,7 @@ CONVERTED: list[tuple[str, str, Callable[[Path], object], str]] = [
 ]
 
 
-OPTIONAL = ("anndata", "nccopy", "zarr")  # not in every environment for tests
+OPTIONAL = ("anndata", "zarr")  # not in every environment for tests
 
 
 def message_about(path: Path | str) -> str:
@@ -133,7 +108,7 @@ def converted(message: str, folder: Path) -> Path:
 def test_suggested_command_converts_the_rows(
     name: str, words: str, write: Callable[[Path], object], needed: str, tmp_path: Path
 ) -> None:
-    if needed in OPTIONAL and importlib.util.find_spec(needed) is None and shutil.which(needed) is None:
+    if needed in OPTIONAL and importlib.util.find_spec(needed) is None:
         return
     if needed == "anndata" and version("anndata").startswith("0.12."):  # does not write the strings of pandas 3
         return
@@ -153,12 +128,14 @@ def test_suggested_command_converts_the_rows(
     [
         (b"", "empty"),
         (b" \n<!DOCTYPE html><html>404</html>", "web page"),
-        (b"<html lang=en>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"\x0e\x03\x13\x01\0\0", "h4toh5"),
+        (b"CDF\x01", "nccopy"),
         (b"The run of 12 May, with 8 sensors, took 3 h.", "a text file."),
-        (b'{"rows": 3}', "a text file."),
-        (b"\x00\x01\x02\x03", "first bytes"),
+        (b"PK\x03\x04", "python -m zipfile"),
+        (bytes(3_000_000), repr(bytes(16))),
+        (bytes(256) + b"\x89HDF\r\n\x1a\n" + bytes(1000), repr(bytes(16))),  # not where a signature may be
+        (b"\x1b[31m\n\r\0red", repr(b"\x1b[31m\n\r\0red")),
         (b"PAR1,PAR2\n1,2\n", "read_csv"),
         (b"1.5," * 2**18, "read_csv"),  # a row that is longer than the bytes that are read
     ],
@@ -174,15 +151,7 @@ def test_file_without_rows_is_named_for_what_it_is(content: bytes, words: str, t
 def test_suggested_command_names_only_the_given_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file name cannot add a command or an option."""
     monkeypatch.chdir(tmp_path)
-    for name in (
-        "-rf.npy",
-        "a';touch b;'.npy",
-        'a"+b+".npy',
-        "a`touch b`.npy",
-        "a$(touch b).npy",
-        "a\nb.npy",
-        "{new}.npy",
-    ):
+    for name in ("-rf.npy", "a';touch b;'.npy", 'a"+b+"`touch b`.npy', "a$(touch b)\nb{new}.npy"):
         path = tmp_path / name
         np.save(path, ROWS)
         with case(name):

@@ -1,4 +1,4 @@
-"""Tests of opening shards: they must match, each file is opened once, and messages name files once."""
+"""Tests of opening shards: each file is opened once and described, or refused by name, before a row is read."""
 
 import fcntl
 import os
@@ -8,27 +8,19 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from h5py import h5t
 
-from shardpress.errors import DataError, printable
-from shardpress.hdf5 import files
+from shardpress.errors import printable
 from shardpress.hdf5.files import FILES
 from shardpress.hdf5.shard import Block, block_of, first_rows
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from tests.support.cases import each
+from tests.support import hostile
+from tests.support.cases import case, each
 from tests.support.damage import damage
-from tests.support.helpers import csr, numbered, refused, some_rows, whole, write_csr, write_shard
+from tests.support.helpers import numbered, refused, whole, write_shard
 
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture
-def opened(monkeypatch):
-    """Return the list of files that are opened."""
-    paths = []
-    real = FILES.open
-    monkeypatch.setattr(FILES, "open", lambda path: paths.append(path) or real(path))
-    return paths
 
 
 def warnings_of(caplog):
@@ -45,13 +37,10 @@ def test_opening_reads_no_rows(tmp_path):
 @each(
     "name",
     [
-        "with space.h5",
         "new\nline\x1b[31m.h5",
         os.fsdecode(b"not utf8 \xff\xfe.h5"),
-        "fdp.\u202eh5.h5",
-        "-x.h5",
+        "-x %s{}.h5",
         "n" * 252 + ".h5",
-        "%s{}.h5",
     ],
 )
 def test_any_file_name_works_and_is_escaped(tmp_path, monkeypatch, name):
@@ -81,55 +70,6 @@ def test_any_dataset_name_works_and_is_escaped(tmp_path, caplog, name):
         open_shards([path], "nowhere")
 
 
-# -- bad shards -------------------------------------------------------------------------------------------------------
-
-
-def test_bad_shards_are_left_out_and_reported_in_order(tmp_path):
-    write_shard(tmp_path / "0.h5", numbered(3))
-    (tmp_path / "1.h5").write_bytes(b"bad")
-    write_shard(tmp_path / "2.h5", np.zeros((3, 5, 2)))
-    write_shard(tmp_path / "3.h5", numbered(4))
-    write_shard(tmp_path / "4.h5", numbered(4), "Y")
-    left_out = {}
-
-    def leave_out(path, error):
-        assert isinstance(error, DataError)
-        assert str(path) in str(error)
-        left_out[path.name] = str(error)
-
-    shards = open_shards([str(tmp_path)], "X", leave_out)
-    assert [Path(shard.path).name for shard in shards] == ["0.h5", "3.h5"]
-    assert [*left_out] == ["1.h5", "2.h5", "4.h5"]
-    for words in ("(3, 5, 2)", f"{tmp_path}/0.h5", "10 columns, expected 2"):
-        assert words in left_out["2.h5"]
-    left_out.clear()
-    with refused(65, "3 files", "1.h5"):
-        open_shards([str(tmp_path / f"{i}.h5") for i in (1, 2, 4)], "Z", leave_out)
-    assert len(left_out) == 3
-
-
-def test_few_files_are_opened_if_many_are_bad(tmp_path, opened):
-    for i in range(2000):
-        (tmp_path / f"{i}.h5").write_bytes(b"bad")
-    with refused(65, f"{tmp_path}/0.h5", f"{tmp_path}/1.h5", "--on-bad-data skip"):
-        open_shards([str(tmp_path)])
-    assert len(opened) <= 1000
-
-
-# -- the log ----------------------------------------------------------------------------------------------------------
-
-
-def test_names_and_forms_of_unusual_rows_are_logged(tmp_path, caplog):
-    caplog.set_level("INFO", "shardpress")
-    paths = [write_shard(tmp_path / f"{name[-1]}.h5", some_rows(), name) for name in ("X", "g/a", "b", "c")]
-    paths += [write_csr(tmp_path / f"{i}.h5", csr(some_rows()), some_rows().shape) for i in range(2)]
-    open_shards(paths[:1])
-    assert "dataset" not in caplog.text
-    open_shards(paths)
-    assert any("X, g/a, b and 1 more" in message for message in caplog.messages)
-    assert any("sparse" in message and "2 shards" in message for message in caplog.messages)
-
-
 def test_file_open_for_writing_is_warned_about(tmp_path, caplog):
     """h5py locks the files that it writes, and so do some other programs."""
     paths = [write_shard(tmp_path / f"{i}.h5", numbered(3)) for i in range(3)]
@@ -146,27 +86,15 @@ def test_file_open_for_writing_is_warned_about(tmp_path, caplog):
     assert warnings_of(caplog) == []
 
 
-@each("content", ["", "1: FLOCK", "1: FLOCK  ADVISORY  READ 1 fe:00:7 0 EOF\n"])
-def test_unusable_list_of_locks_names_no_writer(tmp_path, content):
-    locks = tmp_path / "locks"
-    locks.write_text(content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "open", lambda _: locks.open(), raising=False)
-        assert files.writers() == {}
-        locks.unlink()
-        assert files.writers() == {}
-
-
-# -- many shards ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
-def test_many_shards_are_opened_once_in_bounded_memory(tmp_path, opened):
+def test_many_shards_are_opened_once_in_bounded_memory(tmp_path, monkeypatch):
     first = Path(write_shard(tmp_path / "0.h5", numbered(3), extras={"y": range(3)}))
     for i in range(1, 500):
         (tmp_path / f"{i}.h5").write_bytes(first.read_bytes())
     open_shards([str(first)])
-    opened.clear()
+    opened = []
+    real = FILES.open
+    monkeypatch.setattr(FILES, "open", lambda path: opened.append(path) or real(path))
     tracemalloc.start()
     try:
         shards = open_shards([str(tmp_path)])
@@ -179,3 +107,108 @@ def test_many_shards_are_opened_once_in_bounded_memory(tmp_path, opened):
     assert peak < n_held + 2**22
     numbers = first_rows(shards)
     assert read(block_of(shards, numbers, 1497, 1500)).tolist() == numbered(3).tolist()
+
+
+# -- dtypes and attributes -------------------------------------------------------------------------------------------
+
+
+@each("chunks", [None, (7, 4)])
+def test_float_type_that_numpy_lacks_is_read(tmp_path, chunks):
+    rows = (numbered(20, 4) % 17).astype(np.float32) / 4  # exact with few bits of mantissa
+    bfloat16 = h5t.IEEE_F16LE.copy()
+    bfloat16.set_fields(15, 7, 8, 0, 7)
+    bfloat16.set_ebias(127)
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", rows, dtype=h5py.Datatype(bfloat16), chunks=chunks)])
+    np.testing.assert_array_equal(whole(shard), rows)
+
+
+def three_byte_integer():
+    kind = h5t.STD_I32LE.copy()
+    kind.set_precision(24)
+    kind.set_size(3)
+    return kind
+
+
+@each("kind", [three_byte_integer(), h5t.UNIX_D32LE, h5t.NATIVE_LDOUBLE])
+def test_types_that_hdf5_cannot_convert_are_refused(tmp_path, kind):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        h5py.h5d.create(file.id, b"X", kind, h5py.h5s.create_simple((20, 4)))
+    for requested in (None, "X"):
+        with refused(65, f"file={path} dataset=X", "expected"):
+            open_shards([str(path)], requested)
+
+
+@each(
+    "value, expected",
+    [
+        ([2], 2),
+        (np.nan, None),
+        ("none", None),
+        ([1, 2], None),
+        (h5py.Empty("f4"), None),
+    ],
+)
+def test_fill_value_is_one_finite_number(tmp_path, value, expected):
+    path = write_shard(tmp_path / "x.h5", numbered(3))
+    with h5py.File(path, "a") as file:
+        file["X"].attrs["_FillValue"] = value
+    assert open_shards([path])[0].fill_value == expected
+
+
+# -- files that are no shards --------------------------------------------------------------------------------------
+
+
+@each("libver, userblock_size", [("earliest", 0), ("v108", 512), ("latest", 0)])
+def test_truncated_file_is_refused(tmp_path, libver, userblock_size):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", libver=(libver, "latest"), userblock_size=userblock_size) as file:
+        file.create_dataset("X", data=numbered(1024), chunks=(64, 2), compression="gzip")
+    content = path.read_bytes()
+    for n_bytes in (*range(userblock_size, userblock_size + 100, 9), *range(700, len(content), 1997), len(content) - 1):
+        path.write_bytes(content[:n_bytes])
+        phrases = [f" {n_bytes} bytes", f"expected {len(content)} bytes"] if n_bytes >= 700 else []
+        with case(n_bytes), refused(65, f"file={path}", *phrases):
+            open_shards([str(path)])
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "/dev/zero"])  # any other program may open /dev/null
+def test_device_file_is_refused_without_opening_it(path):
+    with hostile.opens(Path(path)) as counts, refused(66, f"file={path}"):
+        open_shards([path])
+    assert counts == [0]
+
+
+def test_directory_or_link_named_like_a_shard_is_refused(tmp_path):
+    (tmp_path / "in/x.h5").mkdir(parents=True)
+    (tmp_path / "circle.h5").symlink_to("circle.h5")
+    (tmp_path / "dangling.h5").symlink_to("nowhere.h5")
+    for name, found in (("in", "x.h5"), ("circle.h5", "circle.h5"), ("dangling.h5", "dangling.h5")):
+        with case(name), refused(66, found):
+            open_shards([str(tmp_path / name)])
+
+
+@each("options", [{}, {"chunks": (7, 1), "compression": "gzip"}])
+def test_file_with_a_later_user_block_is_read(tmp_path, options):
+    """Addresses in the file do not include the user block, unlike those in files that were written with one."""
+    path = Path(write_shard(tmp_path / "x.mat", numbered(30), extras={"text": ["a"] * 30}, **options))
+    path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(1024) + path.read_bytes())
+    (shard,) = open_shards([str(path)])
+    np.testing.assert_array_equal(whole(shard), numbered(30))
+    assert read_extras(Block(shard, 0, 30))["text"].tolist() == [b"a"] * 30
+
+
+def test_file_left_open_is_refused_and_not_repaired(tmp_path):
+    path = hostile.left_open(tmp_path)
+    before = path.read_bytes()
+    with refused(65, str(path), "h5clear -s"):
+        open_shards([str(path)])
+    assert path.read_bytes() == before
+
+
+@each("libver", ["earliest", "latest"])
+@each("driver", ["family", "split"])
+def test_multi_file_driver_is_refused(tmp_path, driver, libver):
+    path = hostile.in_several_files(tmp_path, driver, libver)
+    with refused(65, str(path)):
+        open_shards([str(path)])

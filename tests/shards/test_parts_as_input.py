@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -10,13 +11,10 @@ import numpy as np
 import pytest
 
 from shardpress.features import open_features
-from shardpress.hdf5.files import Identity
 from shardpress.hdf5.shard import Block
-from shardpress.hdf5.values import file_digest
 from shardpress.report.verify import verify
 from shardpress.result import Result
 from shardpress.run import encoding_stage
-from shardpress.shards import open as open_module
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
 from tests.support.helpers import refused, whole
@@ -28,15 +26,25 @@ from tests.support.standin import Workspace, install
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def workspace_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     install(monkeypatch)
     monkeypatch.setattr(encoding_stage, "_LEAST_FILES", 9)
-    return Workspace(tmp_path, 20, 3, 3, 3, 35, 3, 3, 3)
+    return Workspace(folder, 20, 3, 3, 3, 35, 3, 3, 3)
 
 
 @pytest.fixture
-def first(workspace: Workspace) -> Path:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    return workspace_in(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory for tests that change nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        return make_first(workspace_in(tmp_path_factory.mktemp("parts"), patch))
+
+
+def make_first(workspace: Workspace) -> Path:
     """Return a directory with dead rows, and with ranges that are in another order than in their parts."""
     first = workspace.folder / "first"
     model = workspace.folder / "model"
@@ -69,9 +77,9 @@ def assert_rows_of_inputs(output: Path) -> None:
     np.testing.assert_array_equal(open_features(output).extras["y"], np.concatenate(values))
 
 
-def test_rows_and_extras_are_those_of_open_features(first: Path) -> None:
-    found = open_features(first)
-    shards = open_shards([str(first)])
+def test_rows_and_extras_are_those_of_open_features(unchanged: Path) -> None:
+    found = open_features(unchanged)
+    shards = open_shards([str(unchanged)])
     places = [(shard.path, shard.first_row) for shard in shards]
     assert sorted(places) != places
     assert len({path for path, _ in places}) < len(places)
@@ -99,26 +107,15 @@ def test_extras_of_any_kind_are_read_from_some_rows(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found[name], values[start:stop].ravel(), err_msg=name)
 
 
-def test_the_digest_of_a_part_is_computed_once(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    digested = []
-
-    def recorded(path: str, identity: Identity) -> str:
-        digested.append(path)
-        return file_digest(path, identity)
-
-    monkeypatch.setattr(open_module, "file_digest", recorded)
-    open_shards([str(first)])
-    assert sorted(digested) == sorted(str(first / file) for file in Result.open(first).files)
-
-
-def test_a_part_with_dead_rows_is_counted_once(workspace: Workspace, first: Path) -> None:
-    parts = sorted({str(first / file) for file in Result.open(first).files})
-    for inputs in ([first, first], [first, first / "index.h5"], [first, *parts], [*parts, first]):
+def test_a_part_with_dead_rows_is_counted_once(unchanged: Path) -> None:
+    parts = sorted({str(unchanged / file) for file in Result.open(unchanged).files})
+    for inputs in ([unchanged, unchanged / "index.h5"], [unchanged, *parts], [*parts, unchanged]):
         with refused(65, "given twice"):
             open_shards([str(path) for path in inputs])
 
 
-def test_a_damaged_part_with_dead_rows_is_refused(first: Path) -> None:
+def test_a_damaged_part_with_dead_rows_is_refused(unchanged: Path, tmp_path: Path) -> None:
+    first = shutil.copytree(unchanged, tmp_path / "first")
     part = max(Result.open(first).parts, key=lambda part: len(part.ranges))
     path = first / part.file
     content = bytearray(path.read_bytes())
@@ -132,7 +129,8 @@ def test_a_damaged_part_with_dead_rows_is_refused(first: Path) -> None:
     assert sum(shard.n_rows for shard in shards) == Result.open(first).n_rows - part.n_live
 
 
-def test_bad_rows_are_listed_with_their_row_in_the_part(workspace: Workspace, first: Path) -> None:
+def test_bad_rows_are_listed_with_their_row_in_the_part(workspace: Workspace) -> None:
+    first = make_first(workspace)
     rows = np.ones((5, 4), np.float32)
     rows[[1, 3]] = np.nan
     for name in ("90.h5", "91.h5", "92.h5"):
@@ -156,7 +154,8 @@ def test_bad_rows_are_listed_with_their_row_in_the_part(workspace: Workspace, fi
     assert {(bad["file"], bad["row"]) for bad in result.report()["bad"]["rows"]["first"]} == places
 
 
-def test_a_run_on_parts_follows_their_changes(workspace: Workspace, first: Path) -> None:
+def test_a_run_on_parts_follows_their_changes(workspace: Workspace) -> None:
+    first = make_first(workspace)
     second = workspace.folder / "second"
     assert workspace.run_on([first], second, "--n-features", "1") == 0
     assert_rows_of_inputs(second)

@@ -1,35 +1,33 @@
 """Tests of rows in any form: they and their digests equal those of NumPy, and damaged rows are reported."""
 
+import pickle
 from itertools import product
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import scipy.sparse
 
+from shardpress.cli import main
 from shardpress.features import open_features
-from shardpress.hdf5.files import FILES
-from shardpress.hdf5.shard import Block, array_shard
-from shardpress.run.engine import run
-from shardpress.settings.config import Config
+from shardpress.hdf5.shard import Block, Shard, array_shard, block_of, first_rows
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from tests.support.cases import case, each
 from tests.support.damage import damage
-from tests.support.fields import set_sizes
+from tests.support.fresh_process import run_in_fresh_process
 from tests.support.helpers import (
     blocks,
     csr,
     numbered,
-    numbered_shards,
     refused,
     some_rows,
     whole,
     write_csr,
     write_shard,
 )
+from tests.support.standin import install
 
 pytestmark = pytest.mark.process
 
@@ -65,8 +63,12 @@ def write_table(file, rows, **options):
 
 
 def write_fields(file, rows, **options):
-    records = np.zeros(len(rows), [(f"c{i}", rows.dtype) for i in range(rows.shape[1])])
-    for i, name in enumerate(records.dtype.names):
+    fields = [f"c{i}" for i in range(rows.shape[1])]
+    offsets = [i * rows.itemsize for i in range(len(fields))]
+    # The order of the offsets decides.
+    dtype = {"names": fields[::-1], "formats": [rows.dtype] * len(fields), "offsets": offsets[::-1]}
+    records = np.zeros(len(rows), dtype)
+    for i, name in enumerate(fields):
         records[name] = rows[:, i]
     file.create_dataset("X", data=records, **options)
 
@@ -113,121 +115,68 @@ def test_rows_of_any_form_equal_those_of_numpy(tmp_path, form):
                 assert read_extras(Block(shard, start, stop))["y"].tolist() == list(range(start, stop))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_many_rows_are_read_in_pieces(tmp_path, monkeypatch, form):
-    rows = np.tile(some_rows(n_rows=500, n_inputs=10), (400, 1))
-    shard = write_form(tmp_path / "x.h5", form, rows)
-    sizes = []
-    preadv = FILES.preadv
-    monkeypatch.setattr(FILES, "preadv", lambda *place: sizes.append(len(place[1])) or preadv(*place))
-    assert read(Block(shard, 1, len(rows) - 1)).tobytes() == rows[1:-1].tobytes()
-    if form != "dense":  # dense rows are read where they are needed
-        assert max(sizes) <= 2**22
-
-
-@each(
-    "options",
-    [
-        {},
-        {"chunks": (1, 3)},
-        {"chunks": (4, 2)},
-        {"chunks": (3, 3), "maxshape": (None, None)},
-        {"compression": "lzf", "chunks": (4, 3)},
-        {"shuffle": True, "compression": "gzip", "chunks": (2, 1)},
-        {"shuffle": True, "fletcher32": True, "compression": "lzf"},
-    ],
-)
-def test_any_storage_and_any_blocks_give_the_same_rows(tmp_path, options):
-    rows = numbered(11, 3)
-    shards = open_shards([write_shard(tmp_path / "x.h5", rows, **options)])
-    for block_rows in (1, 4, 10, 11, 12):
-        np.testing.assert_array_equal(np.concatenate([read(block) for block in blocks(shards, block_rows)]), rows)
-
-
-@each("code", DTYPES)
-def test_array_shard_equals_a_file_with_its_rows(tmp_path, code):
-    rows = (numbered(7) % 3).astype(code)
-    (stored,) = open_shards([write_shard(tmp_path / "x.h5", rows)])
-    for array in (rows, np.asfortranarray(rows)):
-        shard = array_shard(array)
-        assert (shard.dtype, shard.n_rows, shard.row_bytes) == (stored.dtype, 7, stored.row_bytes)
-        for block in blocks([shard], 2):
-            assert read(block).tobytes() == read(Block(stored, block.start, block.stop)).tobytes()
-
-
-@pytest.mark.compiler
-@pytest.mark.parametrize("form", FORMS)
-def test_run_over_any_form_makes_the_same_features(tmp_path, monkeypatch, form):
-    rows = some_rows(n_rows=300)
+def test_run_over_any_form_makes_the_same_features(tmp_path, monkeypatch):
+    install(monkeypatch)
+    rows = some_rows(n_rows=60)
     rows[7, 2] = np.nan
     found = []
-    for each_form, block_rows in (("dense", None), (form, 64)):
-        shard = write_form(tmp_path / f"{each_form} {block_rows}.h5", each_form, rows, **CHUNKED)
-        config = Config.of(
-            input=(shard.path,),
-            orientation="columns" if shard.form == "columns" else None,
-            output=f"{shard.path} features",
-            n_features=3,
-            epochs=2,
-            on_bad_data="skip",
-        )
-        set_sizes(monkeypatch, block_rows=block_rows)
-        run(config, [])
-        found.append(open_features(config.results.output))
-    dense, other = found
-    assert np.asarray(dense.features).tobytes() == np.asarray(other.features).tobytes()
-    assert np.asarray(dense.extras["y"]).tolist() == np.asarray(other.extras["y"]).tolist()
-
-
-def test_shard_deleted_after_vetting_is_a_storage_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
-    (shard,) = numbered_shards(tmp_path, 3)
-    Path(shard.path).unlink()
-    with refused(74, shard.path, "rows=0:3", "No such file", "4 times"):
-        whole(shard)
-
-
-# -- the index of a table ------------------------------------------------------------------------------------------
-
-
-def write_indexed(path, index, n_rows=61, name="df/table", **options):
-    """Write a table with a leading field `index`."""
-    dtype = index if isinstance(index, np.dtype) else index.dtype
-    records = np.zeros(n_rows, [("index", dtype), ("a", "<f8"), ("b", "<f8")])
-    if not isinstance(index, np.dtype):
-        records["index"] = index
-    records["b"] = np.arange(n_rows)
-    with h5py.File(path, "w") as file:
-        file.create_dataset(name, data=records, **options)
-    return str(path)
-
-
-@each("options", [{}, CHUNKED])
-@each("index", [np.arange(61) - 5, np.arange(61) / 3, np.array([f"row {i}".encode() for i in range(61)])])
-def test_index_of_a_table_is_an_extra(tmp_path, options, index):
-    (shard,) = open_shards([write_indexed(tmp_path / "x.h5", index, **options)])
-    (extra,) = shard.extras
-    assert (extra.name, extra.dtype) == ("index", index.dtype)
-    for block_rows in (1, 7, 61):
-        found = [read_extras(block)["index"] for block in blocks([shard], block_rows)]
-        np.testing.assert_array_equal(np.concatenate(found), index)
+    for form in FORMS:
+        shard = write_form(tmp_path / f"{form}.h5", form, rows, **CHUNKED)
+        output = tmp_path / form
+        orientation = "columns" if form == "columns" else "rows"
+        flags = ["--input", shard.path, "--output", str(output), "--orientation", orientation]
+        assert main("", [*flags, "--on-bad-data", "skip", "--max-bad", "2%"]) == 0
+        opened = open_features(output)
+        found.append((opened.features.compute().tobytes(), opened.extras["y"].compute().tolist()))
+    assert found == found[:1] * len(FORMS)
 
 
 @each("odd", [h5py.opaque_dtype(np.dtype("M8[ns]")), np.dtype(("<i8", (2,))), np.dtype("c16")])
 def test_index_that_is_no_number_or_text_is_ignored(tmp_path, odd):
-    shard = opened(write_indexed(tmp_path / "x.h5", odd, 9), "table")
+    records = np.zeros(9, [("index", odd), ("a", "<f8"), ("b", "<f8")])
+    records["b"] = np.arange(9)
+    (shard,) = open_shards([write_shard(tmp_path / "x.h5", records)])
     assert shard.extras == ()
     assert read(Block(shard, 2, 9)).tolist() == [[0, i] for i in range(2, 9)]
 
 
-def test_indexes_of_several_tables_get_one_dtype(tmp_path):
-    paths = [write_indexed(tmp_path / f"{i}.h5", np.array([b"a", b"b", b"c"], f"S{3 + i}"), 3) for i in range(2)]
-    with h5py.File(paths[1], "a") as file:
-        file["df/index"] = [1, 2, 3]
-    one, other = open_shards(paths)
-    assert {extra.name for extra in one.extras} == {"index", "index_present", "df_index"}
-    for shard in (one, other):
-        assert read_extras(Block(shard, 1, 3))["df_index"].tolist() == [b"b", b"c"]
+# -- blocks ------------------------------------------------------------------------------------------------------
+
+
+@each("sizes", [(1,), (3, 4), (0, 3, 0, 0, 2, 0)])
+@each("block_rows", [1, 2, 3, 100])
+def test_blocks_cover_every_row_once_and_in_order(sizes, block_rows):
+    shards = [Shard(str(i), "X", (size, 2), "<f4") for i, size in enumerate(sizes)]
+    rows = [(shard, row) for shard in shards for row in range(shard.n_rows)]
+    cut = list(blocks(shards, block_rows))
+    assert [(block.shard, row) for block in cut for row in range(block.start, block.stop)] == rows
+    assert all(1 <= len(block) <= block_rows for block in cut)
+    numbers = first_rows(shards)
+    assert numbers.tolist() == [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    for number, (shard, row) in enumerate(rows):
+        assert block_of(shards, numbers, number, number + 1) == Block(shard, row, row + 1)
+
+
+def test_pickled_block_is_small_and_reads_the_same_rows(tmp_path):
+    rows = some_rows(n_rows=2000)
+    text = np.array(["a", "ü"] * 1000, object)
+    words = h5py.enum_dtype({"no": 0, "yes": 1}, "i1")
+    extras = {"y": np.arange(2000), "text": text, "word": np.zeros(2000, words), "kind": np.arange(2000) % 3 - 1}
+    extras["__categories/kind"] = ["b", "c"]
+    paths = [
+        write_shard(tmp_path / "plain.h5", rows, extras={**extras, "word": np.zeros(2000, "i1")}),
+        write_shard(tmp_path / "chunked.h5", rows, extras=extras, chunks=(100, 6), compression="gzip"),
+        write_csr(tmp_path / "sparse.h5", csr(rows), rows.shape),
+        write_shard(tmp_path / "table.h5", rows.view([(name, "<f4") for name in "abcdef"]).reshape(-1)),
+    ]
+    opened = [Block(open_shards([path])[0], 5, 1995) for path in paths]
+    masked = [Block(shard, 0, 7) for shard in open_shards([paths[0], paths[2]])]  # with a mask
+    tasks = [(each, block) for block in (*opened, *masked) for each in (read, read_extras)]
+    for (function, block), found in zip(tasks, run_in_fresh_process(tasks), strict=True):
+        expected = function(block)
+        assert pickle.dumps(found) == pickle.dumps(expected)
+        assert len(pickle.dumps(block)) < 4096 + 24 * 20
+        assert pickle.loads(pickle.dumps(block)) == block
 
 
 # -- damaged extras ------------------------------------------------------------------------------------------------
@@ -254,13 +203,6 @@ def test_lost_values_of_a_damaged_extra_do_not_depend_on_blocks(tmp_path, caplog
             assert values["z"] == list(range(12))
             assert [row for report in reports for row in range(*report["row"])] == [4, 5, 6, 7]
             assert {report["dataset"] for report in reports} == {"y"}
-            assert f" {lowest}" in caplog.text
-
-    def stop():
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        read_extras(Block(shard, 0, 12), [], stop)
 
 
 # -- sparse rows ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Tests of malicious files with links, excessive sizes or forged data: refused by name, and no other file is opened."""
 
+import struct
 from dataclasses import replace
+from functools import partial
 
 import h5py
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 from shardpress.hdf5.child import ask
 from shardpress.hdf5.limits import MOST_TEXT_BYTES
 from shardpress.hdf5.shard import Block
+from shardpress.shards.inspect import inspect_files
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
+from shardpress.shards.vet import Selection
 from tests.support import hostile
 from tests.support.cases import case, each
 from tests.support.helpers import names, numbered, refused, whole, write_shard
@@ -20,15 +24,47 @@ pytestmark = pytest.mark.process
 # -- links to other files ---------------------------------------------------------------------------------------------
 
 
-@each("place", ["dataset", "group", "deeper"])
-def test_external_links_are_refused(tmp_path, place):
+def linked(folder, secret, place="dataset"):
+    return hostile.external_link(folder, secret, place)[0]
+
+
+def master(folder, secret, is_virtual):
+    """Write a master file. Its only own array, a mask, is not the rows."""
+    with h5py.File(folder / "x.h5", "w") as file:
+        file["entry/mask"] = np.zeros((2, 2), "u4")
+        if is_virtual:
+            layout = h5py.VirtualLayout((6, 2), "<i4")
+            layout[:] = h5py.VirtualSource(secret, "X", (6, 2))
+            file.create_virtual_dataset("entry/data", layout)
+        else:
+            file["entry/data/data_0"] = h5py.ExternalLink(secret, "/X")
+    return folder / "x.h5"
+
+
+@each(
+    "write, requested, phrase",
+    [
+        (linked, "X", "external link"),
+        (partial(linked, place="group"), "g/X", "external link"),
+        (partial(linked, place="deeper"), "/deep/er/group/X", "external link"),
+        (lambda folder, secret: hostile.soft_link(folder, "/rows"), "X", "soft link"),
+        (hostile.external_storage, "X", "external storage"),
+        (hostile.virtual, "X", "virtual dataset"),
+        # HDF5 must open the sources of an unlimited virtual dataset to determine even its shape.
+        (partial(hostile.virtual, unlimited=True), "X", "virtual dataset"),
+        (partial(master, is_virtual=False), "entry/data/data_0", "external link"),
+        (partial(master, is_virtual=True), "entry/data", "virtual dataset"),
+    ],
+)
+def test_rows_in_other_files_are_refused_without_opening_these(tmp_path, write, requested, phrase):
     secret = hostile.secret(tmp_path)
-    path, name = hostile.external_link(tmp_path, secret, place)
+    path = write(tmp_path, secret)
     with hostile.opens(secret) as counts:
-        with refused(65, f"file={path} dataset={name}", "external link", str(secret)):
-            open_shards([str(path)], name)
+        with refused(65, f"file={path} dataset={requested}", phrase):
+            open_shards([str(path)], requested)
         with refused(65, f"file={path}"):
             open_shards([str(path)])
+        assert inspect_files([str(path)], Selection(None)).refused
     assert counts == [0]
 
 
@@ -41,51 +77,6 @@ def test_extras_in_another_file_are_left_out(tmp_path, caplog):
     assert "dataset=y: " in caplog.text
 
 
-@each("target", ["/rows", "/X", "/nowhere", "."])
-def test_soft_links_are_refused(tmp_path, target):
-    path = hostile.soft_link(tmp_path, target)
-    with refused(65, f"file={path} dataset=X", "soft link", f": {target})"):
-        open_shards([str(path)])
-    assert open_shards([str(path)], "rows")[0].shape == (6, 2)
-
-
-def test_external_storage_is_refused(tmp_path):
-    secret = hostile.secret(tmp_path)
-    path = hostile.external_storage(tmp_path, secret)
-    with hostile.opens(secret) as counts, refused(65, f"file={path} dataset=X", "external storage"):
-        open_shards([str(path)])
-    assert counts == [0]
-
-
-@each("unlimited", [True, False])
-def test_virtual_datasets_are_refused(tmp_path, unlimited):
-    """HDF5 must open the sources of an unlimited virtual dataset to determine even its shape."""
-    secret = hostile.secret(tmp_path)
-    path = hostile.virtual(tmp_path, secret, unlimited)
-    with hostile.opens(secret) as counts:
-        for requested in ("X", None):
-            with refused(65, f"file={path} dataset=X", "virtual dataset", "--input"):
-                open_shards([str(path)], requested)
-    assert counts == [0]
-
-
-@pytest.mark.parametrize("kind", ["links", "virtual"])
-def test_master_file_is_refused_and_its_mask_is_not_the_rows(tmp_path, kind):
-    secret = hostile.secret(tmp_path)
-    with h5py.File(tmp_path / "master.h5", "w") as file:
-        if kind == "links":
-            file["entry/data/data_0"] = h5py.ExternalLink(secret, "/X")
-        else:
-            layout = h5py.VirtualLayout((6, 2), "<i4")
-            layout[:] = h5py.VirtualSource(secret, "X", (6, 2))
-            file.create_virtual_dataset("entry/data", layout)
-        file["entry/mask"] = np.zeros((2, 2), "u4")
-    with hostile.opens(secret) as counts, refused(65, "entry/mask (2, 2) uint32", "--dataset"):
-        open_shards([str(tmp_path / "master.h5")])
-    assert counts == [0]
-    assert open_shards([str(tmp_path / "master.h5")], "entry/mask")[0].shape == (2, 2)
-
-
 # -- excessive sizes --------------------------------------------------------------------------------------------------
 
 
@@ -93,11 +84,8 @@ def test_master_file_is_refused_and_its_mask_is_not_the_rows(tmp_path, kind):
     "shape, options, phrase",
     [
         ((2**50, 16), {}, "never written"),
-        ((2**50, 16), {"chunks": (2**10, 16), "compression": "gzip"}, "at most 4194304"),
         ((2**62, 3), {"chunks": (2**10, 3), "maxshape": (None, 3)}, "at most 4194304"),
-        ((4, 2**40), {"chunks": (1, 2**20)}, "never written"),
         ((2, 2**24 + 1), {"chunks": (1, 2**24 + 1), "compression": "gzip"}, "67108864"),
-        ((2, 2**30 - 4), {"chunks": (1, 2**30 - 4), "compression": "gzip"}, "h5repack"),
     ],
 )
 def test_claimed_shape_without_data_is_refused(tmp_path, shape, options, phrase):
@@ -107,36 +95,12 @@ def test_claimed_shape_without_data_is_refused(tmp_path, shape, options, phrase)
         open_shards([str(path)])
 
 
-@each("options", [{"chunks": (2, 2)}, {"chunks": (2, 2), "compression": "gzip"}, {}])
-def test_unwritten_rows_are_an_error(tmp_path, options):
+def test_unwritten_rows_are_an_error(tmp_path):
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
-        dataset = file.create_dataset("X", (10, 2), "f4", **options)
-        if options:
-            dataset[:6] = 1
+        file.create_dataset("X", (10, 2), "f4", chunks=(2, 2))[:6] = 1
     with refused(65, f"file={path} dataset=X", "never written"):
         open_shards([str(path)])
-
-
-def test_shards_without_rows_are_accepted_in_any_storage(tmp_path):
-    may_grow = {"chunks": (2, 2), "compression": "gzip", "maxshape": (None, 2)}
-    for i, options in enumerate(({}, may_grow, {"maxshape": (9, 9)})):
-        write_shard(tmp_path / f"{i}.h5", numbered(0), extras={"y": np.arange(0)}, **options)
-    write_shard(tmp_path / "9.h5", numbered(2), extras={"y": np.arange(2)})
-    shards = open_shards([str(tmp_path)])
-    assert [whole(shard).shape for shard in shards] == [(0, 2), (0, 2), (0, 2), (2, 2)]
-    assert read_extras(Block(shards[0], 0, 0))["y"].shape == (0,)
-
-
-@each("options", [{}, {"chunks": (7,), "compression": "gzip", "maxshape": (None,)}])
-def test_longest_texts_are_measured(tmp_path, options):
-    texts = [b"x" * n for n in range(3000)]
-    path = write_shard(tmp_path / "x.h5", numbered(3000))
-    with h5py.File(path, "a") as file:
-        file.create_dataset("text", data=np.array(texts, object), dtype=h5py.string_dtype(), **options)
-    (extra,) = open_shards([path])[0].extras
-    assert extra.layout.longest == 2999
-    assert extra.text_bytes == -(-sum(range(2048, 3000)) // 1024)
 
 
 def test_too_long_texts_are_left_out(tmp_path, caplog):
@@ -146,29 +110,31 @@ def test_too_long_texts_are_left_out(tmp_path, caplog):
     assert "dataset=text: " in caplog.text
 
 
-def test_long_texts_are_read_within_the_childs_memory(tmp_path):
-    """The file has 200 MB of texts next to the rows; 1024 of them at once would be too much."""
-    texts = [bytes([65 + i % 26]) * (2 * 10**6) for i in range(100)]
-    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(100), extras={"text": np.array(texts, object)})])
-    found = read_extras(Block(shard, 0, 100))["text"]
-    assert all(text == expected for text, expected in zip(found, texts, strict=True))
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Give new children a quarter of the usual memory."""
+    ask.retire()
+    monkeypatch.setattr(ask, "LIMITS", replace(ask.LIMITS, memory=2**27))
+    yield
+    ask.retire()
 
 
-def test_extras_that_exceed_the_childs_memory_are_left_out(tmp_path, caplog):
-    """The extra has 16 categories, and each of them is a text of 40 MB."""
-    path = write_shard(tmp_path / "x.h5", numbered(6), extras={"y": range(6)})
-    with h5py.File(path, "a") as file:
-        file["__categories/y"] = np.array(["x" * (40 * 10**6)] * 16, object)
+def test_texts_exceed_the_memory_of_the_child_only_as_categories(tmp_path, little_memory):
+    """Texts with one value for each row are read a few at a time."""
+    texts = np.array([bytes([65 + i % 26]) * (2 * 10**6) for i in range(60)], object)
+    path = write_shard(tmp_path / "x.h5", numbered(60), extras={"text": texts, "y": range(60)})
     (shard,) = open_shards([path])
-    assert names(shard) == ()
-    assert "y" in caplog.text
-    np.testing.assert_array_equal(whole(shard), numbered(6))
+    assert names(shard) == ("text", "y")
+    assert read_extras(Block(shard, 0, 60))["text"].tolist() == texts.tolist()
+    with h5py.File(path, "a") as file:
+        file["__categories/y"] = file["text"]
+    assert names(open_shards([path])[0]) == ("text",)
 
 
 # -- invalid content --------------------------------------------------------------------------------------------------
 
 
-@each("offset", [0, 8, 10**6, 2**40, 2**62, 2**63, 2**64 - 1])
+@each("offset", [0, 10**6, 2**62, 2**64 - 1])
 def test_values_at_forged_offsets_are_refused_or_left_out(tmp_path, caplog, offset):
     path = hostile.moved(tmp_path, offset)
     with refused(65, f"file={path}"):
@@ -179,7 +145,7 @@ def test_values_at_forged_offsets_are_refused_or_left_out(tmp_path, caplog, offs
     assert f"file={path} dataset=y: " in caplog.text
 
 
-@each("shift", [-8, 0, 8, 40])
+@each("shift", [-8, 8])
 def test_overlapping_datasets_are_refused(tmp_path, shift):
     with h5py.File(hostile.plain(tmp_path)) as file:
         offset = file["X"].id.get_offset()
@@ -198,14 +164,38 @@ def test_two_names_of_one_dataset_do_not_overlap(tmp_path):
 
 
 def test_chunks_of_an_impossible_shape_are_refused(tmp_path):
-    for rank in [0, 1, 2, 4, 33, 255]:
+    for rank in [0, 2, 4, 255]:
         path = hostile.of_another_chunk_rank(tmp_path, rank)
         with case(rank), refused(65, f"file={path}"):
             open_shards([str(path)])
-    for sizes in [(0, 2, 4), (3, 0, 4), (3, 2, 0), (3, 2, 8), (2**32 - 1, 2**32 - 1, 4), (1, 2, 4), (9, 9, 4)]:
+    for sizes in [(0, 2, 4), (3, 2, 0), (3, 2, 8), (2**32 - 1, 2**32 - 1, 4), (9, 9, 4)]:
         path = hostile.with_chunks_of(tmp_path, *sizes)
         with case(sizes), refused(65, f"file={path}"):
             open_shards([str(path)])
+
+
+def test_chunks_at_forged_places_are_refused(tmp_path):
+    path = hostile.plain(tmp_path, chunks=(3, 2))
+    with h5py.File(path) as file:
+        first, second = (file["X"].id.get_chunk_info(i).byte_offset for i in range(2))
+    offsets_in_dataset = (3, 0, 0)
+    entry = struct.pack("<IIQQQQ", 24, 0, *offsets_in_dataset, second)
+    content = path.read_bytes()
+    assert content.count(entry) == 1
+    for size, place in [(24, 0), (24, 10**6), (24, 2**63 - 1), (24, first + 8), (23, second), (2**31, second)]:
+        path.write_bytes(content.replace(entry, struct.pack("<IIQQQQ", size, 0, *offsets_in_dataset, place)))
+        with case(size, place), refused(65, f"file={path}"):
+            open_shards([str(path)])
+
+
+def test_size_that_deflate_cannot_reach_is_refused(tmp_path):
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("X", (4096, 2**15), "i4", chunks=(1, 2**15), compression="gzip")
+        for row in range(4096):
+            dataset.id.write_direct_chunk((row, 0), b"x")
+    with refused(65, f"file={path} dataset=X", f"{4096 * 2**17} bytes"):
+        open_shards([str(path)])
 
 
 def test_circular_index_nodes_are_not_followed(tmp_path):
@@ -219,18 +209,4 @@ def test_index_of_more_chunks_than_bytes_is_refused(tmp_path):
     path = hostile.shared_chunk_nodes(tmp_path, 6)
     assert path.stat().st_size < 23_000
     with refused(65, f"file={path} dataset=X", "chunks"):
-        open_shards([str(path)])
-
-
-def test_index_without_chunks_is_stopped_by_the_time_limit(tmp_path, monkeypatch):
-    """HDF5 visits all nodes of the index without a message."""
-    monkeypatch.setattr(ask, "LIMITS", replace(ask.LIMITS, seconds=1))
-    path = hostile.shared_chunk_nodes(tmp_path, 6, n_in_leaf=0)
-    with refused(65, f"file={path}", "1 s"):
-        open_shards([str(path)])
-
-
-def test_endless_header_is_refused(tmp_path):
-    path = hostile.endless_header(tmp_path)
-    with refused(65, f"file={path}"):
         open_shards([str(path)])

@@ -55,17 +55,3 @@ def child_pid():
     idle_child = ask_module._idle.pop_last()
     ask_module._idle.put(id(idle_child), idle_child)
     return idle_child._process.pid
-
-
-DRIVER = """
-import os, sys
-from pathlib import Path
-from shardpress.hdf5.child import ask as ask_module
-from shardpress.errors import DataError
-from shardpress.shards.vet import Selection, vet
-vet(Path(sys.argv[1]))
-idle_child = ask_module._idle.pop_last()
-ask_module._idle.put(id(idle_child), idle_child)
-print(idle_child._process.pid, flush=True)
-sys.stdin.read()
-"""

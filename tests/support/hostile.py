@@ -204,15 +204,16 @@ def endless_chunk_index(folder: Path) -> Path:
     return path
 
 
-def shared_chunk_nodes(folder: Path, n_levels: int, n_in_leaf: int = 6) -> Path:
+def shared_chunk_nodes(folder: Path, n_levels: int) -> Path:
     """Write a chunk tree with one node at each level. All 64 entries of the parent node point to it.
 
-    The chunks are outside the dataset. If `n_in_leaf` is 0, the tree has no chunks.
+    The chunks are outside the dataset.
     """
     path = plain(folder, chunks=(1, 2))
     content = bytearray(path.read_bytes())
     leaf = content.index(b"TREE\1")
-    content[leaf + 6 : leaf + 8] = struct.pack("<H", n_in_leaf)
+    n_chunks = 6
+    content[leaf + 6 : leaf + 8] = struct.pack("<H", n_chunks)
     for i in range(6):
         content[leaf + 32 + 40 * i : leaf + 40 + 40 * i] = struct.pack("<Q", 1000 + i)
     top = _with_shared_nodes(content, leaf, 1, n_levels, bytes(32))
@@ -233,20 +234,6 @@ def _with_shared_nodes(content: bytearray, leaf: int, kind: int, n_levels: int, 
         content += node
     content[40:48] = struct.pack("<Q", len(content))
     return below
-
-
-def endless_header(folder: Path) -> Path:
-    """Write an object header with a continuation that refers to the header itself."""
-    path = folder / "x.h5"
-    with h5py.File(path, "w", libver="earliest") as file:
-        dataset = file.create_dataset("X", data=ROWS)
-        for i in range(20):
-            dataset.attrs[f"attribute {i}"] = i  # until the header needs a continuation
-        header = h5py.h5o.get_info(dataset.id).addr
-    content = path.read_bytes()
-    at = content.index(struct.pack("<HHI", 0x10, 16, 0), header)
-    path.write_bytes(content[: at + 8] + struct.pack("<QQ", header + 16, 256) + content[at + 24 :])
-    return path
 
 
 def left_open(folder: Path) -> Path:

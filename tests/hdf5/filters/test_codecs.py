@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import zstandard
 
-from shardpress.hdf5.filters.codecs import FLETCHER32, SHUFFLE, decode_chunk
+from shardpress.hdf5.filters.codecs import FLETCHER32, decode_chunk
 from tests.support.cases import case
 from tests.support.filtered import WAYS
 
 BLOSC = 32001
-LZ4 = 32004
 ZSTD = 32015
 
 
@@ -45,13 +44,6 @@ def test_damaged_chunk_is_an_error_or_has_the_expected_size(name):
         except ValueError:
             n_errors += 1
     assert n_errors > 100
-
-
-def test_forged_size_of_lz4_allocates_no_memory():
-    data, filters, n_bytes = first_chunk("lz4")
-    for size in (0, 1, n_bytes + 10**4, 2**40, 2**63):
-        with case(size), pytest.raises(ValueError, match=r"bytes|lz4"):
-            decode_chunk(memoryview(size.to_bytes(8, "big") + data[8:]), filters, 0, n_bytes)
 
 
 def test_forged_size_of_zstd_allocates_no_memory():
@@ -87,37 +79,14 @@ def test_blosc_chunk_with_too_many_blocks_is_refused():
 # -- HDF5's own filters --------------------------------------------------------------------------------------------
 
 
-def slow_fletcher32(data):
-    """Compute the checksum word by word, as H5checksum.c does."""
-    low = high = 0
-    for i in range(0, len(data), 2):
-        low += data[i] << 8 | (data[i + 1] if i + 1 < len(data) else 0)
-        high += low
-        low = (low & 0xFFFF) + (low >> 16)
-        high = (high & 0xFFFF) + (high >> 16)
-    return ((high & 0xFFFF) + (high >> 16)) << 16 | (low & 0xFFFF) + (low >> 16)
-
-
-def test_checksum_equals_that_of_hdf5_or_of_old_files():
-    for n, fill in product([0, 1, 2, 3, 719, 720, 16383, 16384, 16385, 50001], [0, 255, None]):
-        data = np.random.default_rng(n).bytes(n) if fill is None else bytes([fill]) * n
-        right = slow_fletcher32(data).to_bytes(4, "little")
-        swapped = bytes([right[1], right[0], right[3], right[2]])
-        for stored in (right, swapped):
-            with case(n=n, fill=fill):
-                assert bytes(decode_chunk(memoryview(data + stored), [(FLETCHER32, ())], 0, n)) == data
-        wrong = bytes([right[0] ^ 1, *right[1:]])
-        with case(n=n, fill=fill), pytest.raises(ValueError, match="checksum"):
-            decode_chunk(memoryview(data + wrong), [(FLETCHER32, ())], 0, n)
-
-
-def test_shuffle_is_inverted_for_any_remainder():
-    for n_bytes, size in product([0, 1, 3, 4, 5, 7, 12, 13], [1, 2, 3, 4, 8]):
-        with case(n_bytes=n_bytes, size=size):
-            data = np.arange(n_bytes, dtype=np.uint8)
-            n = n_bytes // size
-            shuffled = np.concatenate([data[: n * size].reshape(n, size).T.ravel(), data[n * size :]])
-            assert bytes(decode_chunk(shuffled.data, [(SHUFFLE, (size,))], 0, n_bytes)) == data.tobytes()
-    for parameters in ((), (0,), (4, 4)):
-        with case(parameters), pytest.raises(ValueError, match="shuffle"):
-            decode_chunk(memoryview(bytes(8)), [(SHUFFLE, parameters)], 0, 8)
+def test_checksums_of_hdf5_and_of_old_files_are_accepted():
+    for n, fill in product([1, 2, 3, 719, 16384, 16385, 50001], [0, 255, None]):
+        values = np.frombuffer(np.random.default_rng(n).bytes(n), np.uint8) if fill is None else np.full(n, fill, "u1")
+        with case(n=n, fill=fill), h5py.File.in_memory() as file:
+            dataset = file.create_dataset("X", data=values, chunks=(n,), fletcher32=True)
+            _, stored = dataset.id.read_direct_chunk((0,))
+            right = stored[-4:]
+            swapped = bytes([right[1], right[0], right[3], right[2]])
+            for checksum in (right, swapped):
+                data = memoryview(stored[:-4] + checksum)
+                assert bytes(decode_chunk(data, [(FLETCHER32, ())], 0, n)) == values.tobytes()

@@ -84,10 +84,3 @@ def test_streams_are_decoded_or_refused_in_their_buffer(is_damaged):
                 else:
                     with pytest.raises(ValueError, match=f"expected {n_bytes} bytes"):
                         undo(bytes(data), n_bytes)
-
-
-def test_arguments_that_are_no_buffers_are_refused():
-    with pytest.raises(TypeError):
-        lzf.undo_into("text", bytearray(3))
-    with pytest.raises(TypeError):
-        lzf.undo_into(b"\0a", b"read-only")

@@ -1,6 +1,7 @@
 """Tests of all filters of HDF5 and hdf5plugin: values equal h5py's, and damaged chunks are refused.
 
-Sample: 6 random files for each filter, and with TEST_CASES=all 60.
+Sample: 6 random files for each filter, and damage to 2 files for each of 6 filters. With TEST_CASES=all: 60 files, and
+all filters.
 """
 
 import bz2
@@ -64,11 +65,6 @@ def test_rows_with_every_filter_are_read_as_by_h5py(path, name):
                 assert read(block).tobytes() == expected[block.start : block.stop].tobytes()
 
 
-def test_every_filter_of_hdf5plugin_is_tested():
-    codes = {way.options.get("compression") for way in WAYS.values()}
-    assert codes >= set(hdf5plugin.FILTERS.values())
-
-
 @pytest.mark.parametrize("precision", [32, 12])
 def test_n_bit_reads_back(path, precision):
     rows = np.arange(60, dtype="<i4").reshape(20, 3)
@@ -76,22 +72,14 @@ def test_n_bit_reads_back(path, precision):
     np.testing.assert_array_equal(whole(opened(path)), rows)
 
 
-def bfloat16():
-    kind = h5py.h5t.IEEE_F16LE.copy()
-    kind.set_fields(15, 7, 8, 0, 7)
-    kind.set_ebias(127)
-    return kind
-
-
 @pytest.mark.parametrize(
-    ("kind", "n_most_columns", "chunk_options"),
+    ("n_most_columns", "chunk_options"),
     [
-        (bfloat16(), 6, 0),  # a type that NumPy lacks
-        (h5py.h5t.STD_I16LE, h5py.h5s.UNLIMITED, 0),  # HDF5 lists wrong positions of these chunks
-        (h5py.h5t.STD_I16LE, 6, 2),  # chunks at the edges are stored without filters
+        (h5py.h5s.UNLIMITED, 0),  # HDF5 lists wrong positions of these chunks
+        (6, 2),  # chunks at the edges are stored without filters
     ],
 )
-def test_chunks_of_a_plugin_are_read_in_odd_layouts(path, kind, n_most_columns, chunk_options):
+def test_chunks_of_a_plugin_are_read_in_odd_layouts(path, n_most_columns, chunk_options):
     rows = numbered(10, 6, dtype=np.float32)
     with h5py.File.in_memory() as file:
         properties = file.create_dataset("X", (10, 6), "<i2", chunks=(4, 4), **BITSHUFFLE).id.get_create_plist()
@@ -99,7 +87,7 @@ def test_chunks_of_a_plugin_are_read_in_odd_layouts(path, kind, n_most_columns, 
     assert set_options(ctypes.c_int64(properties.id), ctypes.c_uint(chunk_options)) == 0
     with h5py.File(path, "w", libver="latest") as file:
         space = h5py.h5s.create_simple((10, 6), (10, n_most_columns))
-        dataset = h5py.h5d.create(file.id, b"X", kind, space, dcpl=properties)
+        dataset = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I16LE, space, dcpl=properties)
         dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
     np.testing.assert_array_equal(whole(opened(path)), rows)
 
@@ -115,7 +103,7 @@ def test_texts_with_a_plugin_are_read(path):
 # -- damaged chunks ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_bytes", [0, 31, 33, 2**27])
+@pytest.mark.parametrize("n_bytes", [31, 33, 2**24])
 def test_chunk_of_another_size_is_refused_with_its_place(path, n_bytes):
     """libhdf5 would return other memory for a short chunk."""
     with h5py.File(path, "w") as file:
@@ -137,10 +125,10 @@ def test_short_chunk_with_texts_is_refused(path):
         read_extras(Block(opened(path), 0, 8))
 
 
-@pytest.mark.parametrize("name", [name for name, way in WAYS.items() if way.is_by_child])
+@pytest.mark.parametrize("name", sample([name for name, way in WAYS.items() if way.is_by_child], 6))
 def test_damaged_chunk_is_named_or_has_the_right_size(path, name):
     errors = []
-    seeds = sample(range(60), 4)
+    seeds = sample(range(60), 2)
     for seed in seeds:
         with case(seed=seed):
             with h5py.File(path, "w") as file:
@@ -187,9 +175,7 @@ def test_chunk_that_crashes_its_filter_is_named(path, tmp_path, new_child, monke
     [
         ("zstd", ["zstandard", "hdf5plugin"], "zstandard"),
         ("blosc-snappy", ["hdf5plugin"], "hdf5plugin"),
-        ("bitshuffle-lz4", ["hdf5plugin"], "hdf5plugin"),
         ("scaleoffset", ["hdf5plugin"], None),
-        ("zstd", ["hdf5plugin"], None),
         ("zstd", ["zstandard"], None),
     ],
 )
