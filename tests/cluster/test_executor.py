@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
-import numpy as np
 import pytest
 
 from shardpress.cluster import executor as module
 from shardpress.cluster.executor import compute, reduce
-from shardpress.cluster.threads import check, threads
+from shardpress.cluster.threads import check, stop, threads
 from shardpress.signals import Stopped, stoppable
 
 SIZES = [0, 1, 2, 16, 17, 257]
@@ -31,11 +30,12 @@ def run(tasks: Sequence[Any], n: int, done: Callable[[Any], object] | None = Non
         return compute(tasks, pool, n, done)
 
 
-# -- order ---------------------------------------------------------------------------------------------------------
-
-
 def test_results_are_ordered_and_reported_once_in_the_caller() -> None:
+    """One thread starts the tasks in order: files are then read from front to back, as read-ahead expects."""
     for n_tasks in SIZES:
+        started: list[int] = []
+        run([(started.append, i) for i in range(n_tasks)], 1)
+        assert started == list(range(n_tasks))
         reported: list[tuple[int, threading.Thread]] = []
 
         def report(result: int, reported: list[tuple[int, threading.Thread]] = reported) -> None:
@@ -47,14 +47,6 @@ def test_results_are_ordered_and_reported_once_in_the_caller() -> None:
         assert {thread for _, thread in reported} <= {threading.current_thread()}
 
 
-def test_tasks_start_in_order() -> None:
-    """Files are then read from front to back, as read-ahead of disks and page caches expects."""
-    for n_tasks in SIZES:
-        started: list[int] = []
-        run([(started.append, i) for i in range(n_tasks)], 1)
-        assert started == list(range(n_tasks))
-
-
 def test_a_result_is_reported_as_soon_as_it_exists() -> None:
     """Otherwise a run that is interrupted after ten hours would have committed nothing."""
     reported = threading.Event()
@@ -63,9 +55,6 @@ def test_a_result_is_reported_as_soon_as_it_exists() -> None:
         assert not is_second or reported.wait(timeout=30), "reported only after all tasks were done"
 
     run([(work, False), (work, True)], 2, lambda _: reported.set())
-
-
-# -- stopping ------------------------------------------------------------------------------------------------------
 
 
 def run_until_stopped(has_begun: threading.Event) -> None:
@@ -104,30 +93,22 @@ def test_an_error_is_raised_after_the_end_of_the_last_task(monkeypatch: pytest.M
             is_awaited.set()
 
 
-def test_the_first_error_stops_the_remaining_tasks() -> None:
-    n_started = []
-
-    def fail(_: int) -> None:
-        n_started.append(1)
-        raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"):
-        run([(fail, i) for i in range(1000)], 2)
-    assert len(n_started) < 100
-
-
-def test_an_error_of_the_callback_stops_the_remaining_tasks() -> None:
-    reported = list[int]()
-    n_started = list[int]()
+@pytest.mark.parametrize("is_in_callback", [False, True])
+def test_the_first_error_stops_the_remaining_tasks(is_in_callback: bool) -> None:
+    started: list[int] = []
     has_begun = threading.Event()
 
-    def report(result: int) -> None:
-        reported.append(result)
-        raise ValueError("full")
+    def fail(_: object) -> None:
+        assert has_begun.wait(timeout=30)
+        raise ValueError("broken")
 
-    with pytest.raises(ValueError, match="full"):
-        run([(run_until_stopped, has_begun), *((n_started.append, i) for i in range(1000))], 2, report)
-    assert (len(reported), len(n_started) < 100) == (1, True)
+    tasks: list[Any] = [(run_until_stopped, has_begun)]
+    if not is_in_callback:
+        tasks.append((fail, None))
+    tasks += [(started.append, i) for i in range(1000)]
+    with pytest.raises(ValueError, match="broken"):
+        run(tasks, 2, fail if is_in_callback else None)
+    assert len(started) < 100
 
 
 def test_a_signal_stops_and_waits_for_running_tasks() -> None:
@@ -148,26 +129,28 @@ def test_a_signal_stops_and_waits_for_running_tasks() -> None:
     assert sum(events) == 0
 
 
-# -- batches -------------------------------------------------------------------------------------------------------
+def test_no_thread_is_running_after_an_error() -> None:
+    futures = []
+
+    def fail() -> None:
+        has_begun = threading.Event()
+        with threads(2) as pool:
+            futures.append(pool.submit(run_until_stopped, has_begun))
+            assert has_begun.wait(timeout=30)
+            raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        fail()
+    assert isinstance(futures[0].exception(), InterruptedError)
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("dask")] == []
 
 
-@pytest.mark.parametrize(
-    ("n_tasks", "n_remote", "n_small", "batch"),
-    [
-        (1000, 0, 99, 1),  # threads of this process need no batches
-        (63, 2, 99, 1),
-        (64, 2, 99, 2),
-        (1000, 12, 99, 5),
-        (200, 2, 5, 5),
-        (80_000, 2, 0, 2),  # large tasks are sent in batches as well if there are many
-        (100_000, 6_000, 1, 10),  # more threads than the scheduler can keep busy with small batches
-        (100, 6_000, 1, 1),
-        (100_000, 6_000, 0, 1),  # with longer tasks the scheduler keeps more threads busy
-    ],
-)
-def test_small_or_many_tasks_are_sent_in_batches(n_tasks: int, n_remote: int, n_small: int, batch: int) -> None:
-    """A scheduler needs time for each message, but each thread should get several batches."""
-    assert module.batch_size(n_tasks, n_remote, n_small) == batch
+def test_stopping_a_pool_stops_no_other_thread() -> None:
+    with threads(1) as one, threads(1) as other:
+        stop(one)
+        assert isinstance(one.submit(check).exception(), InterruptedError)
+        assert other.submit(check).exception() is None
+        check()
 
 
 def test_a_batch_gives_the_results_of_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +163,6 @@ def test_a_batch_gives_the_results_of_its_tasks(monkeypatch: pytest.MonkeyPatch)
         assert compute([(square, i) for i in range(200)], pool, 3, reported.append, 5) == [i * i for i in range(200)]
     assert sorted(reported) == [i * i for i in range(200)]
     assert (len(calls), calls[0]) == (40, "0; 1; 2; 3; 4")
-
-
-# -- merging -------------------------------------------------------------------------------------------------------
 
 
 def test_results_are_merged_in_order_and_reported_once() -> None:
@@ -211,8 +191,6 @@ def test_few_results_are_held_while_merging() -> None:
     assert max(most) < 100, "results of 1000 tasks"
 
 
-# -- independence of the environment -------------------------------------------------------------------------------
-
 HOSTILE = """
 import sys, threading
 from shardpress.cluster.executor import compute, reduce
@@ -240,9 +218,3 @@ def test_the_environment_does_not_choose_the_executor() -> None:
     command = [sys.executable, "-c", HOSTILE]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert result.stdout.split("\n")[:2] == [f"{[3] * 20} 60 {{'dask'}} False", "error raised"], result.stderr
-
-
-def test_threads_do_not_copy_arrays() -> None:
-    rows = np.arange(6).reshape(2, 3)
-    (found,) = run([(np.asarray, rows)], 1)
-    assert found is rows

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -31,13 +29,6 @@ def test_invalid_cluster_settings_are_refused_at_once(monkeypatch: pytest.Monkey
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with refused(78, "devices: cuda1", "CUDA_VISIBLE_DEVICES=3"):
         check_settings(ClusterSettings(devices=("cuda0", "cuda1")))
-
-
-@pytest.mark.process
-def test_a_run_with_threads_does_not_import_distributed() -> None:
-    program = "import sys, shardpress.run.engine; print('distributed' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-    assert result.stdout == "False\n"
 
 
 def test_threads_work_while_the_driver_handles_a_result() -> None:

@@ -10,8 +10,6 @@ import pytest
 
 from shardpress.cluster.executor import compute, reduce
 from shardpress.cluster.stats import WorkerStats, process_name
-from tests.support.cases import each
-from tests.support.logged import mentions
 
 
 @dataclass(frozen=True)
@@ -48,24 +46,3 @@ def test_results_count_for_the_process_that_made_them() -> None:
         encoding = summaries[process]["stages"]["encoding"]
         assert (encoding["n_tasks"], encoding["n_rows"]) == (len(rows), sum(rows))
     assert process_name() not in summaries
-
-
-@each(
-    "speeds, facts",
-    [
-        ([], ()),
-        ([1500], ("1 worker", "1,500 rows/s")),
-        ([*range(0, 1100, 100)], ("11 workers", "0 + 500 + 1,000 rows/s")),
-    ],
-)
-def test_the_log_shows_the_speed_of_workers(speeds: list[int], facts: tuple[str, ...]) -> None:
-    now = 100.0
-    stats = WorkerStats(clock=lambda: now)
-    stats.begin("scan")
-    for i, speed in enumerate(speeds):
-        stats.add(f"node:{i}", Result("", 2 * speed))
-    now += 2
-    assert mentions(str(stats), *facts)
-    assert (str(stats) == "") == (not facts)
-    stats.begin("encoding")  # no information yet
-    assert str(stats) == ""

@@ -96,15 +96,6 @@ def test_tasks_that_are_submitted_after_a_failure_fail_too() -> None:
             assert isinstance(future.exception(timeout=0), ConnectionResetError)
 
 
-def test_a_run_without_workers_waits_for_a_limited_time(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(workers, "_LOG_INTERVAL", 0.02)
-    with pool_of(0, patience=0.4) as pool, refused(75, "worker", "0 s"):
-        run(pool, [(abs, -1)])
-    assert mentions(caplog.text, "cluster:", "worker")
-
-
 def test_a_signal_ends_a_run_that_waits_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     with pool_of(0) as pool:
         submit = pool.submit

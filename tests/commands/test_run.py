@@ -14,13 +14,15 @@ from tests.support.logged import mentions
 
 # Modules that are slow to load are blocked: messages that do not need them must come first.
 PROGRAM = """
-import sys
+import contextlib, io, sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("numpy", "h5py", "dask", "tqdm", "scipy"):
             raise SystemExit("loads " + name)
 sys.meta_path.insert(0, Refuse())
 from shardpress.commands.table import main
+with contextlib.redirect_stdout(io.StringIO()):
+    main(["--help"])
 main(sys.argv[1:])
 """
 
@@ -41,9 +43,8 @@ def test_the_first_line_needs_no_libraries_and_lists_settings(tmp_path: Path) ->
     assert first.startswith("shardpress ")
     assert mentions(first, "input a.h5, b.h5, c.h5", 1, "output features", "hidden none", "epochs 3", "--verbose")
     assert last == ["loads h5py"]
-    assert first_output(tmp_path, "--quiet") == ["loads h5py"]
     (tmp_path / "quiet.yaml").write_text("quiet: true\n")
-    assert first_output(tmp_path, "--config", "quiet.yaml") == ["loads h5py"], "also from the file"
+    assert first_output(tmp_path, "--config", "quiet.yaml") == ["loads h5py"]
 
 
 @pytest.mark.process

@@ -1,9 +1,11 @@
-"""Tests of the CUDA checks with small libraries that answer like a driver, NVRTC and cuBLAS: each fault has advice."""
+"""Tests of the CUDA checks: each fault has advice. Small libraries answer like a driver, NVRTC and cuBLAS."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import pytest
 from shardpress.doctor import cuda
 from shardpress.doctor.check import Check
 from shardpress.doctor.cuda import cuda_checks
+from tests.support.cuda.stub import variables as card_variables
+from tests.support.interpreters import environment
 
 pytestmark = [pytest.mark.process, pytest.mark.compiler]
 
@@ -24,7 +28,7 @@ static int number(const char *name, int fallback) { return getenv(name) ? atoi(g
 static char ptx[99];
 
 int cuDriverGetVersion(int *v) { *v = number("FAKE_CUDA", 12080); return 0; }
-int cuInit(unsigned f) { if (getenv("FAKE_HANGS")) pause(); return number("FAKE_INIT", 0); }
+int cuInit(unsigned f) { return number("FAKE_INIT", 0); }
 int cuGetErrorName(int code, const char **s) { *s = code == 222 ? "CUDA_ERROR_UNSUPPORTED_PTX_VERSION" : 0; return 0; }
 int cuDeviceGetCount(int *n) { *n = number("FAKE_CARDS", 1); return 0; }
 int cuDeviceGetName(char *s, int n, int d) { snprintf(s, n, "Card %d", d); return 0; }
@@ -117,7 +121,6 @@ def test_faults_of_cuda_are_warnings_unless_it_is_requested(folder: Path, monkey
     ("variables", "phrase", "fix"),
     [
         ({"FAKE_INIT": "803"}, "cuInit: error (803)", "/proc/driver/nvidia/version"),
-        ({"FAKE_CARDS": "0"}, "no card", "--gpus all"),
         ({"FAKE_CARDS": "0", "CUDA_VISIBLE_DEVICES": "7"}, "no card", "CUDA_VISIBLE_DEVICES is '7'"),
     ],
 )
@@ -154,13 +157,29 @@ def test_card_that_accepts_no_kernel_comes_with_a_fix(
     assert fix in check.fix
 
 
-@pytest.mark.parametrize("fault", ["FAKE_HANGS", "FAKE_SECOND_HANGS"])
-def test_hanging_driver_keeps_earlier_findings(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+def test_hanging_card_keeps_earlier_findings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_SECONDS", 5.0)
-    monkeypatch.setenv(fault, "1")
+    monkeypatch.setenv("FAKE_SECOND_HANGS", "1")
     monkeypatch.setenv("FAKE_CARDS", "2")
     found = found_of()
     (hanging,) = (each for each in found.values() if each.status == "fail")
-    assert hanging.name == ("driver" if fault == "FAKE_HANGS" else "card1")
+    assert hanging.name == "card1"
     assert "5 s" in hanging.found
-    assert "CUDA 12.8" in found["driver"].found
+    assert found["card0"].status == "pass"
+
+
+@pytest.mark.usefixtures("pygpu")
+def test_an_emulated_card_passes_every_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    flags = {"THEANO_FLAGS": "device=cuda", "PYTHONPATH": None, "CUDA_DISABLE_PTX_JIT": None}
+    env = environment(**flags, **card_variables(capability="8.6", memory=3000))
+    command = [sys.executable, "-m", "shardpress", "doctor", "--json", "--output", tmp_path]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
+    answer = json.loads(result.stdout)
+    found = {each["name"]: each for each in answer["checks"]}
+    assert {name for name, each in found.items() if each["status"] == "fail"} == set(), found
+    assert result.returncode == 0
+    assert "capability 8.6, " in found["card0"]["found"]
+    assert "3.1 GB" in found["card0"]["found"]
+    assert "NumPy" in found["cuda"]["found"]
+    assert all(name in found["libraries"]["found"] for name in ("libcuda.so", "libnvrtc.so", "libcublas.so"))

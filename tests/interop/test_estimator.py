@@ -1,7 +1,4 @@
-"""Tests of the estimator: scikit-learn's checks, the bits of a run, and arrays of every kind.
-
-Sample: scikit-learn checks the estimator with its defaults; with TEST_CASES=all also one that fills and clips.
-"""
+"""Tests of the estimator: scikit-learn's checks, the bits of a run, and arrays of every kind."""
 
 from __future__ import annotations
 
@@ -19,11 +16,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 from sklearn.base import clone
-from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
 
 from shardpress import TiedAutoencoder, load_model, open_features
 from shardpress.device import TILE_ROWS
@@ -31,7 +24,7 @@ from shardpress.interop import applying
 from shardpress.interop.applying import compute
 from shardpress.run.engine import run
 from shardpress.settings.config import SETTINGS, Config
-from tests.support.cases import ALL_CASES, case, each
+from tests.support.cases import case, each
 from tests.support.fields import set_sizes
 from tests.support.helpers import refused, write_shard
 from tests.support.interpreters import REPOSITORY, run_python
@@ -47,36 +40,35 @@ def rows(n_rows: int = 120, dtype: Any = np.float64, n_inputs: int = 9) -> np.nd
     return (100 * rng.random((n_rows, 3)) @ rng.random((3, n_inputs))).astype(dtype)
 
 
+def rows_with_gaps() -> np.ndarray:
+    """Return rows with zeros, and with NaN in columns 2 and 7."""
+    rng = np.random.default_rng(0)
+    x = rows()
+    x[rng.random(x.shape) < 0.3] = 0
+    x[:, [2, 7]] = np.where(rng.random((len(x), 2)) < 0.2, np.nan, x[:, [2, 7]])
+    return x
+
+
 def same_models(one: TiedAutoencoder, other: Any) -> bool:
     return bool(one.model_.fingerprint == getattr(other, "model_", other).fingerprint)
-
-
-# -- scikit-learn ------------------------------------------------------------------------------------------------
-
-
-CHECKED: dict[str, dict[str, Any]] = {"plain": {}}
-if ALL_CASES:
-    CHECKED["filling"] = {"impute": "median", "clip_quantile": 0.01}
 
 
 @pytest.mark.process
 def test_all_checks_of_scikit_learn_pass() -> None:
     """The checks run in a child process, because one check needs a variable that is read when SciPy is imported."""
     ended = run_python(
-        f"""
+        """
         from sklearn.utils.estimator_checks import check_estimator
         from shardpress import TiedAutoencoder
-        for name, options in {CHECKED}.items():
-            done = check_estimator(TiedAutoencoder(epochs=2, **options), on_fail=None, on_skip=None)
-            facts[name] = [(one["check_name"], one["status"], repr(one["exception"])) for one in done]
+        done = check_estimator(TiedAutoencoder(epochs=2), on_fail=None, on_skip=None)
+        facts["checks"] = [(one["check_name"], one["status"], repr(one["exception"])) for one in done]
         """,
         SCIPY_ARRAY_API="1",
     )
     assert ended.code == 0, ended.stderr
-    assert list(ended.facts) == list(CHECKED)
-    for name, done in ended.facts.items():
-        assert len(done) > 45, name
-        assert [check for check in done if check[1] != "passed"] == [], name
+    checks = ended.facts["checks"]
+    assert len(checks) > 45
+    assert [check for check in checks if check[1] != "passed"] == []
 
 
 RENAMED = {"random_state": "seed", "value_transform": "transform"}
@@ -93,30 +85,30 @@ def test_parameters_are_settings_with_their_defaults() -> None:
 def test_numpy_numbers_and_texts_are_valid_parameters() -> None:
     x = rows()
     expected = TiedAutoencoder(epochs=2, n_features=3, hidden=(8,), memory_budget=2**28, random_state=7).fit(x)
-    values = {"epochs": np.int64(2), "n_features": np.int32(3), "hidden": np.array([8]).tolist()}
+    values = {"epochs": np.int64(2), "n_features": np.int32(3), "hidden": [8]}
     found = TiedAutoencoder(**values, memory_budget="256MiB", random_state=np.int64(7)).fit(x)
     assert same_models(found, expected)
-    assert not same_models(found.set_params(random_state=8).fit(x), expected)
     state = np.random.RandomState(1)
     one, other = (TiedAutoencoder(**QUICK, random_state=state).fit(x) for _ in range(2))
     assert not same_models(one, other)
 
 
 @each(
-    "parameters, message",
+    "parameters, y, words",
     [
-        ({"n_features": 9}, "n_features: 9.* 8"),
-        ({"batch_size": 121}, "batch_size: 121.* 120"),
-        ({"epochs": 0}, "epochs: 0"),
-        ({"optimizer": "sgd"}, "optimizer: 'sgd'"),
-        ({"validation_fraction": 0.999}, "validation_fraction"),
-        ({"missing_indicator": True}, r"missing_indicator.*impute"),
-        ({"target_weight": -1}, "target_weight"),
+        ({"n_features": 9}, None, "n_features: 9.* 8"),
+        ({"batch_size": 121}, None, "batch_size: 121.* 120"),
+        ({"optimizer": "sgd"}, None, "optimizer: 'sgd'"),
+        ({"missing_indicator": True}, None, r"missing_indicator.*impute"),
+        ({"target_weight": -1}, np.arange(120) % 2, "target_weight"),
+        ({"target_weight": 1}, None, "y is None"),
+        ({"target_weight": 1}, np.zeros(7), "120"),
+        ({"target_weight": 1}, np.ones(120), "only one value"),
     ],
 )
-def test_invalid_parameter_is_a_value_error_with_its_name(parameters, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        TiedAutoencoder(**parameters).fit(rows(), some_targets("classes"))
+def test_invalid_parameters_and_targets_are_value_errors(parameters: Any, y: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TiedAutoencoder(**parameters).fit(rows(), y)
 
 
 def test_rows_with_several_axes_are_flattened_as_in_a_run(tmp_path: Path) -> None:
@@ -124,78 +116,45 @@ def test_rows_with_several_axes_are_flattened_as_in_a_run(tmp_path: Path) -> Non
     images = flat.reshape(120, 3, 3)
     expected = TiedAutoencoder(**QUICK).fit(flat)
     features = expected.transform(flat)
-    lazy = da.from_array(images, chunks=(50, 2, 3))
-    for X in (images, list(images), lazy):
+    for X in (list(images), da.from_array(images, chunks=(50, 2, 3)), images):
         fitted = TiedAutoencoder(**QUICK).fit(X)
         assert same_models(fitted, expected)
         assert fitted.n_features_in_ == 9
         assert np.asarray(fitted.transform(X)).tobytes() == features.tobytes()
         assert fitted.score_samples(X).shape == (120,)
-        assert same_models(TiedAutoencoder(**QUICK).partial_fit(X), TiedAutoencoder(**QUICK).partial_fit(flat))
-    model = TiedAutoencoder(**QUICK).fit(images).model_
-    (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+    (tmp_path / "model.h5").write_bytes(fitted.model_.to_hdf5())
     assert load_model(tmp_path / "model.h5").columns.numbered(5) == "5 = (1, 2)"
 
 
 def test_unusable_rows_are_refused_with_the_parameter_that_helps() -> None:
-    x = rows()
+    x = rows(dtype=np.float32)
     fitted = TiedAutoencoder(**QUICK).fit(x)
     new = TiedAutoencoder(**QUICK)
     frame = pd.DataFrame(x, columns=[*"abcdefghi"])
     named = TiedAutoencoder(**QUICK).fit(frame)
     damaged = x.copy()
     damaged[3, 1] = np.nan
-    infinite = np.where(np.isnan(damaged), np.inf, x)
     sparse = scipy.sparse.csr_array
+    lazy = da.from_array(damaged, chunks=(40, 9))
+    larger = TiedAutoencoder(**QUICK, memory_budget=2**24)  # than half of the budget
     for refuse, X, words in (
         (new.fit, np.ones((120, 4)), " 120 "),
         (new.fit, damaged, r"NaN.*impute="),
         (new.fit, sparse(damaged), "NaN"),
-        (new.partial_fit, damaged, r"NaN.*impute="),
+        (new.fit, lazy, "Input X contains NaN"),
+        (new.fit, lazy[lazy[:, 0] > 0], "unknown"),
+        (larger.fit, da.concatenate([lazy] * 2200), "Input X contains NaN"),
         (fitted.transform, damaged, r"NaN.*impute="),
-        (fitted.transform, sparse(damaged), "NaN"),
-        (fitted.transform, infinite, "infinity"),
+        (fitted.transform, np.where(np.isnan(damaged), np.inf, x), "infinity"),
         (fitted.transform, sparse(x[:, :4]), "9 features"),
-        (fitted.score, damaged, r"NaN.*impute="),
         (fitted.partial_fit, x[:, :8], "X has 8 features, but TiedAutoencoder is expecting 9"),
         (fitted.inverse_transform, np.ones((2, 4)), r"X has 4 .* 3 "),
         (named.transform, frame[[*"bacdefghi"]], "feature names"),
     ):
         with case(words), pytest.raises(ValueError, match=words):
             refuse(X)
-
-
-def test_lazy_rows_with_nan_or_unknown_length_are_refused() -> None:
-    x = rows(dtype=np.float32)
-    fitted = TiedAutoencoder(**QUICK).fit(x)
-    x[50, 2] = np.nan
-    lazy = da.from_array(x, chunks=(40, 9))
-    with pytest.raises(ValueError, match="Input X contains NaN"):
-        TiedAutoencoder(**QUICK).fit(lazy)
-    with pytest.raises(ValueError, match="Input X contains NaN"):
-        TiedAutoencoder(**QUICK, memory_budget=2**24).fit(da.concatenate([lazy] * 2200))
-    with pytest.raises(ValueError, match=r"row 10 .*NaN"):
+    with pytest.raises(ValueError, match=r"row 3 .*NaN"):
         fitted.transform(lazy).compute()
-    with pytest.raises(ValueError, match="unknown"):
-        fitted.fit(lazy[lazy[:, 0] > 0])
-
-
-def test_estimator_works_in_pipelines_and_searches() -> None:
-    frame = pd.DataFrame(rows(), columns=[*"abcdefghi"])
-    y = np.arange(120) % 2
-    steps = make_pipeline(TiedAutoencoder(**QUICK), LogisticRegression())
-    search = GridSearchCV(steps, {"tiedautoencoder__n_features": [2, 3]}, cv=2).fit(frame, y)
-    assert search.predict(frame).shape == (120,)
-    parts = ColumnTransformer([("six", TiedAutoencoder(epochs=1, n_features=2), [*"abcdef"])], remainder="passthrough")
-    found = parts.set_output(transform="pandas").fit_transform(frame)
-    assert [*found.columns] == [
-        "six__tiedautoencoder0",
-        "six__tiedautoencoder1",
-        "remainder__g",
-        "remainder__h",
-        "remainder__i",
-    ]
-    assert [*found.dtypes[:3]] == [np.float32, np.float32, np.float64]
 
 
 def test_example_of_the_readme_runs() -> None:
@@ -206,44 +165,33 @@ def test_example_of_the_readme_runs() -> None:
     assert found["classifier"].score(X[1000:], y[1000:]) > 0.85
 
 
-# -- the same bits -----------------------------------------------------------------------------------------------
+PREPARED = {"impute": "mean", "missing_indicator": True, "row_scale": "max", "value_transform": "log1p"}
 
 
-@each("dtype", ["u1", "?", "f2", ">f4", "f8"])
-def test_run_and_fit_on_the_same_rows_give_the_same_bits(tmp_path: Path, dtype: str) -> None:
+@each("dtype, options", [("u1", {"clip_quantile": 0.01}), ("f2", {}), (">f4", PREPARED)])
+def test_run_and_fit_on_the_same_rows_give_the_same_bits(tmp_path: Path, dtype: str, options: dict[str, Any]) -> None:
     folder = tmp_path / dtype[-2:]
-    folder.mkdir(exist_ok=True)
-    x = (rows() > 70 if dtype == "?" else rows()).astype(dtype)
+    folder.mkdir()
+    x = (rows_with_gaps() if "impute" in options else rows()).astype(dtype)
     shard = write_shard(folder / "x.h5", x)
-    settings = {"epochs": 2, "n_features": 3, "clip_quantile": 0.01}
-    run(Config.of(input=(shard,), output=str(folder / "out"), seed=3, **settings), ["run"])
-    fitted = TiedAutoencoder(**settings, random_state=3).fit(x)
+    flags = {"transform" if name == "value_transform" else name: value for name, value in options.items()}
+    run(Config.of(input=(shard,), output=str(folder / "out"), seed=3, **QUICK, **flags), ["run"])
+    fitted = TiedAutoencoder(**QUICK, **options, random_state=3).fit(x)
     assert same_models(fitted, load_model(folder / "out"))
     features = open_features(folder / "out").features.compute()
     loaded = TiedAutoencoder.from_run(folder / "out")
     for found in (fitted, loaded, pickle.loads(pickle.dumps(fitted))):
         assert found.transform(x).tobytes() == features.tobytes()
         assert found.n_iter_ == 2
+    for name, value in options.items():
+        assert getattr(loaded, name) == value
     (folder / "model.h5").write_bytes(fitted.model_.to_hdf5())
     run(Config.of(input=(shard,), output=str(folder / "again"), model=str(folder / "model.h5")), ["run"])
     assert open_features(folder / "again").features.compute().tobytes() == features.tobytes()
-    assert same_models(loaded.partial_fit(x), fitted.partial_fit(x))
-
-
-def test_prepared_features_equal_those_of_a_run(tmp_path: Path) -> None:
-    x = rows_with_gaps()
-    settings = {**QUICK, "impute": "mean", "missing_indicator": True, "row_scale": "max"}
-    shard = write_shard(tmp_path / "x.h5", x)
-    run(Config.of(input=(shard,), output=str(tmp_path / "out"), seed=3, transform="log1p", **settings), ["run"])
-    estimator = TiedAutoencoder(**settings, value_transform="log1p", random_state=3)
-    fitted = estimator.fit(x)
-    features = open_features(tmp_path / "out").features.compute()
-    sparse = scipy.sparse.csr_array(x)
-    loaded = TiedAutoencoder.from_run(tmp_path / "out")
-    assert (loaded.missing_indicator, loaded.value_transform, loaded.n_features_in_) == (True, "log1p", 9)
-    for found in (fitted, loaded, clone(estimator).fit(sparse)):
-        assert found.transform(x).tobytes() == features.tobytes()
-        assert found.transform(sparse).tobytes() == features.tobytes()
+    if dtype != "f2":  # which no sparse matrix of SciPy has
+        sparse = scipy.sparse.csr_array(x.astype(x.dtype.newbyteorder("=")))
+        assert same_models(clone(fitted).fit(sparse), fitted)
+        assert fitted.transform(sparse).tobytes() == features.tobytes()
     assert same_models(loaded.partial_fit(x), fitted.partial_fit(x))
 
 
@@ -252,10 +200,9 @@ class AtConstantRate(TiedAutoencoder):
         return super()._config().changed(schedule="constant")
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_partial_fits_equal_epochs_at_a_constant_rate(nested: bool) -> None:
+def test_partial_fits_equal_epochs_at_a_constant_rate() -> None:
     x = rows()
-    settings = {"n_features": 3, "corruption": 0.25, "nested": nested, "random_state": 5}
+    settings = {"n_features": 3, "corruption": 0.25, "nested": True, "random_state": 5}
     whole = AtConstantRate(**settings, epochs=3, validation_fraction=0, patience=0).fit(x)
     estimator = TiedAutoencoder(**settings)
     for n in range(1, 4):
@@ -265,54 +212,36 @@ def test_partial_fits_equal_epochs_at_a_constant_rate(nested: bool) -> None:
     assert same_models(clone(estimator).partial_fit(x).fit(x).partial_fit(x), clone(estimator).fit(x).partial_fit(x))
 
 
-def test_partial_fit_keeps_the_network_of_the_model() -> None:
-    fitted = TiedAutoencoder(**QUICK).fit(rows())
-    before = fitted.model_.network
+def test_partial_fit_after_fit_keeps_the_network_and_the_scaling() -> None:
+    x = rows()
+    others = 3 * x.max() * np.random.default_rng(1).random(x.shape)  # not spanned by the components of x
+    fitted = TiedAutoencoder(**QUICK).fit(x)
+    before = fitted.model_
+    score = fitted.score(others)
     fitted.set_params(n_features=5, hidden=(8,), code_activation="sigmoid", output_layer="hidden")
-    assert fitted.partial_fit(rows()).model_.network == before
+    for part in (others, others[:1], others):
+        fitted.partial_fit(part)
+        assert fitted.model_.network == before.network
+        np.testing.assert_array_equal(fitted.model_.scaler.maximum, before.scaler.maximum)
+    assert fitted.score(others) > score
 
 
 def test_partial_fit_of_integers_equals_that_of_floats() -> None:
     """Limits with fractions were lost when cleaned rows were stored as integers."""
     fitted = TiedAutoencoder(**QUICK, clip_quantile=0.1).fit(rows())
     later = np.random.default_rng(3).integers(-2, 3, rows().shape)
-    one, other = (pickle.loads(pickle.dumps(fitted)).partial_fit(later.astype(dtype)) for dtype in ("i1", "f4"))
+    one, other = (pickle.loads(pickle.dumps(fitted)).partial_fit(later.astype(dtype)) for dtype in ("i1", "f8"))
     assert same_models(one, other)
 
 
-def test_partial_fit_after_fit_keeps_the_scaling() -> None:
-    x = rows()
-    others = 3 * x.max() * np.random.default_rng(1).random(x.shape)  # not spanned by the components of x
-    fitted = TiedAutoencoder(**QUICK).fit(x)
-    before = fitted.model_
-    score = fitted.score(others)
-    for part in (others, others[:1], others):
-        fitted.partial_fit(part)
-        np.testing.assert_array_equal(fitted.model_.scaler.maximum, before.scaler.maximum)
-    assert fitted.score(others) > score
-
-
-# -- targets -----------------------------------------------------------------------------------------------------
-
-
-def some_targets(kind: str, n_rows: int = 120) -> np.ndarray:
-    """Return targets. Some are missing."""
-    rng = np.random.default_rng(1)
-    if kind == "numbers":
-        numbers = rng.normal(size=n_rows)
-        numbers[::5] = np.nan
-        return numbers
-    classes = rng.integers(0, 3, n_rows)
-    if kind == "texts":
-        return np.array(["", "a", "b"], dtype=object)[classes]
-    return classes
-
-
 @pytest.mark.slow
-@each("kind", ["classes", "texts", "numbers"])
+@each("kind", ["texts", "numbers"])
 def test_targets_give_the_same_bits_as_a_run(tmp_path: Path, kind: str) -> None:
     x = rows()
-    y = some_targets(kind)
+    rng = np.random.default_rng(1)
+    y = np.array(["", "a", "b"], dtype=object)[rng.integers(0, 3, 120)]  # an empty string is no target
+    if kind == "numbers":
+        y = np.where(np.arange(120) % 5, rng.normal(size=120), np.nan)
     shard = write_shard(tmp_path / f"{kind}.h5", x, extras={"y": y})
     output = tmp_path / kind
     run(Config.of(input=(shard,), output=str(output), target="y", target_weight=2.0, **QUICK), ["run"])
@@ -324,7 +253,7 @@ def test_targets_give_the_same_bits_as_a_run(tmp_path: Path, kind: str) -> None:
 
 def test_targets_are_ignored_without_a_weight_and_matter_with_one() -> None:
     x = rows()
-    y = some_targets("classes")
+    y = np.random.default_rng(1).integers(0, 3, 120)
     plain = TiedAutoencoder(**QUICK).fit(x)
     assert same_models(TiedAutoencoder(**QUICK).fit(x, y), plain)
     learned = TiedAutoencoder(**QUICK, target_weight=1).fit(x, y)
@@ -334,7 +263,6 @@ def test_targets_are_ignored_without_a_weight_and_matter_with_one() -> None:
     assert same_models(TiedAutoencoder(**QUICK, target_weight=1).fit(x, y[:, None]), learned)
     assert learned.model_.target == {"name": "y", "kind": "classes", "fit_on": None}
     assert plain.model_.target is None
-    assert clone(learned).target_weight == 1
 
 
 def test_missing_values_of_pandas_are_no_targets() -> None:
@@ -343,21 +271,9 @@ def test_missing_values_of_pandas_are_no_targets() -> None:
     expected = TiedAutoencoder(**QUICK, target_weight=1).fit(x, texts)
     strings = pd.array(texts, dtype="string")
     objects = np.array(["a", "b", pd.NA] * 40, dtype=object)
-    for y in (strings, pd.Series(strings), pd.Series(strings).astype("category"), pd.Series(texts), objects):
+    for y in (strings, pd.Series(strings).astype("category"), pd.Series(texts), objects):
         with case(type(y).__name__, y.dtype):
             assert same_models(TiedAutoencoder(**QUICK, target_weight=1).fit(x, y), expected)
-    flags = pd.array([False, True, None] * 40, dtype="boolean")
-    assert same_models(TiedAutoencoder(**QUICK, target_weight=1).fit(x, flags), expected)
-
-
-def test_wrong_targets_are_refused() -> None:
-    x = rows()
-    for y, words in ((None, "y is None"), (np.zeros(7), "120"), (np.ones(120), "only one value")):
-        with case(words), pytest.raises(ValueError, match=words):
-            TiedAutoencoder(**QUICK, target_weight=1).fit(x, y)
-
-
-# -- kinds of arrays ---------------------------------------------------------------------------------------------
 
 
 def test_lazy_arrays_are_fitted_and_encoded_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,13 +295,13 @@ def test_lazy_arrays_are_fitted_and_encoded_by_block(monkeypatch: pytest.MonkeyP
     np.testing.assert_allclose(back.compute(), fitted.inverse_transform(features))
 
 
-@each("dtype", ["f4", "u1"])
-def test_sparse_rows_give_the_bits_of_dense_rows(dtype: str) -> None:
+def test_sparse_rows_give_the_bits_of_dense_rows() -> None:
     rng = np.random.default_rng(0)
-    x = (rng.integers(1, 9, (300, 9)) * (rng.random((300, 9)) < 0.4)).astype(dtype)
+    x = (rng.integers(1, 9, (300, 9)) * (rng.random((300, 9)) < 0.4)).astype("u1")
     fitted = TiedAutoencoder(**QUICK).fit(x)
-    kinds = [f"{kind}_{name}" for kind in ("csr", "csc", "coo", "lil") for name in ("matrix", "array")]
-    matrices = [getattr(scipy.sparse, kind)(x) for kind in kinds]
+    matrices: list[Any] = [
+        kind(x) for kind in (scipy.sparse.csr_matrix, scipy.sparse.csc_array, scipy.sparse.coo_array)
+    ]
     halves = np.hstack([x // 2, x - x // 2])  # a column can have several entries in a row, which are added
     indptr = np.arange(0, halves.size + 1, halves.shape[1])
     columns = np.tile(np.arange(9), 2 * len(x))
@@ -395,7 +311,7 @@ def test_sparse_rows_give_the_bits_of_dense_rows(dtype: str) -> None:
             assert fitted.transform(sparse).tobytes() == fitted.transform(x).tobytes()
             assert fitted.score_samples(sparse).tobytes() == fitted.score_samples(x).tobytes()
     one = TiedAutoencoder(**QUICK).partial_fit(x).partial_fit(x)
-    for sparse in matrices[:3]:
+    for sparse in matrices[2:]:
         assert same_models(TiedAutoencoder(**QUICK).fit(sparse), fitted)
         assert same_models(TiedAutoencoder(**QUICK).partial_fit(sparse).partial_fit(sparse), one)
 
@@ -415,25 +331,7 @@ def test_frames_and_any_memory_order_give_the_same_bits(tmp_path: Path) -> None:
     assert same_models(clone(fitted).fit(np.asfortranarray(x)), fitted)
     for other in (np.asfortranarray(x), x[::-1][::-1], x.tolist()):
         assert fitted.transform(other).tobytes() == features.tobytes()
-    for n in (1, 7):  # the result does not depend on other rows
-        assert fitted.transform(x[-n:]).tobytes() == features[-n:].tobytes()
-
-
-def rows_with_gaps(seed: int = 0) -> np.ndarray:
-    """Return rows with zeros, and with NaN in columns 2 and 7."""
-    rng = np.random.default_rng(seed)
-    x = rows()
-    x[rng.random(x.shape) < 0.3] = 0
-    x[:, [2, 7]] = np.where(rng.random((len(x), 2)) < 0.2, np.nan, x[:, [2, 7]])
-    return x
-
-
-def test_a_fit_with_indicators_equals_a_fit_on_appended_columns() -> None:
-    x = rows_with_gaps()
-    settings = {**QUICK, "hidden": (6,), "scale": "range", "learning_rate": 0.01}
-    fitted = TiedAutoencoder(**settings, impute="median", missing_indicator=True).fit(x)
-    appended = np.hstack([np.where(np.isnan(x), fitted.model_.scaler.fill, x), np.isnan(x)[:, [2, 7]]])
-    assert fitted.transform(x).tobytes() == TiedAutoencoder(**settings).fit_transform(appended).tobytes()
+    assert fitted.transform(x[-7:]).tobytes() == features[-7:].tobytes(), "independent of other rows"
 
 
 def test_new_gaps_get_no_indicator() -> None:
@@ -446,9 +344,6 @@ def test_new_gaps_get_no_indicator() -> None:
     assert fitted.transform(later).tobytes() == fitted.transform(filled).tobytes()
     fitted.partial_fit(later)
     assert fitted.model_.scaler.indicators.tolist() == [2, 7]
-    whole = rows()
-    plain = TiedAutoencoder(**QUICK, impute="mean").fit(whole)
-    assert same_models(TiedAutoencoder(**QUICK, impute="mean", missing_indicator=True).fit(whole), plain)
 
 
 def test_wide_sparse_rows_are_made_dense_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,9 +372,6 @@ def test_full_disk_is_found_before_computing_a_lazy_array(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with refused(74, "8640 bytes", "No space left on device", "TMPDIR"):
         compute(lazy, 8639)
-
-
-# -- without Theano ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.process

@@ -22,8 +22,8 @@ from tests.support import standin
 from tests.support.interpreters import REPOSITORY
 from tests.support.standin import Workspace
 
-LIMIT = 256
-N_FILES = 300
+LIMIT = 128
+N_FILES = 160
 
 
 @pytest.mark.process

@@ -1,10 +1,10 @@
 """Every way to compute features gives those of an independent computation in float64, for each dtype and setting.
 
-The ways are a run, the estimator, the exported encoder with the README's loop, and ONNX. A run over the same values
-in another dtype, and the estimator for all other dtypes that hold the values, must give the same features as well. With
-``-s``, the test prints the largest difference of each cell.
+The ways are a run, the estimator, the exported encoder with the README's loop, ONNX, and a run over the same values in
+another dtype. With ``-s``, the test prints the largest difference of each cell.
 
-Sample: each dtype with one setting. With TEST_CASES=all: each dtype with each setting.
+Sample: two settings for each of six dtypes, which the kernels and the reader treat differently. With TEST_CASES=all:
+all settings for all dtypes.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ N_ROWS = 200
 MARKER = 77  # missing value of integers
 HUGE = "i8, above 2^53"
 DTYPES = ["u1", "i1", "?", "u2", "i2", "u4", "i4", "i8", HUGE, "f2", "f4", "f8"]
+TESTED = DTYPES if ALL_CASES else ["u1", "?", "i4", HUGE, "f2", "f8"]  # each takes half a minute to compile
 CLEANED = ["--impute", "mean", "--clip-quantile", "0.02"]
 INDICATED = [*CLEANED, "--missing-indicator"]
 SETTINGS: list[list[str]] = [
@@ -45,38 +46,23 @@ SETTINGS: list[list[str]] = [
     *(["--row-scale", row_scale, "--transform", "log1p"] for row_scale in ("total", "median", "norm", "max")),
     ["--clip-quantile", "0.02"],
     ["--impute", "median"],
-    ["--impute", "mean"],
     CLEANED,
-    INDICATED,
-    ["--scale", "std", *INDICATED],
-    ["--scale", "common", *INDICATED],
-    ["--scale", "none", *INDICATED],
-    ["--transform", "log1p", *INDICATED],
+    *(["--scale", scale, *INDICATED] for scale in ("range", "std", "common", "none")),
     ["--row-scale", "total", "--transform", "log1p", "--scale", "std", *INDICATED],
-    ["--row-scale", "max", "--transform", "log1p", *INDICATED],
     ["--row-scale", "norm", "--scale", "common", *INDICATED],
     ["--row-scale", "median", "--scale", "std", *CLEANED],
     ["--row-scale", "max", "--scale", "none"],
-    ["--hidden", "5", "--code-activation", "linear"],
     ["--hidden", "5", "--row-scale", "norm", *INDICATED],
 ]
 
 
 @dataclass(frozen=True)
 class Data:
-    """Rows, the flags that describe them, and the same rows with NaN for missing values.
+    """Rows, the flags that describe them, and the same rows with NaN for missing values."""
 
-    Attributes
-    ----------
-    rows : ndarray of shape (n_rows, n_columns)
-    flags : list of str
-    floats : ndarray of shape (n_rows, n_columns)
-        `rows` itself if no values are missing. Otherwise, float64 if the rows are integers.
-    """
-
-    rows: np.ndarray
+    rows: np.ndarray  # (n_rows, n_columns)
     flags: list[str]
-    floats: np.ndarray
+    floats: np.ndarray  # (n_rows, n_columns), `rows` itself if no values are missing; float64 for integers otherwise
 
 
 def data_of(kind: str, settings: list[str]) -> Data:
@@ -259,8 +245,8 @@ def of_onnx(model: Model, rows: np.ndarray) -> np.ndarray:
 
 
 def other_dtypes(rows: np.ndarray) -> list[np.dtype]:
-    """Return the other dtypes that hold all values exactly."""
-    others = [np.dtype(kind) for kind in DTYPES if kind not in (HUGE, "?")]
+    """Return the other tested dtypes that hold all values exactly."""
+    others = [np.dtype(kind) for kind in TESTED if kind not in (HUGE, "?")]
     if np.isnan(rows).any():
         others = [dtype for dtype in others if dtype.kind == "f"]
     with np.errstate(all="ignore"):
@@ -270,9 +256,9 @@ def other_dtypes(rows: np.ndarray) -> list[np.dtype]:
     return [dtype for dtype, held in zip(others, is_held, strict=True) if held and dtype != rows.dtype]
 
 
-@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("kind", TESTED)
 def test_all_ways_give_the_features_of_an_independent_computation(tmp_path: Path, kind: str) -> None:
-    chosen = SETTINGS if ALL_CASES else [sample(SETTINGS, len(DTYPES))[DTYPES.index(kind)]]
+    chosen = SETTINGS if ALL_CASES else sample(SETTINGS, 2 * len(TESTED))[TESTED.index(kind) :: len(TESTED)]
     wrong = []
     for number, settings in enumerate(chosen):
         folder = tmp_path / str(number)
@@ -310,8 +296,6 @@ def largest_differences(folder: Path, data: Data, settings: list[str]) -> dict[s
         if not data.flags:
             np.testing.assert_array_equal(errors["error of estimator"], errors["error"])
         found["onnx"] = of_onnx(model, data.floats)
-        for dtype in other_dtypes(data.floats):
-            found[dtype.name] = estimator.transform(data.floats.astype(dtype))
         others = [dtype for dtype in other_dtypes(data.rows) if not data.flags or dtype.kind != "f"]
         if others:
             again = folder / "again"

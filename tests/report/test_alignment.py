@@ -1,8 +1,7 @@
-"""Tests of linear maps between the features of two encoders: fits, map files, and mapped features."""
+"""Tests of linear maps between the features of two encoders: fits, and map files."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +9,11 @@ import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from shardpress.alignment import fit_map, load_map
-from shardpress.commands.table import main
-from shardpress.features import open_features
+from shardpress.alignment import LinearMap, fit_map, load_map
 from shardpress.formats import pack
 from shardpress.ridge import fit_ridge
 from tests.support.cases import case, each
 from tests.support.helpers import refused
-from tests.support.standin import Workspace
 
 PENALTIES = 10.0 ** np.arange(-3, 5)
 
@@ -31,7 +27,7 @@ def third(n_rows: int) -> np.ndarray:
     return np.arange(n_rows) % 3 == 2
 
 
-@each("n_rows, n_columns, rank", [(50, 7, 7), (9, 9, 9), (7, 30, 30), (40, 9, 3), (9, 40, 3)])
+@each("n_rows, n_columns, rank", [(50, 7, 7), (7, 30, 30), (40, 9, 3)])
 def test_ridge_equals_scikit_learn_with_the_best_penalty(
     rng: np.random.Generator, n_rows: int, n_columns: int, rank: int
 ) -> None:
@@ -86,64 +82,34 @@ def test_rows_that_are_held_out_choose_nothing(rng: np.random.Generator) -> None
     np.testing.assert_allclose(found.r2, r2_score(y[third(60)], predicted, multioutput="raw_values"))
 
 
-def test_a_map_file_is_restored(tmp_path: Path, rng: np.random.Generator) -> None:
-    x = rng.normal(size=(30, 3))
-    expected = fit_map(x, x[:, :2], third(30), "b" * 64, "a" * 64).map
-    (tmp_path / "map.npz").write_bytes(expected.to_npz())
-    found = load_map(tmp_path / "map.npz")
-    assert (found.encoder_from, found.encoder_to) == ("b" * 64, "a" * 64)
-    np.testing.assert_array_equal(found.apply(x), expected.apply(x))
-    with np.load(tmp_path / "map.npz") as stored:  # as docs/using.md says
-        np.testing.assert_allclose(x @ stored["W"] + stored["b"], found.apply(x), rtol=1e-5, atol=1e-6)
-
-
 ABOUT = {"format": "shardpress-map/1", "encoder_from": "b" * 64, "encoder_to": "a" * 64}
+ROWS = np.random.default_rng(3).normal(size=(30, 3))
 SQUARE = {"W": np.ones((2, 2)), "b": np.ones(2)}
 BAD_FILES = [
     b"PK\x03\x04 not a map",
     pack(SQUARE, {**ABOUT, "format": "shardpress-map/9"}),
     pack(SQUARE, {"format": "shardpress-map/1"}),
-    pack(SQUARE, {**ABOUT, "encoder_to": "a" * 10**6}),
     pack(SQUARE, {**ABOUT, "encoder_to": 7}),
     pack(SQUARE, ["a"]),
     pack({"W": np.ones((2, 2))}, ABOUT),
     pack({"W": np.ones((2, 2)), "b": np.ones(3)}, ABOUT),
-    pack({"W": np.ones(2), "b": np.ones(())}, ABOUT),
-    pack({"W": np.ones((0, 2)), "b": np.ones(2)}, ABOUT),
     pack({"W": np.ones((2, 2), np.int64), "b": np.ones(2)}, ABOUT),
     pack({"W": np.full((2, 2), np.inf), "b": np.ones(2)}, ABOUT),
 ]
 
 
-def test_a_bad_or_missing_map_file_is_refused(tmp_path: Path) -> None:
-    for number, content in enumerate(BAD_FILES):
-        (tmp_path / "map.npz").write_bytes(content)
-        with case(number), refused(65, f"map={tmp_path}"):
-            load_map(tmp_path / "map.npz")
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "missing", tmp_path, tmp_path / "pipe"):  # reading a pipe would wait forever
-        with case(path), refused(66, str(path)):
-            load_map(path)
-
-
-@pytest.mark.slow
-def test_runs_with_different_encoders_are_joined_after_a_map(workspace: Workspace, out: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    third = tmp_path / "third"
+def test_a_map_file_is_restored_unless_it_is_bad(tmp_path: Path) -> None:
     path = tmp_path / "map.npz"
-    for directory, seed in ((out, "0"), (other, "5"), (third, "6")):
-        assert workspace.run(directory, "--seed", seed) == 0
-    assert main(["compare", str(out), str(other), "--map", str(path)]) == 0
-    raw = open_features(other)
-    mapped = open_features(other, as_of=path)
-    np.testing.assert_array_equal(mapped.features.compute(), load_map(path).apply(raw.features.compute()))
-    assert mapped.features.dtype == np.float32
-    assert mapped.manifest["model"] == open_features(out).manifest["model"] != raw.manifest["model"]
-    assert mapped.extras.keys() == raw.extras.keys()
-    with refused(65, str(out), str(other), "as_of"):
-        open_features([out, other])
-    both = open_features([out, other], as_of=path)
-    unchanged = open_features(out)
-    np.testing.assert_array_equal(both.features, np.concatenate([unchanged.features, mapped.features]))
-    with refused(65, str(third)):
-        open_features([out, third], as_of=path)
+    expected = LinearMap(np.arange(6.0).reshape(3, 2), np.array([0.1, -1]), "b" * 64, "a" * 64)
+    path.write_bytes(expected.to_npz())
+    found = load_map(path)
+    assert (found.encoder_from, found.encoder_to) == ("b" * 64, "a" * 64)
+    with np.load(path) as stored:  # as docs/using.md says
+        np.testing.assert_allclose(ROWS @ stored["W"] + stored["b"], found.apply(ROWS), rtol=1e-5, atol=1e-6)
+    for number, content in enumerate(BAD_FILES):
+        path.write_bytes(content)
+        with case(number), refused(65, f"map={tmp_path}"):
+            load_map(path)
+    for missing in (tmp_path / "missing", tmp_path):
+        with case(missing), refused(66, str(missing)):
+            load_map(missing)

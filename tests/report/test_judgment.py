@@ -1,4 +1,4 @@
-"""Tests of the judgment: features are good only if no baseline predicts better by more than the error bar."""
+"""Tests of the judgment: features are good only if no baseline predicts better, and a damaged row does not decide."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
 from shardpress.labels import LabelChoice, Labels, Numbers
-from shardpress.model import Model
 from shardpress.report.baselines import BASELINES, prediction_of, probe_facts
 from shardpress.report.judgment import Judgment, judge
 from shardpress.report.measures import measure
@@ -22,7 +21,9 @@ from shardpress.report.page.build import page_of, text_of
 from shardpress.report.page.verdict import status, verdict
 from shardpress.report.sample import Sample, SampleSpec, draw_sample
 from shardpress.settings.config import Config
-from shardpress.training.components import principal_components
+from shardpress.training.components import Baseline, principal_components
+from shardpress.training.verdict import count_units
+from tests.report.test_newrows import Mixture, components_model
 from tests.support.cases import each
 from tests.support.logged import mentions
 from tests.support.pages import make_parts, model_of
@@ -51,9 +52,6 @@ def probe_of(
 def judged(probe: dict[str, Any] | None, config: dict[str, Any] = SETTINGS, **summary: float | None) -> Judgment:
     sample = {"mean_error": 0.2, "of_mean": 1.0, "probe": probe}
     return judge({**SUMMARY, **summary}, sample, config)
-
-
-# -- baselines -----------------------------------------------------------------------------------------------------
 
 
 def facts_of(
@@ -128,7 +126,6 @@ def test_error_bar_is_two_standard_errors_of_paired_differences() -> None:
     rows, _, labels = unequal_rows()
     found = facts_of(rows, rows[:, :3], labels, 3)
     n = found["n_test"]
-    assert found["columns"] > found["components"] + found["margins"]["components"]
     for name, margin in found["margins"].items():
         difference = found[name] - found["features"]
         # All differences are -1, 0 or 1, so the variance is the share of unequal rows minus the squared mean.
@@ -139,13 +136,9 @@ def test_error_bar_is_two_standard_errors_of_paired_differences() -> None:
     assert same["margins"]["columns"] == pytest.approx(0, abs=1e-12)
 
 
-# -- judgment ------------------------------------------------------------------------------------------------------
-
-
 @each(
     "probe, errors, is_good",
     [
-        (None, {}, True),
         (probe_of(0.6), {}, True),
         (probe_of(0.6, components=0.61), {}, True),
         (probe_of(0.6, components=0.63), {}, False),
@@ -155,7 +148,6 @@ def test_error_bar_is_two_standard_errors_of_paired_differences() -> None:
         (probe_of(0.59, 0.59, components=0.59, standardized=0.59, columns=0.59), {}, False),
         (None, {"cost": 0.97}, False),
         (None, {"cost": 1.2, "components": 1.3}, False),
-        (probe_of(0.6), {"cost": 0.97}, False),
         (None, {"cost": None, "components": None, "mean": None}, True),
     ],
 )
@@ -176,33 +168,18 @@ def test_features_are_good_unless_a_baseline_is_better(
     assert found.suggestion in " ".join(text_of(page).split())
 
 
-def test_text_names_the_better_baseline_and_its_numbers() -> None:
-    found = judged(probe_of(0.59, components=0.61, standardized=0.63, columns=0.66, margin=0.03))
-    assert mentions(found.classifier, "kind", "59.0", 300, "66.0", 20, "3.0", "30.0")
-    assert mentions(judged(probe_of(0.80, components=0.61)).classifier, "kind", "80.0", 300, "61.0", 8, "2.0")
-    of_number = judged(probe_of(0.912, -0.01, 0.025, "R2", columns=0.951))
-    assert mentions(of_number.classifier, "kind", 300, "R2", "0.912", "0.951", 20, "0.025")
-    for cost, words in ((0.2, ("75", "better", 8)), (0.92, ("15", "worse", 8)), (0.79, ("as well as", 8))):
-        assert mentions(judged(None, cost=cost).error, *words)
-    assert mentions(judged(None, cost=0.98).explained, "2.0")
-
-
 def test_suggested_flags_differ_from_the_settings_of_the_run() -> None:
-    """Only flags that were measured to help are suggested."""
+    """Only flags that were measured to help are suggested, and none if no column shows the labels."""
     supervised = {"target": "kind", "fit_on": "split == train"}
     narrow = {}
     wide = {"n_inputs": 784}
     for baseline, config, summary, flags in (
         ("columns", {}, narrow, ["--output-layer hidden", "--target kind", "--fit-on", "--n-features 16"]),
-        ("columns", {"hidden": []}, narrow, ["--target kind", "--fit-on", "--n-features 16"]),
         ("columns", {"output_layer": "hidden"}, narrow, ["--target kind", "--fit-on", "--n-features 16"]),
         ("columns", supervised, narrow, ["--output-layer hidden", "--n-features 16"]),
-        ("columns", {}, wide, ["--target kind", "--fit-on", "--n-features 16"]),
         ("columns", supervised, wide, []),
         ("columns", supervised, {"n_features": 19}, ["--output-layer hidden"]),
-        ("standardized", {}, narrow, ["--hidden none"]),
         ("components", {}, narrow, ["--hidden none"]),
-        ("components", supervised, narrow, []),
         ("components", {"hidden": []}, narrow, []),
         ("columns", {"model": "features"}, narrow, ["--model"]),
     ):
@@ -210,25 +187,67 @@ def test_suggested_flags_differ_from_the_settings_of_the_run() -> None:
         assert [flag for flag in flags if flag not in found.suggestion] == []
         assert found.suggestion.count("--") == len(flags), (baseline, config)
         assert found.suggestion
-
-
-def test_values_that_no_column_shows_need_no_other_features() -> None:
     guesses = probe_of(0.59, 0.59, components=0.59, standardized=0.59, columns=0.6)
     assert "--labels" in judged(guesses).suggestion
-    for probe, config in ((guesses, {**SETTINGS, "target": "kind"}), ({**guesses, "score": "R2"}, SETTINGS)):
-        found = judged(probe, config)
-        assert not found.is_good
-        assert "--" not in found.suggestion
-    better = {**guesses, "columns": 0.66, "margins": {**guesses["margins"], "columns": 0.1}}
-    assert "--n-features 16" in judged(better).suggestion
+    assert "--" not in judged(guesses, {**SETTINGS, "target": "kind"}).suggestion
 
 
-# -- labels --------------------------------------------------------------------------------------------------------
+@each("factor, is_worse", [(0.95, False), (1.2, True)])
+def test_a_damaged_validation_row_does_not_decide_the_comparison(factor: float, is_worse: bool) -> None:
+    rng = np.random.default_rng(0)
+    components = rng.uniform(0.5, 1.5, 1000)
+    errors = factor * rng.uniform(0.9, 1.1, 1000) * components
+    before = Baseline(8, components, 10 * components).comparison(errors)
+    assert before["is_worse"] == is_worse
+    assert "outlier" not in before
+    for of_features, of_components in ((1e8, 1.0), (1e8, 1e7), (1.0, 1e8)):
+        all_errors = np.append(errors, of_features)
+        baseline = Baseline(8, np.append(components, of_components), np.append(10 * components, 1e8))
+        after = baseline.comparison(all_errors)
+        assert after["is_worse"] == is_worse
+        outlier = after["outlier"]
+        assert (outlier["components"], outlier["mean"]) == pytest.approx((before["components"], before["mean"]))
+        assert outlier["cost"] == pytest.approx(errors.mean())
+        assert after["mean"] > 1e4, "a reported mean includes all rows"
+        if of_features > 1:
+            assert outlier["position"] == 1000
+            assert outlier["share"] > 0.99
 
 
-def target_model(kind: str) -> Model:
-    about = {"training": {"target": {"name": "t", "kind": kind, "fit_on": "split == train"}}}
-    return replace(model_of(6, 2), about=about)
+@each("i", [500, 501, 502])
+def test_a_damaged_row_of_a_sample_changes_no_judgment(tmp_path: Path, i: int) -> None:
+    """The damaged row is a training row or a test row of the linear models."""
+    rng = np.random.default_rng(0)
+    rows = Mixture.of(rng, 20, has_heavy_tails=False).draw(rng, 1000)
+    model = components_model(rows, 8)
+    kinds = (rows[:, 3] > np.median(rows[:, 3])).astype(np.int64)
+    found = []
+    for factor in (1, 1e4):
+        rows[i] *= factor
+        parts = make_parts(tmp_path, model, rows, len(rows), y=kinds)
+        sample = draw_sample(parts, SampleSpec(model))
+        assert sample is not None
+        found.append(measure(sample, parts, model, LabelChoice()))
+    before, after = found
+    assert before["outlier"] is None
+    outlier = after["outlier"]
+    assert (outlier["file"], outlier["row"]) == (str(tmp_path / "rows.h5"), i)
+    assert after["mean_error"] > 100 * before["mean_error"], "a reported mean includes all rows"
+    assert outlier["cost"] == pytest.approx(before["mean_error"], rel=0.05)
+    assert outlier["mean"] == pytest.approx(before["of_mean"], rel=0.05)
+    for name in ("features", *BASELINES):
+        assert after["probe"][name] == pytest.approx(before["probe"][name], abs=0.03), name
+    verdicts = [judge({**SUMMARY, "cost": None, "components": None}, facts, {}) for facts in found]
+    assert verdicts[0].is_good == verdicts[1].is_good
+    assert verdicts[0].explained == verdicts[1].explained == ""
+    assert mentions(verdicts[1].remark, f"file={outlier['file']}", f"row={i}")
+
+
+def test_features_do_not_seem_dead_next_to_a_damaged_row() -> None:
+    features = np.random.default_rng(0).normal(size=(1000, 6)).astype(np.float32)
+    before = count_units(features, "linear")
+    features[5] = [1e6, 1, 1, 1, 1, 1]
+    assert count_units(features, "linear") == before
 
 
 def test_a_target_is_probed_unless_labels_are_named(tmp_path: Path) -> None:
@@ -249,7 +268,8 @@ def test_a_target_is_probed_unless_labels_are_named(tmp_path: Path) -> None:
     choice = LabelChoice(masks={"t": "has_t", "c": "has_t"})
 
     def probe_of_target(kind: str, choice: LabelChoice) -> tuple[Any, ...]:
-        probe = measure(sample, parts, target_model(kind), choice)["probe"]
+        about = {"training": {"target": {"name": "t", "kind": kind, "fit_on": "split == train"}}}
+        probe = measure(sample, parts, replace(model_of(6, 2), about=about), choice)["probe"]
         return probe["labels"], probe["score"], probe["n_test"]
 
     n_test = (usable >= 600).sum()

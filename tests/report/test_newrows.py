@@ -1,6 +1,6 @@
 """Tests of the verdict on new rows: estimates against slow ones, degenerate samples, and the rate of false alarms.
 
-Models are linear networks of principal components, which need no training. The tests of appends in `tests/run` count
+Models are linear networks of principal components, which need no training. `tests/run/test_append_scenarios.py` counts
 how many changes are found.
 """
 
@@ -9,32 +9,23 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from shardpress.columns import NO_COLUMNS, Columns
+from shardpress.columns import NO_COLUMNS
 from shardpress.model import Model
 from shardpress.report.newrows import Verdict, judge_new_rows
 from shardpress.report.reference import Reference
-from shardpress.report.sample import Sample, SampleSpec, draw_sample, held_out_stretches, max_stretches
+from shardpress.report.sample import Sample
 from shardpress.scan.scaler import Scaler
 from shardpress.training.components import principal_components
-from shardpress.training.order import spread_rows
 from shardpress_kernels.network import Network
-from tests.support.cases import case, each, sample
-from tests.support.pages import make_parts, model_of
+from tests.support.cases import each, sample
 
-NO_ROWS = np.empty(0, dtype=np.int64)
-NAMED = Columns(tuple(f"column-{i}-end" for i in range(20)), "names")
-SEEDS = sample(range(400), 50)
+SEEDS = sample(range(400), 20)
 FILES = ["new.h5"]
-
-
-# -- rows, models and samples --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +66,16 @@ def sample_of(model: Model, rows: np.ndarray, stretch_rows: int = 8) -> Sample:
     """Return a sample of consecutive rows, in stretches of equal length."""
     numbers = np.arange(len(rows))
     features = model.encode(rows).astype(np.float32)
-    scaled = model.scaler.scaled(rows)
+    scaled = model.scaler.transform(rows)
     return Sample(scaled, features, {}, 0 * numbers, numbers, numbers // stretch_rows, numbers < 0)
 
 
-def judged(reference: Reference, model: Model, rows: np.ndarray, columns: Columns = NO_COLUMNS) -> Verdict:
+def judged(reference: Reference, model: Model, rows: np.ndarray) -> Verdict:
     """Return the verdict on rows. The sample contains all of them."""
-    scaler = model.scaler
-    n_outside = int(((rows < scaler.minimum) | (rows > scaler.maximum)).any(axis=1).sum())
-    return judge_new_rows(reference, sample_of(model, rows), model, columns, n_outside, len(rows), FILES)
+    low = model.scaler.minimum[: rows.shape[1]]
+    high = model.scaler.maximum[: rows.shape[1]]
+    n_outside = int(((rows < low) | (rows > high)).any(axis=1).sum())
+    return judge_new_rows(reference, sample_of(model, rows), model, NO_COLUMNS, n_outside, len(rows), FILES)
 
 
 def reference_of(model: Model, rows: np.ndarray, n_rows: int = 0, stretch_rows: int = 8) -> Reference:
@@ -99,29 +91,14 @@ def small_case(n_rows: int = 400, n_columns: int = 6, n_features: int = 3) -> tu
     return model, rows, reference_of(model, rows[:n_rows], 2 * n_rows)
 
 
-def as_json(verdict: Verdict) -> Any:
-    return json.loads(json.dumps(asdict(verdict), allow_nan=False))
-
-
-# -- small and degenerate samples ----------------------------------------------------------------------------------
-
-
-def test_too_few_rows_are_not_judged() -> None:
-    model, rows, reference = small_case()
-    for few in (None, sample_of(model, rows[:0]), sample_of(model, rows[:1])):
-        found = judge_new_rows(reference, few, model, NO_COLUMNS, 0, 1, FILES)
-        assert found == Verdict("keep", found.reasons, n_rows=1)
-        assert len(found.reasons) == 1
-
-
-@each("n_reference, n_new", [(2, 2), (3, 9), (9, 3), (10, 31), (40, 2), (400, 2), (400, 4), (127, 128), (33, 400)])
+@each("n_reference, n_new", [(2, 2), (9, 3), (10, 31), (40, 1), (400, 0), (400, 4), (33, 400)])
 def test_few_rows_give_finite_numbers_and_no_alarm(n_reference: int, n_new: int) -> None:
     model, rows, _ = small_case()
     reference = reference_of(model, rows[:n_reference], len(rows))
     assert reference.basis.shape[1] <= n_reference // 10
-    verdict = judged(reference, model, rows[-n_new:])
-    assert as_json(verdict)["verdict"] == "keep"
-    assert (verdict.mean_shift is None) == (verdict.covariance_shift is None) == (reference.basis.shape[1] == 0)
+    verdict = judged(reference, model, rows[len(rows) - n_new :])
+    assert verdict.verdict == "keep"
+    json.dumps(asdict(verdict), allow_nan=False)
 
 
 @each("rank", [0, 2])
@@ -135,36 +112,28 @@ def test_features_of_lower_rank_use_fewer_directions(rank: int) -> None:
     verdict = judged(reference, dependent, rows[400:])
     assert (verdict.mean_shift is None) == (verdict.covariance_shift is None) == (rank == 0)
     assert verdict.verdict == "keep"
+    equal = np.repeat(rows[:1], 800, axis=0)
+    assert judged(reference_of(dependent, equal[:400]), dependent, equal[400:]).verdict == "keep"
 
 
-def test_equal_rows_and_exact_models_give_no_alarm() -> None:
-    model, rows, _ = small_case(n_columns=4, n_features=4)  # reconstructs all rows
-    for values in (rows, np.repeat(rows[:1], 800, axis=0)):
-        assert judged(reference_of(model, values[:400]), model, values[400:]).verdict == "keep"
-
-
-@each("factor", [10, 1e4, 1e30])
+@each("factor", [10, 1e30])
 def test_one_damaged_row_in_a_thousand_changes_no_verdict(factor: float) -> None:
     """Neither among the new rows nor in the reference. A damaged new row is named."""
     model, rows, _ = small_case(n_rows=1000)
-    damaged = rows.copy()
-    damaged[[77, 1400]] *= factor
-    for held_out in (rows[:1000], damaged[:1000]):
-        reference = reference_of(model, held_out, 2000)
-        verdict = judged(reference, model, damaged[1000:])
-        assert verdict.verdict == "keep"
-        assert verdict.error_ratio == pytest.approx(1, abs=0.1)
-        assert any("new.h5" in reason and "400" in reason for reason in verdict.reasons)
-        changed = damaged[1000:].copy()
-        changed[:, 2] += 2 * rows[:, 2].std()
-        assert judged(reference, model, changed).verdict != "keep"
-        assert as_json(judged(reference, model, rows[1000:] * 1e5 * factor))["verdict"] == "retrain"
+    others = 1e5 * factor * rows[1000:]
+    rows[[77, 1400]] *= factor
+    reference = reference_of(model, rows[:1000], 2000)
+    verdict = judged(reference, model, rows[1000:])
+    assert verdict.verdict == "keep"
+    assert verdict.error_ratio == pytest.approx(1, abs=0.1)
+    assert any("new.h5" in reason and "400" in reason for reason in verdict.reasons)
+    changed = rows[1000:].copy()
+    changed[:, 2] += 2 * rows[:77, 2].std()
+    assert judged(reference, model, changed).verdict != "keep"
+    assert judged(reference, model, others).verdict == "retrain"
 
 
-# -- estimates -----------------------------------------------------------------------------------------------------
-
-
-@each("factor, offset", [(1.0, 2.0), (1.2, 0.0), (2.0, 0.5)])
+@each("factor, offset", [(1.0, 2.0), (2.0, 0.5)])
 def test_differences_agree_with_a_slow_implementation(factor: float, offset: float) -> None:
     model, rows, reference = small_case()
     old = rows[:400]
@@ -180,17 +149,9 @@ def test_differences_agree_with_a_slow_implementation(factor: float, offset: flo
     assert verdict.mean_shift == pytest.approx(shift, rel=0.05, abs=0.05)
     assert verdict.covariance_shift == pytest.approx(change, rel=0.05, abs=0.15)
     assert verdict.error_ratio == pytest.approx(after / before, rel=1e-2)
-
-
-@each("n_outside, verdict", [(0, "keep"), (2, "keep"), (40, "watch"), (200, "retrain")])
-def test_rows_outside_the_range_are_counted_exactly(n_outside: int, verdict: str) -> None:
-    model, rows, reference = small_case()
-    found = judge_new_rows(reference, sample_of(model, rows[400:]), model, NO_COLUMNS, n_outside, 400, FILES)
-    assert found.verdict == verdict
-    assert found.outside_share == n_outside / 400
-    assert found.reference_outside_share == reference.outside_share
-    few_values = np.random.default_rng(0).integers(0, 4, (400, 6)).astype(np.float64)
-    assert reference_of(components_model(few_values, 3), few_values).outside_share == 0
+    for n_outside, expected in ((0, "keep"), (2, "keep"), (40, "watch"), (200, "retrain")):
+        verdict = judge_new_rows(reference, sample_of(model, rows[400:]), model, NO_COLUMNS, n_outside, 400, FILES)
+        assert (verdict.verdict, verdict.outside_share) == (expected, n_outside / 400)
 
 
 def test_columns_that_rarely_change_are_not_stuck() -> None:
@@ -214,61 +175,9 @@ def test_constant_missing_indicators_are_not_stuck() -> None:
     network = Network((6, 2), code="linear")
     parameters = {name: np.full(shape, 0.1, dtype=np.float32) for name, shape in network.shapes.items()}
     model = Model(scaler, network, parameters)
-    samples = []
-    for values in (scaler.transform(rows[:400]), scaler.transform(np.nan_to_num(rows[400:]))):
-        numbers = np.arange(400)
-        features = (values @ parameters["W"]).astype(np.float32)
-        samples.append(Sample(values, features, {}, 0 * numbers, numbers, numbers // 8, numbers < 0))
-    reference = Reference.of(samples[0], model, FILES, 800)
-    verdict = judge_new_rows(reference, samples[1], model, NAMED, 0, 400, FILES)
+    verdict = judged(reference_of(model, rows[:400], 800), model, np.nan_to_num(rows[400:]))
     assert verdict.stuck_columns == ()
     assert any("is missing" in reason for reason in verdict.reasons)
-
-
-# -- held-out rows -------------------------------------------------------------------------------------------------
-
-
-def numbers_of(stretches: list[tuple[int, int]]) -> list[int]:
-    return [row for start, stop in stretches for row in range(start, stop)]
-
-
-@each("n_rows, n_validated", [(50, 1), (50, 49), (1000, 50), (1000, 600), (100_000, 5000)])
-def test_stretches_are_validation_rows_within_the_limits(n_rows: int, n_validated: int) -> None:
-    held_out = spread_rows(n_rows, NO_ROWS, n_validated, seed=5)
-    for n_wanted in (1, 127, 128, 129, 2000):
-        for n_most in (1, 128, 512):
-            with case(n_wanted, n_most):
-                stretches = held_out_stretches(held_out, n_wanted, n_most)
-                numbers = numbers_of(stretches)
-                assert 1 <= len(stretches) <= n_most
-                assert len(numbers) <= n_wanted
-                assert numbers == sorted(set(numbers))
-                assert set(numbers) <= set(held_out.tolist())
-    assert len(numbers_of(held_out_stretches(held_out, 2000))) >= min(n_validated, 128)
-    assert held_out_stretches(held_out, 0) == held_out_stretches(NO_ROWS, 100) == []
-
-
-def test_given_stretches_are_sampled_for_any_division_into_parts(tmp_path: Path) -> None:
-    rows = np.random.default_rng(1).random((3000, 4)).astype(np.float32)
-    rows[[60, 61, 2000], 2] = np.nan
-    spec = SampleSpec(model_of(4, 2))
-    stretches = [(0, 5), (58, 63), (95, 120), (2000, 2001), (2990, 3000)]
-    good = np.setdiff1d(numbers_of(stretches), [60, 61, 2000])
-    for part_rows in (3000, 100, 7):
-        folder = tmp_path / str(part_rows)
-        folder.mkdir()
-        parts = make_parts(folder, spec.model, rows, part_rows)
-        found = draw_sample(parts, spec, stretches)
-        assert found is not None
-        np.testing.assert_array_equal(found.rows, good)
-        np.testing.assert_array_equal(found.scaled, rows[good])
-        expected = np.searchsorted([stop for _, stop in stretches], good, side="right")
-        np.testing.assert_array_equal(found.stretches, expected)
-        assert draw_sample(parts, spec, [(60, 62)]) is None
-        assert 1 <= max_stretches(parts, 5) <= 5 < max_stretches(parts) <= 128
-
-
-# -- rates of false alarms ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

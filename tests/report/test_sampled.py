@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 
 from shardpress.labels import LabelChoice
 from shardpress.report.baselines import are_correct
 from shardpress.report.measures import measure
+from shardpress.report.page.document import Table
+from shardpress.report.page.quality import quality
 from shardpress.report.sample import Sample, SampleSpec, draw_sample
-from tests.support.cases import case, each
+from tests.support.cases import each
 from tests.support.pages import make_parts, model_of
 
 ROWS = np.random.default_rng(1).random((5000, 6)).astype(np.float32)
@@ -46,7 +51,6 @@ def test_sample_fits_in_its_memory_without_bad_rows(tmp_path: Path) -> None:
     assert (found.rows % 2 == 1).all()
     bad = make_parts(tmp_path, model, np.full((50, 6), np.nan), 50)
     assert draw_sample(bad, SampleSpec(model)) is None
-    assert draw_sample(bad, SampleSpec(model, memory_bytes=64)) is None
     assert draw_sample([], SampleSpec(model)) is None
 
 
@@ -69,14 +73,11 @@ def test_errors_and_worst_rows_are_found_by_file_and_row(tmp_path: Path) -> None
 
 
 IMAGES = [  # the axes of a row, and those of its picture
-    ((1,), None),
     ((36,), None),
     ((49,), [7, 7]),
-    ((50,), None),
-    ((20, 30), [20, 30]),
     ((8, 9, 1), [8, 9]),
     ((8, 9, 3), [8, 9, 3]),
-    ((100, 64), [25, 16]),
+    ((40, 33), [20, 16]),
 ]
 
 
@@ -95,18 +96,60 @@ def test_rows_of_image_shape_are_shown_as_images(
     assert np.shape(facts["points"]["inputs"]) == (8, 2)
 
 
-def accuracy(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> float:
-    return float(are_correct(rows, codes, is_test).mean())
+# -- the first features of a nested model ------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(5)
+CLASSES = RNG.integers(0, 4, 600)
+# 24 columns. Later columns vary less. The classes differ in the last column only.
+NESTED_ROWS = RNG.normal(size=(600, 24)) * np.geomspace(1, 0.1, 24)
+NESTED_ROWS[:, -1] += 0.25 * CLASSES
+NESTED_ROWS = (0.5 + NESTED_ROWS / 20).astype(np.float32)
+IS_TRAINED = np.arange(600) % 2 == 1
 
 
-def test_probe_generalizes_from_many_columns_and_from_none() -> None:
-    rng = np.random.default_rng(0)
-    codes = np.arange(200) % 2
-    codes[:7] = 1
-    is_test = np.arange(200) >= 100
-    wide = rng.normal(size=(200, 500))
-    with case("noise"):
-        assert accuracy(wide, codes, is_test) < 0.65
-    wide[:, :50] += 2 * codes[:, None]
-    assert accuracy(wide, codes, is_test) > 0.95
-    assert accuracy(np.ones((200, 4)), codes, is_test) == np.mean(codes[is_test] == 1)
+def facts_of(folder: Path, n_features: int, is_nested: bool = True, **extras: np.ndarray) -> tuple[Any, Any, Any]:
+    """Return the measurements of a model, the model and the sample."""
+    model = replace(model_of(24, n_features), about={"config": {"nested": is_nested}})
+    (part,) = make_parts(folder, model, NESTED_ROWS, 600, **extras)
+    parts = [replace(part, trained=IS_TRAINED)]
+    sample = draw_sample(parts, SampleSpec(model))
+    assert sample is not None
+    return measure(sample, parts, model, LabelChoice()), model, sample
+
+
+def table_of(facts: Any) -> Table:
+    report = {"summary": {"n_features": 20}, "sample": facts}
+    (table,) = [item for item in quality(report).items if isinstance(item, Table) and item.columns[0] == "features"]
+    return table
+
+
+def test_errors_and_accuracies_are_those_of_the_first_features(tmp_path: Path) -> None:
+    facts, model, sample = facts_of(tmp_path, 20, y=CLASSES)
+    widths = facts["widths"]
+    assert [width["n_features"] for width in widths] == [8, 16, 20]
+    rows = sample.scaled[sample.trained].astype(np.float64)
+    W = model.parameters["W"].astype(np.float64)
+    pca = PCA(20).fit(rows)
+    scores = pca.transform(rows)
+    for width in widths:
+        n = width["n_features"]
+        features = sample.features[:, :n].astype(np.float64)
+        decoded = features[sample.trained] @ W[:, :n].T + model.parameters["b_output"]
+        assert width["error"] == pytest.approx(np.square(decoded - rows).mean(), rel=1e-6)
+        expected = np.square(scores[:, :n] @ pca.components_[:n] + pca.mean_ - rows).mean()
+        assert width["components"] == pytest.approx(expected, rel=1e-3)
+        assert width["score"] == pytest.approx(are_correct(features, sample.extras["y"], ~sample.trained).mean())
+    accuracies = [width["components_score"] for width in widths]
+    assert accuracies[-1] > accuracies[0] + 0.1
+    cells = table_of(facts).rows
+    assert [row[0] for row in cells] == ["8", "16", "20"]
+    assert float(cells[0][1]) == pytest.approx(widths[0]["error"], rel=0.01)
+    assert cells[-1][4] == f"{100 * accuracies[-1]:.1f} %"
+
+
+@each("n_features, is_nested, expected", [(1, True, [1]), (8, True, [8]), (9, True, [8, 9]), (9, False, [])])
+def test_all_features_come_last_in_nested_models(
+    tmp_path: Path, n_features: int, is_nested: bool, expected: list[int]
+) -> None:
+    facts = facts_of(tmp_path, n_features, is_nested)[0]
+    assert [width["n_features"] for width in facts.get("widths", [])] == expected

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,6 @@ from msgspec.structs import replace
 from shardpress.commands.table import main
 from shardpress.formats import digest
 from shardpress.records import Entry
-from shardpress.report.compare import compare
 from shardpress.report.verify import verify
 from shardpress.result import GENERATION, INDEX, Result, load_model, result_bytes
 from shardpress.run import encoding_stage
@@ -96,8 +94,9 @@ def test_intact_output_is_verified(
     facts = json.loads(capsys.readouterr().out)
     assert (facts["faults"], facts["unchecked"], facts["rows"]["n_rows"]) == ([], [], N_ROWS)
     assert facts["n_files"] == len(Result.open(out).files) + 1
-    assert main(["verify", str(out)]) == 0
-    assert f"{facts['n_files']} of {facts['n_files']} files" in capsys.readouterr().out
+    shutil.rmtree(workspace.shards)
+    found = verify(str(out))
+    assert (found.faults, found.rows.n_rows, len(found.unchecked)) == ((), 0, 2)
 
 
 def test_every_damaged_file_is_named_and_others_are_checked(workspace: Workspace, out: Path, capsys: Any) -> None:
@@ -118,25 +117,22 @@ def test_every_damaged_file_is_named_and_others_are_checked(workspace: Workspace
         assert f"{name}: " in capsys.readouterr().out
         path.write_bytes(whole)
     assert not verify(str(out)).faults
-    assert workspace.run(out.with_name("other")) == 0
-    shutil.copy(out.with_name("other") / INDEX, out / "generation-1.h5")
-    assert "generation-1.h5" in [fault.file for fault in verify(str(out)).faults]
 
 
-def test_damaged_index_is_a_fault_and_its_model_is_not_used(
-    workspace: Workspace, out: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_damaged_index_is_a_fault_and_its_model_is_not_used(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    with refused(66, str(out)):
+        verify(str(out))
+    assert workspace.run(out, disk=FullAfter("part", 1)) == 74
+    with refused(66, str(out)):
+        verify(str(out))
     assert workspace.run(out) == 0
     whole = (out / INDEX).read_bytes()
     for damage in (whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:], whole[:-1], b""):
         (out / INDEX).write_bytes(damage)
-        (tmp_path / "copy.h5").write_bytes(damage)
-        for model in (out, out / INDEX, tmp_path / "copy.h5"):
+        for model in (out, out / INDEX):
             assert workspace.run(tmp_path / "other", "--model", str(model)) == 65
-        capsys.readouterr()
-        assert main(["verify", str(out), "--json"]) == 79
-        (fault,) = json.loads(capsys.readouterr().out)["faults"]
-        assert fault["file"] == INDEX
+        (fault,) = verify(str(out)).faults
+        assert fault.file == INDEX
 
 
 def swap_rows(file: h5py.File, row: int) -> None:
@@ -156,7 +152,6 @@ def mark_as_bad(file: h5py.File, row: int) -> None:
 def test_wrong_rows_are_found_despite_correct_digests(workspace: Workspace, out: Path) -> None:
     workspace.add_shard("3.h5", np.full((4, 4), np.nan, np.float32))
     assert workspace.run(out, "--on-bad-data", "skip", "--max-bad", "4") == 0
-    assert verify(str(out)).rows.n_bad == 4
     result = Result.open(out)
     good, _ = result.ranges[0]
     bad, rows = result.ranges[-1]
@@ -195,19 +190,17 @@ def test_all_ranges_and_input_files_of_a_part_are_checked(
     def increase(file: h5py.File, row: int) -> None:
         file["features"][row, 0] += 0.1
 
-    assert compare(str(model), str(out)).likeness.change == 0
     for each in part.ranges:
         fault = fault_after(out, part.file, each.first + 1, increase)
         assert fault.startswith(f"row {each.first + 1}: feature 0 ")
     rewrite_index(out)
-    missing, damaged, edited = (workspace.shards / name for name in ("33.h5", "34.h5", "2.h5"))
-    missing.unlink()
+    damaged = workspace.shards / "34.h5"
+    edited = workspace.shards / "2.h5"
     damaged.write_bytes(b"text")
     edit(edited)
     found = verify(str(out), 1000)
-    assert (found.faults, found.rows.n_rows) == ((), SIZES[0] + 6)
-    assert {each.file for each in found.unchecked} == {str(missing), str(damaged), str(edited)}
-    assert len({each.fault for each in found.unchecked}) == 3
+    assert (found.faults, found.rows.n_rows) == ((), SIZES[0] + 9)
+    assert {each.file for each in found.unchecked} == {str(damaged), str(edited)}
 
 
 @pytest.mark.process
@@ -228,11 +221,8 @@ def test_rounding_error_is_allowed_once(workspace: Workspace, out: Path) -> None
     "flags",
     [
         ["--on-bad-data", "skip", "--max-bad", "50%", "--missing-value", "0.5"],
-        ["--impute", "median", "--missing-value", "0.5"],
-        ["--clip-quantile", "0.1"],
-        ["--scale", "std"],
-        ["--row-scale", "norm", "--transform", "log1p"],
-        ["--storage-dtype", "float16"],
+        ["--impute", "median", "--missing-value", "0.5", "--clip-quantile", "0.1", "--scale", "std"],
+        ["--row-scale", "norm", "--transform", "log1p", "--storage-dtype", "float16"],
     ],
     ids=lambda flags: flags[0],
 )
@@ -251,19 +241,6 @@ def test_verification_applies_every_encoding_setting(
     assert found.rows.n_bad == (flags[0] == "--on-bad-data")
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("choice", ["pass", "clip"])
-def test_rows_outside_the_range_of_a_model_are_verified(
-    workspace: Workspace, out: Path, tmp_path: Path, choice: str
-) -> None:
-    assert workspace.run(out) == 0
-    workspace.add_shard("3.h5", np.full((5, 4), 100, np.float32))
-    other = tmp_path / "other"
-    assert workspace.run(other, "--model", str(out), "--on-drift", choice) == 0
-    found = verify(str(other), 1000)
-    assert (found.faults, found.unchecked, found.rows.n_rows) == ((), (), N_ROWS + 5)
-
-
 def test_rows_of_a_partly_unreadable_shard_are_no_fault(
     workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,21 +254,3 @@ def test_rows_of_a_partly_unreadable_shard_are_no_fault(
     assert workspace.run(out, *flags) == 0
     found = verify(str(out), 1000)
     assert (found.faults, found.unchecked, found.rows.n_rows, found.rows.n_bad) == ((), (), N_ROWS, 56)
-
-
-@pytest.mark.process
-def test_verification_needs_only_a_result(workspace: Workspace, out: Path) -> None:
-    with refused(66, str(out)):
-        verify(str(out))
-    assert workspace.run(out, disk=FullAfter("part", 1)) == 74
-    with refused(66, str(out)):
-        verify(str(out))
-    assert workspace.run(out) == 0
-    program = (
-        "import sys; sys.modules['theano'] = None; from shardpress.commands.table import main;"
-        f"sys.exit(main(['verify', {str(out)!r}]))"
-    )
-    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], timeout=120).returncode == 0
-    shutil.rmtree(workspace.shards)
-    found = verify(str(out))
-    assert (found.faults, found.rows.n_rows, len(found.unchecked)) == ((), 0, 2)

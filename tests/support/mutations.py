@@ -96,7 +96,7 @@ _REPORT = (
         "pipeline/shardpress/report/rows.py",
         "_SAFETY = 4.0",
         "_SAFETY = 40.0",
-        ("tests/report/test_rounding.py::test_float32_in_any_order_stays_within_a_tight_bound",),
+        ("tests/report/test_rounding.py::test_float32_in_any_order_stays_within_tight_bounds",),
     ),
     Mutation(
         "compare-uses-rows-that-are-bad-in-one-run",
@@ -176,7 +176,7 @@ _TRAINING = (
         "pipeline/shardpress/training/components.py",
         "excess = (errors - self.components)[is_usual]",
         "excess = errors - self.components",
-        ("tests/report/test_damaged_rows.py::test_a_damaged_validation_row_does_not_decide_the_comparison",),
+        ("tests/report/test_judgment.py::test_a_damaged_validation_row_does_not_decide_the_comparison",),
     ),
     Mutation(
         "replicas-count-the-fewest-steps",
@@ -1129,7 +1129,7 @@ _INTEROP = (
         "pipeline/shardpress/interop/applying.py",
         'if model.scaler.fill is None and rows.dtype.kind == "f" and',
         "if model.scaler.fill is not None and",
-        ("tests/interop/test_estimator.py::test_lazy_rows_with_nan_or_unknown_length_are_refused",),
+        ("tests/interop/test_estimator.py::test_unusable_rows_are_refused_with_the_parameter_that_helps",),
     ),
     Mutation(
         "missing-category-becomes-the-first-one",

@@ -1,0 +1,150 @@
+"""Tests of the values in exported Parquet and AnnData files: pandas and anndata read what `open_features` returns."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pyarrow import parquet as arrow_parquet
+
+from shardpress.encoding.storage import PLAIN, Storage
+from shardpress.features import open_features
+from shardpress.interop import parquet as module
+from shardpress.interop.export import export
+from tests.support.cases import case
+from tests.support.parts import feature_rows, finished_parts, part_bytes
+
+N = 7
+VALID = np.arange(N) != 1
+NAMES = np.array([b"r0", b"r1", "ö".encode(), b"a\xff", b"", b"r5", b"r6"], object)
+ESCAPED = ["r0", "r1", "ö", "a\\udcff", "", "r5", "r6"]
+CODES = np.array([0, 2, -1, 1, 1, 0, 0], np.int8)
+EXTRAS = {
+    "bool": np.arange(N) % 3 == 0,
+    "big": np.linspace(-1, 1, N).astype(">f8"),
+    "unsigned": np.array([2**64 - 1, *range(N - 1)], np.uint64),
+    "text": NAMES,
+    "fixed": np.array([b"a", b"bc", b"", b"d", b"\xfe", b"f", b"g"], "S2"),
+    "pair": np.arange(2 * N, dtype=np.int16).reshape(N, 2),
+    "kind": CODES,
+    "feature0": np.arange(N),
+    "valid": np.arange(N),
+}
+CATEGORIES = {"kind": ("T cell", "b", "\udcff", "unused")}
+
+
+def write_part(
+    folder: Path,
+    extras: Mapping[str, np.ndarray],
+    categories: Mapping[str, Sequence[Any]] | None = None,
+    storage: Storage = PLAIN,
+) -> Path:
+    """Write an output directory with a part of `N` rows, one of them bad, and return its path."""
+    features = feature_rows(N)
+    features[~VALID] = np.nan
+    part = part_bytes(features, VALID, extras, storage=storage, categories=categories)
+    # After an append, open_features has the numbers of appends, which exported files always have.
+    finished_parts(folder / "out", [(N, part)], append_ids=[1])
+    return folder / "out"
+
+
+def parquet_of(output: Path) -> Path:
+    """Write the Parquet file of a part, and return its path."""
+    shutil.rmtree(output / "parquet", ignore_errors=True)
+    export(output, "parquet")
+    (path,) = (output / "parquet").iterdir()
+    return path
+
+
+@pytest.mark.parametrize("group_bytes", [2**21, 1])
+def test_pandas_reads_the_frame_of_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_bytes: int) -> None:
+    monkeypatch.setattr(module, "_GROUP_BYTES", group_bytes)
+    output = write_part(tmp_path, EXTRAS, CATEGORIES)
+    expected = open_features(output).to_pandas()
+    path = parquet_of(output)
+    data = path.read_bytes()
+    assert parquet_of(output).read_bytes() == data
+    pd.testing.assert_frame_equal(pd.read_parquet(path), expected)
+    assert expected["kind"].dtype == pd.CategoricalDtype(["T cell", "b", "\\udcff", "unused"])
+    assert list(expected)[:3] == ["feature0", "feature1", "valid"]
+    export(output, "hdf5")
+    pd.testing.assert_frame_equal(open_features(output / "features.h5").to_pandas(), expected, check_like=True)
+
+
+@pytest.mark.parametrize("extras", [{"_index": NAMES, "y": np.arange(N)}, {"index": NAMES, "_index": NAMES}])
+def test_names_of_rows_are_the_index_of_pandas(tmp_path: Path, extras: dict[str, np.ndarray]) -> None:
+    output = write_part(tmp_path, extras)
+    found = pd.read_parquet(parquet_of(output))
+    pd.testing.assert_frame_equal(found, open_features(output).to_pandas())
+    assert found.index.name is None
+    assert set(extras) < set(arrow_parquet.read_table(parquet_of(output)).column_names)
+
+
+def test_arrow_reads_plain_types(tmp_path: Path) -> None:
+    """Features are float32 without nulls. Arrays become nested lists, and half precision becomes float32."""
+    values = np.arange(6 * N).reshape(N, 2, 3)
+    words = np.array([[b"a", b"b"]] * N, "S1")
+    extras = {"place": values, "words": words, "half": np.arange(N, dtype=np.float16)}
+    output = write_part(tmp_path, extras, storage=Storage("float16", "gzip"))
+    table = arrow_parquet.read_table(parquet_of(output))
+    types = [table[name].type for name in ("feature0", "feature1", "valid", "half", "append_id")]
+    assert types == [pa.float32(), pa.float32(), pa.bool_(), pa.float32(), pa.int32()]
+    np.testing.assert_array_equal(np.stack([table["feature0"], table["feature1"]], 1), open_features(output).features)
+    assert table["feature0"].null_count == 0, "NaN is not null"
+    assert table["place"].to_pylist() == values.tolist()
+    assert table["words"].to_pylist() == [["a", "b"]] * N
+    assert table["half"].to_pylist() == list(range(N))
+
+
+def test_categories_become_values_unless_they_are_distinct_texts(tmp_path: Path) -> None:
+    name = 'list.element."x"'
+    output = write_part(tmp_path, {name: np.zeros(N, np.int8)}, {name: ["a", "unused"]})
+    assert pd.read_parquet(parquet_of(output))[name].dtype == pd.CategoricalDtype(["a", "unused"])
+    for categories in ([0.5, 1.5, 2.5], ["a", "a", "b"], [True, False, True]):
+        with case(categories):
+            output = write_part(tmp_path, {"kind": CODES}, {"kind": categories})
+            found = arrow_parquet.read_table(parquet_of(output))["kind"].to_pylist()
+            assert found == [None if code < 0 else categories[code] for code in CODES]
+
+
+def test_anndata_reads_features_names_and_columns(tmp_path: Path) -> None:
+    extras = {"_index": NAMES, "kind": CODES, "level": CODES, "n": np.arange(N, dtype=">i4"), "text": NAMES[::-1]}
+    categories = {"kind": ["T cell", "ß", "c"], "level": [0.5, 1.5, 2.5]}
+    output = write_part(tmp_path, {**extras, "place": np.zeros((N, 2))}, categories)
+    text = export(output, "anndata")
+    assert text.partition("Left out")[2].partition(": ")[2].startswith("place.")
+    found = anndata.read_h5ad(output / "features.h5ad")
+    np.testing.assert_array_equal(found.obsm["X_shardpress"], open_features(output).features)
+    assert (found.shape, list(found.obs_names)) == ((N, 0), ESCAPED)
+    assert list(found.obs) == ["valid", "kind", "level", "n", "text", "append_id"]
+    assert found.obs["valid"].tolist() == VALID.tolist()
+    assert found.obs["text"].tolist() == ESCAPED[::-1]
+    assert found.obs["n"].tolist() == list(range(N))
+    for name, values in categories.items():
+        assert found.obs[name].cat.categories.tolist() == values
+        assert found.obs[name].cat.codes.tolist() == CODES.tolist()
+    assert len(str(found.uns["shardpress_encoder"])) == 64
+
+
+@pytest.mark.parametrize(
+    ("extras", "categories", "expected"),
+    [
+        ({"index": np.arange(7, 7 + N)}, {}, [str(i) for i in range(7, 7 + N)]),
+        ({"index": np.zeros((N, 2))}, {}, [str(i) for i in range(N)]),
+        ({"_index": CODES}, {"_index": ["a", "b", "c"]}, ["a", "c", "", "b", "b", "a", "a"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_rows_without_names_are_numbered_for_anndata(
+    tmp_path: Path, extras: dict[str, np.ndarray], categories: dict[str, Any], expected: list[str]
+) -> None:
+    output = write_part(tmp_path, extras, categories)
+    export(output, "anndata")
+    assert list(anndata.read_h5ad(output / "features.h5ad").obs_names) == expected
