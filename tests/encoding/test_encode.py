@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +33,9 @@ from shardpress.shards import rows as rows_module
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress_kernels.network import Network
-from tests.support.cases import case, each
+from tests.support.cases import each
 from tests.support.damage import damage
-from tests.support.helpers import names, numbered, numbered_shards, refused, write_shard
+from tests.support.helpers import names, numbered, refused, write_shard
 from tests.support.logged import mentions
 
 
@@ -59,34 +57,14 @@ def settings_of(folder: Path, block_rows: int, part_rows: int, **more: Any) -> E
     return EncodeSettings(str(folder), IN_MEMORY, *rows, 2, **more)
 
 
-def planned(shards: Sequence[Shard], settings: EncodeSettings) -> list[list[Piece]]:
-    return plan_parts(shards, [], PartSize(settings.part_rows, 100, settings.block_rows))
-
-
-def run(
-    shards: Sequence[Shard],
-    settings: EncodeSettings,
-    n_threads: int = 2,
-    unreadable: dict[int, str] | None = None,
-) -> list[Part]:
-    """Encode all parts of the shards in threads."""
-    tasks = [(encode_part, EncodeTask(pieces, settings, unreadable or {})) for pieces in planned(shards, settings)]
-    model = model_of(shards[0].n_inputs)
-    with serving(settings, model, double, Disk()), threads(n_threads) as pool:
-        return compute(tasks, pool, n_threads)
-
-
 def encode(
-    shards: Sequence[Shard],
-    folder: Path,
-    block_rows: int,
-    part_rows: int,
-    bad_data: BadData | None = None,
-    **options: Any,
-) -> tuple[list[Part], np.ndarray]:
-    """Return the facts of all parts, and their features."""
-    parts = run(shards, settings_of(folder, block_rows, part_rows, bad_data=bad_data or BadData()), **options)
-    return parts, concatenate(folder, parts, "features")
+    shards: Sequence[Shard], folder: Path, block_rows: int, part_rows: int, bad_data: BadData | None = None
+) -> list[Part]:
+    """Encode all rows in threads, and return the facts of all parts."""
+    settings = settings_of(folder, block_rows, part_rows, bad_data=bad_data or BadData())
+    pieces = plan_parts(shards, [], PartSize(settings.part_rows, 100, settings.block_rows))
+    with serving(settings, model_of(shards[0].n_inputs), double, Disk()), threads(2) as pool:
+        return compute([(encode_part, EncodeTask(each, settings)) for each in pieces], pool, 2)
 
 
 def concatenate(folder: Path, parts: Sequence[Part], name: str) -> np.ndarray:
@@ -102,30 +80,13 @@ def ranges_of(parts: Sequence[Part]) -> list[Range]:
     return [each for _, each in in_order(parts)]
 
 
-@each("n_threads", [1, 4])
-def test_features_are_in_the_order_of_the_rows(tmp_path: Path, n_threads: int) -> None:
-    shards = numbered_shards(tmp_path, 5, 0, 1, 7)
-    for block_rows, part_rows in itertools.product((1, 3, 7), (1, 3, 100)):
-        with case(block_rows=block_rows, part_rows=part_rows):
-            parts, features = encode(shards, tmp_path, block_rows, part_rows, n_threads=n_threads)
-            np.testing.assert_array_equal(features, 2 * numbered(13))
-            assert sum(part.n_rows for part in parts) == 13
-            assert all(part.n_rows <= part_rows for part in parts)
-
-
-def test_a_part_names_the_rows_that_it_was_made_from(tmp_path: Path) -> None:
-    parts, _ = encode(numbered_shards(tmp_path, 2, 0, 9, 3), tmp_path, 2, 5)
-    found = [[(each.first, each.shard, each.start, each.stop) for each in part.ranges] for part in parts]
-    assert found == [[(0, 0, 0, 2), (2, 2, 0, 2)], [(0, 2, 2, 6)], [(0, 2, 6, 9), (3, 3, 0, 2)], [(0, 3, 2, 3)]]
-    assert [part.n_rows for part in parts] == [4, 4, 5, 1]
-
-
 @each("sizes", [(4, 12), (3, 9)])
 def test_skipped_rows_do_not_shift_other_rows(tmp_path: Path, sizes: tuple[int, int]) -> None:
     rows = numbered(50, 3, dtype=np.float32)
     rows[np.random.default_rng(0).random((50, 3)) < 0.05] = np.nan
     shards = open_shards([write_shard(tmp_path / "a.h5", rows)])
-    parts, features = encode(shards, tmp_path, *sizes, BadData("skip"))
+    parts = encode(shards, tmp_path, *sizes, BadData("skip"))
+    features = concatenate(tmp_path, parts, "features")
     is_bad = np.isnan(rows).any(axis=1)
     assert np.isnan(features[is_bad]).all()
     np.testing.assert_array_equal(features[~is_bad], 2 * rows[~is_bad, :2])
@@ -173,7 +134,7 @@ def test_lost_values_of_an_extra_are_filled_and_marked(tmp_path: Path, caplog: p
         damage(path, name, chunk=rows.start // 7)
     shards = open_shards([lacking, path])
     for part_rows in (4, 12, 100):
-        parts, _ = encode(shards, tmp_path, 4, part_rows, BadData("skip"))
+        parts = encode(shards, tmp_path, 4, part_rows, BadData("skip"))
         assert concatenate(tmp_path, parts, "valid").all()
         for name, (values, nothing) in EXTRAS.items():
             is_known = ~np.isin(np.arange(-3, 30), [-3, -2, -1, *lost.get(name, ())])
@@ -212,7 +173,7 @@ def test_digests_of_parts_are_those_of_the_file(tmp_path: Path, monkeypatch: pyt
     facts = [facts_of(shard) for shard in shards]
     read_again = [with_content(fact, each, AS_STORED, names) for fact, each in zip(facts, shards, strict=True)]
     for part_rows in (4, 12, 100):
-        parts, _ = encode(shards, tmp_path, 4, part_rows)
+        parts = encode(shards, tmp_path, 4, part_rows)
         for found, expected in zip(with_digests(facts, parts), read_again, strict=True):
             assert None not in (found.rows, found.extras)
             assert (found.rows, found.extras) == (expected.rows, expected.extras)
@@ -235,6 +196,8 @@ def various_shards(folder: Path) -> tuple[Shard, ...]:
             for name, values in texts.items():
                 file.create_dataset(name, data=values, dtype=h5py.string_dtype())
             file.create_dataset("big", data=np.arange(n_rows), dtype=">i4")
+            file.create_dataset("column", data=np.ones((n_rows, 1)))
+            file.create_dataset("fixed", data=[b"\xc3\x9f"] * n_rows, dtype=h5py.string_dtype("utf-8", 5))
             file.create_dataset("state", data=np.arange(n_rows) % 2, dtype=state)
             file.create_dataset("pair", (n_rows,), np.dtype(("f4", (2,))))[...] = np.ones((n_rows, 2))
             file.create_dataset("label", data=np.arange(n_rows) % 2, dtype="i1")
@@ -264,14 +227,17 @@ def test_a_part_of_several_shards_equals_parts_of_one(
 ) -> None:
     monkeypatch.setattr(digests, "UNIT_ROWS", 4)
     shards = various_shards(tmp_path)
-    assert {"big", "short", "long", "state", "pair", "label", "word", "word_present"} == set(names(shards[0]))
+    both = {"big", "column", "fixed", "short", "long", "state", "pair", "label", "word", "word_present"}
+    assert set(names(shards[0])) == both
     settings = settings_of(tmp_path, 4, 100, bad_data=BadData("skip"), has_range=True, storage=storage)
     pieces = [Piece(i, Block(shard, 0, shard.n_rows)) for i, shard in enumerate(shards)]
     pieces[2] = Piece(2, Block(shards[2], 4, 9))
     part, values = encoded(pieces, settings)
-    for name, (_, dtype) in row_shapes(2, shards[0].extras, np.dtype(storage.dtype)).items():
-        assert values[name][0] == dtype, "as the index declares it"
-        assert h5py.check_enum_dtype(values[name][0]) == h5py.check_enum_dtype(dtype)
+    for name, (shape, dtype) in row_shapes(2, shards[0].extras, np.dtype(storage.dtype)).items():
+        stored, array = values[name]
+        assert (array.shape[1:], stored) == (shape, dtype), "as the index declares it"
+        assert h5py.check_enum_dtype(stored) == h5py.check_enum_dtype(dtype)
+        assert h5py.check_string_dtype(stored) == h5py.check_string_dtype(dtype)
     assert [(each.first, each.shard, each.start) for each in part.ranges] == [
         (0, 0, 0), (5, 1, 0), (6, 2, 4), (11, 3, 0), (17, 4, 0), (29, 5, 0)
     ]  # fmt: skip
@@ -289,32 +255,3 @@ def test_a_part_of_several_shards_equals_parts_of_one(
     assert [each.is_unreadable for each in part.ranges] == [i == 3 for i in range(6)]
     assert [each.lost for each in part.ranges] == [{"word": [[3, 6]]} if i == 4 else {} for i in range(6)]
     assert [each.extras is None for each in part.ranges] == [i in (3, 4) for i in range(6)]
-
-
-def test_wide_extras_of_several_shards_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    n_rows = 5000
-    values = np.arange(4 * n_rows).astype("S500")
-    paths = [
-        write_shard(tmp_path / f"{i}.h5", numbered(n_rows), extras={"word": values[i * n_rows :][:n_rows]})
-        for i in range(4)
-    ]
-    shards = open_shards(paths)
-    monkeypatch.setattr(rows_module, "_EXTRA_PIECE", 2**18)
-    settings = settings_of(tmp_path, 1024, 2**20)
-    pieces = [Piece(i, Block(shard, 0, n_rows)) for i, shard in enumerate(shards)]
-    parts = []
-    for least in (2**20, 2**30):
-        monkeypatch.setattr(module, "WIDE_BYTES", least)
-        with serving(settings, model_of(2), double, Disk()):
-            encode_part(EncodeTask(pieces[:1], settings))  # the memory of this thread
-            tracemalloc.start()
-            try:
-                parts.append(encode_part(EncodeTask(pieces, settings)))
-                _, peak = tracemalloc.get_traced_memory()
-            finally:
-                tracemalloc.stop()
-        assert (peak < values.nbytes / 4) == (least == 2**20), peak
-    assert parts[0].entry.blake3 == parts[1].entry.blake3
-    assert parts[0].ranges == parts[1].ranges
-    assert None not in {each.extras for each in parts[0].ranges}
-    assert np.array_equal(concatenate(tmp_path, parts[:1], "word"), values)

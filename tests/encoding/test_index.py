@@ -22,20 +22,6 @@ def datasets_in(file):
     return {name: item for name, item in file.items() if isinstance(item, h5py.Dataset) and name != "use"}
 
 
-@pytest.mark.process
-def test_the_index_concatenates_all_parts(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for sizes in ((1,), (2, 0, 5, 1, 1)):
-        n_rows = sum(sizes)
-        name = f"{len(sizes)} parts"
-        directory = finished(tmp_path / name, *sizes)
-        for path in (directory / "index.h5", f"{name}/index.h5"):
-            with h5py.File(path) as file:
-                valid = np.arange(n_rows) % 5 != 1
-                expected = {"features": feature_rows(n_rows), "valid": valid, "y": np.arange(n_rows)}
-                assert_same_datasets({name: item[:] for name, item in datasets_in(file).items()}, expected)
-
-
 def test_the_index_holds_extra_datasets_of_every_kind_and_name(tmp_path):
     names = ["50%", "a%b", "%%", "with space", "größe"]
     extras = {**EXTRAS, **{name: np.arange(3) for name in names}}

@@ -54,16 +54,6 @@ def random_plan(seed: int) -> tuple[list[Shard], list[Part], PartSize, list[list
     return shards, kept, size, plan_parts(shards, kept, size)
 
 
-def test_small_shards_share_parts_and_large_ones_are_cut() -> None:
-    planned = plan_parts(shards_of(3, 0, 2, 25, 1, 1, 1, 1), [], PartSize(12, 3, 4))
-    assert places(planned) == [
-        [(0, 0, 3), (2, 0, 2), (3, 0, 4)],
-        [(3, 4, 16)],
-        [(3, 16, 25), (4, 0, 1), (5, 0, 1)],
-        [(6, 0, 1), (7, 0, 1)],
-    ]
-
-
 @each("seed", range(300))
 def test_every_row_is_in_one_place_and_parts_are_in_order(seed: int) -> None:
     """A part is full if the next one begins with rows that it could not take."""

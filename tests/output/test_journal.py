@@ -17,10 +17,10 @@ from shardpress.formats import digest
 from shardpress.output.files import fault_of
 from shardpress.output.journal import Journal, Record
 from shardpress.output.lock import locked
-from shardpress.records import Entry, Generation
+from shardpress.records import Entry
 from shardpress.result import Result
 from tests.support.cases import case, each, sample
-from tests.support.faulty import FailingDisk, RecordingDisk, ShortWriteDisk, journal_lines
+from tests.support.faulty import FailingDisk, RecordingDisk, ShortWriteDisk
 from tests.support.helpers import refused
 from tests.support.interruptions import flip
 from tests.support.journals import (
@@ -58,6 +58,7 @@ FOREIGN = [
     f"more/{KEY}-{HEX}.h5",
     f"parts/more/{KEY}-{HEX}.h5",
 ]
+DIRECTORIES = [f"work/scan-{HEX[::-1]}.npz", f"index.h5.{HEX[::-1]}.writing"]
 UNREFERENCED = [
     f"parts/{KEY}-{HEX}.h5",
     f"work/scan-{HEX}.npz",
@@ -77,31 +78,16 @@ def journal_file(journal: Journal) -> Path:
 # -- results -----------------------------------------------------------------------------------------------------
 
 
-def test_a_named_result_is_found_by_later_runs(journal: Journal) -> None:
-    record = add(journal, data=b"data", facts={"n_rows": 3, "path": "größe \udcff"})
-    assert (journal.directory / record.entry.file).read_bytes() == b"data"
-    for found in (journal, reopen(journal)):
-        assert found.records("part", NOW) == [record]
-        assert fault_of(found.directory, record.entry) is None
-        assert found.load(record) == b"data"
-
-
-def test_a_file_does_not_count_before_the_journal_names_it(journal: Journal) -> None:
-    journal.set_request(REQUEST)
-    written(journal)
-    found = reopen(journal)
-    assert found.records() == []
-    found.sweep()
-    assert contents(journal.directory) == {}
-
-
 def test_records_are_selected_by_kind_and_fingerprint_in_order(journal: Journal) -> None:
     keys = [f"part-{shard:06d}-{row:012d}" for shard in (0, 2, 10) for row in (0, 9, 10)]
     shuffled = random.Random(0).sample(keys, len(keys))
-    for key in [*shuffled, "scan", "checkpoint-000000000010", "checkpoint-000000000009"]:
+    for key in [*shuffled, "checkpoint-000000000010", "checkpoint-000000000009"]:
         add(journal, key)
     add(journal, KEY, BEFORE)
+    scan = add(journal, "scan", data=b"of the scan", facts={"n_rows": 3, "path": "größe \udcff"})
     for found in (journal, reopen(journal)):
+        assert found.records("scan", NOW) == [scan]
+        assert found.load(scan) == b"of the scan"
         assert [record.key for record in found.records("part", NOW)] == keys
         assert [record.key[-3:] for record in found.records("checkpoint", NOW)] == ["009", "010"]
         assert [record.fingerprint for record in found.records("part", BEFORE)] == [BEFORE]
@@ -118,19 +104,6 @@ def test_the_first_of_two_results_of_a_part_is_kept(journal: Journal) -> None:
     assert list(contents(journal.directory).values()) == [b"first"]
     assert add(reopen(journal), data=b"other") == first
     assert list(contents(journal.directory).values()) == [b"first"]
-
-
-def test_requests_are_written_only_if_they_changed(tmp_path: Path) -> None:
-    recording = RecordingDisk()
-    with locked(tmp_path, recording) as journal:
-        assert (journal.request, journal.deadline) == (None, None)
-        for deadline in ({"ends_by": 1.5}, None):
-            journal.set_request(REQUEST, deadline)
-            n_calls = len(recording.calls)
-            journal.set_request(REQUEST, deadline)
-            assert len(recording.calls) == n_calls
-            for found in (journal, reopen(journal)):
-                assert (found.request, found.deadline) == (REQUEST, deadline)
 
 
 # -- the order of changes ----------------------------------------------------------------------------------------
@@ -205,7 +178,7 @@ def test_a_torn_or_damaged_line_ends_the_journal(journal: Journal) -> None:
     records = [add(journal, key) for key in KEYS]
     data = journal_file(journal).read_bytes()
     ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]  # of the lines; the first one is no record
-    places = sample(range(ends[0], len(data)), 60)
+    places = sample(range(ends[0], len(data)), 30)
     for place in (*places, *ends[:-1], len(data) - 1):
         n_valid = sum(end <= place for end in ends) - 1
         damaged = {
@@ -276,14 +249,13 @@ def turn_into(make: Callable[[Path], object]) -> Callable[[Path], None]:
     return turn
 
 
-DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "deleted": (Path.unlink, os.strerror(errno.ENOENT)),
-    "emptied": (lambda path: os.truncate(path, 0), "0 bytes, expected 4"),
-    "grown": (lambda path: os.truncate(path, 5), "5 bytes, expected 4"),
-    "flipped": (flip, "BLAKE3"),
-    "symlink": (turn_into(lambda path: path.symlink_to(path.with_suffix(".moved"))), os.strerror(errno.ELOOP)),
-    "directory": (turn_into(Path.mkdir), "regular file"),
-    "fifo": (turn_into(os.mkfifo), "regular file"),
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "deleted": Path.unlink,
+    "grown": lambda path: os.truncate(path, 5),
+    "flipped": flip,
+    "symlink": turn_into(lambda path: path.symlink_to(path.with_suffix(".moved"))),
+    "directory": turn_into(Path.mkdir),
+    "fifo": turn_into(os.mkfifo),
 }
 
 
@@ -291,13 +263,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_damaged_file_has_a_fault_and_is_not_loaded(journal: Journal, kind: str) -> None:
     good = add(journal, OTHER)
     bad = add(journal)
-    damage, words = DAMAGE[kind]
-    damage(journal.directory / bad.entry.file)
+    DAMAGE[kind](journal.directory / bad.entry.file)
     assert fault_of(journal.directory, good.entry) is None
-    found = fault_of(journal.directory, bad.entry)
-    assert found is not None
-    assert found.startswith(f"file={journal.directory / bad.entry.file}: ")
-    assert words in found
+    assert str(journal.directory / bad.entry.file) in str(fault_of(journal.directory, bad.entry))
     assert (fault_of(journal.directory, bad.entry, digests=False) is None) == (kind == "flipped")
     if kind in ("deleted", "grown", "flipped", "directory"):
         with pytest.raises(ValueError, match=bad.entry.file):
@@ -318,20 +286,6 @@ def test_all_names_are_synced_before_the_commit(tmp_path: Path) -> None:
     for folder in (tmp_path / "parts", tmp_path / "work"):
         assert ("sync_directory", folder) in before, folder
     assert recording.names.count("replace") == 2, "the index, and the new journal"
-
-
-def test_a_commit_keeps_only_the_given_records(journal: Journal) -> None:
-    part = add(journal)
-    scan = add(journal, "scan")
-    add(journal, "checkpoint-000000000001")
-    journal.set_request(REQUEST)
-    journal.commit(index_of(part), kept=[scan])
-    for found in (journal, reopen(journal)):
-        assert found.records() == [scan]
-        assert (found.request, found.base is not None) == (None, True)
-        found.sweep()
-    assert set(contents(journal.directory)) == {"index.h5", part.entry.file, scan.entry.file}
-    assert is_published(journal, part)
 
 
 def test_a_journal_of_another_index_is_ignored(journal: Journal, tmp_path: Path) -> None:
@@ -364,63 +318,7 @@ def test_a_withdrawn_part_of_the_published_result_stays(journal: Journal) -> Non
     assert not (journal.directory / unfinished.entry.file).exists()
 
 
-def test_parts_of_earlier_generations_stay(journal: Journal) -> None:
-    first = add(journal, data=b"first")
-    journal.commit(index_of(first))
-    assert journal.published is not None
-    earlier = Generation(1, "", 1, journal.published.digest)
-    data = (journal.directory / "index.h5").read_bytes()
-    second = add(journal, made_from=BEFORE, data=b"second")
-    journal.commit(index_of(second, generation=2, generations=(earlier,)), keeps_earlier=True)
-    journal.sweep()
-    generation = journal.directory / "generation-1.h5"
-    assert generation.read_bytes() == data
-    files = {"index.h5", "generation-1.h5", first.entry.file, second.entry.file}
-    assert set(contents(journal.directory)) == files
-    flip(generation)
-    reopen(journal).sweep()  # what it named is unknown
-    assert set(contents(journal.directory)) == files
-    generation.unlink()
-    reopen(journal).sweep()  # a user has removed it
-    assert set(contents(journal.directory)) == {"index.h5", second.entry.file}
-
-
-# -- starting over -----------------------------------------------------------------------------------------------
-
-
-def test_an_interrupted_restart_is_resumed(journal: Journal) -> None:
-    published = add(journal)
-    journal.commit(index_of(published))
-    old = add(journal, OTHER)
-    restarted = reopen(journal, restarts=True)
-    assert (restarted.base, restarted.records()) == (None, [])
-    restarted.sweep()
-    assert not (journal.directory / old.entry.file).exists()
-    assert journal_lines(journal_file(journal).read_bytes())[0]["restarts"], "the sweep follows the new journal"
-    record = add(restarted, data=b"new")
-    assert reopen(journal, extends=True).base is not None
-    resumed = reopen(journal)
-    assert (resumed.base, resumed.records()) == (None, [record])
-    resumed.sweep()
-    assert is_published(journal, published)
-    resumed.commit(index_of(record))
-    resumed.sweep()
-    assert is_published(journal, record)
-    assert set(contents(journal.directory)) == {"index.h5", record.entry.file}
-
-
-# -- lost files --------------------------------------------------------------------------------------------------
-
-
-def test_parts_that_nothing_names_are_not_removed(journal: Journal) -> None:
-    journal.commit(index_of(add(journal)))
-    (journal.directory / "index.h5").unlink()
-    before = contents(journal.directory)
-    with refused(65, f"output={journal.directory}", "--restart"):
-        reopen(journal)
-    assert contents(journal.directory) == before
-    reopen(journal, restarts=True).sweep()
-    assert contents(journal.directory) == {}
+# -- sweeping ----------------------------------------------------------------------------------------------------
 
 
 def test_a_damaged_index_prevents_a_sweep(journal: Journal) -> None:
@@ -436,25 +334,14 @@ def test_a_damaged_index_prevents_a_sweep(journal: Journal) -> None:
     assert set(contents(journal.directory)) == {"index.h5", record.entry.file}
 
 
-def test_sweeping_keeps_foreign_files(journal: Journal) -> None:
+def test_sweeping_keeps_foreign_files_and_directories(journal: Journal) -> None:
     record = add(journal)
-    foreign = fill(journal.directory, *FOREIGN)
+    bad = add(journal, OTHER)
+    (journal.directory / bad.entry.file).unlink()
+    foreign = fill(journal.directory, *FOREIGN, *(f"{name}/thesis.tex" for name in [bad.entry.file, *DIRECTORIES]))
+    journal.withdraw(bad)
     fill(journal.directory, *HALF_WRITTEN, *UNREFERENCED)
     reopen(journal).sweep()
     assert set(contents(journal.directory)) == {record.entry.file, *foreign}
     reopen(journal, restarts=True).sweep()
-    assert contents(journal.directory) == foreign
-
-
-def test_foreign_directories_are_kept_for_any_name(journal: Journal) -> None:
-    bad = add(journal)
-    (journal.directory / bad.entry.file).unlink()
-    foreign = fill(
-        journal.directory,
-        f"{bad.entry.file}/thesis.tex",
-        f"work/scan-{HEX}.npz/thesis.tex",
-        f"index.h5.{HEX}.writing/thesis.tex",
-    )
-    journal.withdraw(bad)
-    reopen(journal).sweep()
     assert contents(journal.directory) == foreign

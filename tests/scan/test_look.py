@@ -9,11 +9,11 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from shardpress.hdf5.shard import array_shard
-from shardpress.scan.look import follow, form_of
+from shardpress.scan.look import follow
 from shardpress.settings.config import Config
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
-from tests.support.cases import case, each
+from tests.support.cases import case
 
 RNG_SEED = 0
 NONE = ("none", "none")
@@ -113,16 +113,6 @@ def test_other_rows_stay_as_they_are() -> None:
     ):
         with case(rows.shape, rows.dtype):
             assert chosen(rows) == NONE
-
-
-@each("share", [0.005, 0.02, 0.08])
-def test_packed_bits_are_named(share: float) -> None:
-    rows = np.packbits(bits(np.random.default_rng(RNG_SEED), share), axis=1)
-    assert np.mean(rows == 0) >= 0.5
-    assert chosen(rows) == NONE
-    form = form_of(Config(), (array_shard(rows),), AS_STORED, None)
-    assert form is not None
-    assert "unpackbits" in form.words
 
 
 def test_bits_of_all_dtypes_get_linear_features_without_a_hidden_layer() -> None:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from shardpress.formats import fingerprint
 from shardpress.output.files import unique_name
 from shardpress.output.journal import Journal, Record
-from shardpress.records import Generation, Keys, Part, Range, Request, RunFacts, ShardFacts, Stat
+from shardpress.records import Keys, Part, Range, Request, RunFacts, ShardFacts, Stat
 from shardpress.result import result_bytes
 from tests.support.hostilemodels import model_of
 
@@ -58,14 +58,14 @@ def add(
     return found
 
 
-def index_of(*records: Record, generation: int = 1, generations: tuple[Generation, ...] = ()) -> bytes:
+def index_of(*records: Record) -> bytes:
     """Return the content of an index with these parts, and without datasets."""
     shard = ShardFacts("/in/x.h5", "X", [len(records), 4], "f4", Stat(9, 0, 0, 0))
     facts = RunFacts(
         config={},
         request=replace(REQUEST, shards=[shard] if records else []),
         keys=Keys("", ""),
-        made=f"generation {generation} of {len(records)} parts",
+        made=f"{len(records)} parts",
         command="",
         device="",
         versions={},
@@ -73,8 +73,6 @@ def index_of(*records: Record, generation: int = 1, generations: tuple[Generatio
         bad_shards=[],
         summary={},
         verification={},
-        generation=generation,
-        generations=list(generations),
     )
     parts = [Part(record.entry, 1, [Range(0, 0, i, i + 1)]) for i, record in enumerate(records)]
     return result_bytes(lambda file: None, model_of(), facts, parts, {}, {})

@@ -197,7 +197,7 @@ _TRAINING = (
         "pipeline/shardpress/training/order.py",
         "yield window, rows[n_skipped:]",
         "yield window, rows",
-        ("tests/training/test_order.py::test_an_epoch_can_be_resumed_after_any_number_of_rows",),
+        ("tests/training/test_rows.py::test_an_epoch_can_start_at_any_minibatch",),
     ),
     Mutation(
         "every-step-has-the-same-noise",
@@ -211,7 +211,7 @@ _TRAINING = (
         "pipeline/shardpress/training/checkpoint.py",
         "array.dtype == np.float32 and np.isfinite(array).all()",
         "array.dtype == np.float32",
-        ("tests/training/test_checkpoint.py::test_invalid_checkpoints_are_refused",),
+        ("tests/run/test_checkpoints.py::test_an_invalid_checkpoint_is_ignored",),
     ),
     Mutation(
         "targets-of-other-rows-are-learned",
@@ -246,10 +246,7 @@ _TRAINING = (
         "pipeline/shardpress/training/rows.py",
         "if rest is not None:\n        yield rest",
         "if rest is not None and len(rest) == batch_size:\n        yield rest",
-        (
-            "tests/training/test_rows.py::test_minibatches_of_one_window_are_full_except_the_last",
-            "tests/training/test_rows.py::test_resident_and_streamed_rows_give_equal_minibatches",
-        ),
+        ("tests/training/test_rows.py::test_resident_and_streamed_rows_give_equal_minibatches",),
     ),
     Mutation(
         "means-of-columns-are-summed-in-float32",
@@ -336,7 +333,7 @@ _OUTPUT = (
         "pipeline/shardpress/output/journal.py",
         "yield from self.published.generation(each.generation).files",
         "self.published.generation(each.generation)",
-        ("tests/output/test_journal.py::test_parts_of_earlier_generations_stay",),
+        ("tests/run/test_generations.py::test_a_new_model_becomes_the_next_generation",),
     ),
     Mutation(
         "file-is-renamed-before-it-is-synced",
@@ -381,7 +378,7 @@ _SCAN = (
         "pipeline/shardpress/scan/ranges.py",
         "(scan_result.bad_rows - shift)[is_readable]",
         "scan_result.bad_rows[is_readable]",
-        ("tests/scan/test_ranges.py::test_a_scan_can_drop_its_unreadable_shards",),
+        ("tests/scan/test_ranges.py::test_unreadable_shards_count_as_bad_rows_or_are_dropped",),
     ),
     Mutation(
         "sample-lacks-the-first-row-of-a-block",
@@ -464,7 +461,7 @@ _ENCODING = (
         "pipeline/shardpress/encoding/bad_data.py",
         "features[bad] = np.nan",
         "features[overflown] = np.nan",
-        ("tests/encoding/test_bad_data.py::test_bad_rows_are_reported_and_no_row_is_changed",),
+        ("tests/encoding/test_bad_data.py::test_bad_rows_are_reported_with_their_place",),
     ),
     Mutation(
         "float16-features-overflow-to-inf",

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import os
-import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +30,6 @@ from tests.support.settings import settings_of
 pytestmark = [pytest.mark.process, pytest.mark.compiler]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"not an archive",
-        Checkpoint({"parameters/W": np.array([np.nan], np.float32)}, TrainingState("adam"), 0).to_npz(),
-        Checkpoint({"parameters/W": np.array([1.0], np.float64)}, TrainingState("adam"), 0).to_npz(),
-        Checkpoint({}, TrainingState("adam"), 3).to_npz()[:-40],
-    ],
-    ids=["empty", "other", "nan", "float64", "truncated"],
-)
-def test_invalid_checkpoints_are_refused(content: bytes) -> None:
-    with pytest.raises(ValueError, match=r"\b(shardpress|float32)\b"):
-        Checkpoint.from_npz(content)
-
-
 def test_a_checkpoint_keeps_every_field_of_the_training_state() -> None:
     """A field that is saved but not restored, or the reverse, would change how a training run continues."""
     epochs = [Epoch(0, 0.5, None, 0.25), Epoch(1, 0.4, 0.3, 0.125)]
@@ -59,55 +39,34 @@ def test_a_checkpoint_keeps_every_field_of_the_training_state() -> None:
     checkpoint = Checkpoint.from_npz(Checkpoint({}, state, 11).to_npz())
     assert (checkpoint.state, checkpoint.n_steps) == (state, 11)
     progress = asdict(state)
-    without = [{key: value for key, value in progress.items() if key != name} for name in progress]
-    for wrong in [*without, {**progress, "more": 1}, {**progress, "history": [{}]}, {**progress, "history": None}]:
+    for name in progress:
+        wrong = {key: value for key, value in progress.items() if key != name}
         with pytest.raises(ValueError, match=r"\bcheckpoint\b"):
             Checkpoint.from_npz(pack({}, {"progress": wrong, "n_steps": 11}))
 
 
-def test_a_pickle_is_refused_and_never_runs(tmp_path: Path) -> None:
-    class Canary:
-        def __reduce__(self) -> tuple:
-            return os.mkdir, (str(tmp_path / "made"),)
-
-    buffer = io.BytesIO()
-    np.savez(buffer, about=np.array([Canary()], dtype=object))
-    for content in (buffer.getvalue(), pickle.dumps(Canary())):
-        with pytest.raises(ValueError, match=r"\bshardpress\b"):
-            Checkpoint.from_npz(content)
-    assert not (tmp_path / "made").exists()
-
-
-# One network for each update rule, one with all other options, and one that early stopping ends.
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    "adam": {"learning_rate": 0.05},
-    "momentum": {"optimizer": "momentum", "learning_rate": 1.0},
-    "nesterov": {"optimizer": "nesterov", "learning_rate": 1.0},
-    "rmsprop": {"optimizer": "rmsprop", "learning_rate": 0.05},
-    "deep": {
-        **{"hidden": (8,), "activation": "leaky-relu", "decoder_gain": True},
-        **{"corruption": 0.25, "learning_rate": 0.01},
-    },
-    "patient": {"learning_rate": 0.1, "epochs": 40, "patience": 3, "schedule": "constant"},
-}
+# All options of a deep network. Early stopping ends the training.
+CONFIG = settings_of(
+    **{**ONE_LAYER, "hidden": (8,), "activation": "leaky-relu", "decoder_gain": True, "corruption": 0.05},
+    **{"n_features": 3, "batch_size": 8, "epochs": 40, "patience": 3},
+    **{"optimizer": "adam", "learning_rate": 0.1, "schedule": "constant"},
+)
 
 
 class Rig:
-    """A tiny training run on the real kernels, compiled once, that can be resumed."""
+    """A tiny training run on the real kernels that can be resumed."""
 
-    def __init__(self, shards: Sequence[Shard], name: str, resident: bool) -> None:
+    def __init__(self, shards: Sequence[Shard], resident: bool) -> None:
         from shardpress_kernels.autoencoder import Autoencoder
 
-        self.config = settings_of(**{**ONE_LAYER, "n_features": 3, "batch_size": 8, "epochs": 6, **SETTINGS[name]})
         reader = Reader(shards, AS_STORED, 2)
         self.rows = ResidentRows.of(reader) if resident else StreamedRows(reader)
         self.order = Order(slab_starts(shards, AS_STORED, 5), np.array([3, 17, 18]), 11, seed=1)
         self.validation = np.repeat(self.rows.take(np.array([3, 17])), 50, axis=0)  # enough bad rows to matter
-        self.autoencoder = Autoencoder(network_of(self.config.network, 6))
+        self.autoencoder = Autoencoder(network_of(CONFIG.network, 6))
         network = self.autoencoder.network
         self._starts = [start_of(network, np.random.default_rng(seed), None) for seed in (0, 1)]
-        self.step = training_step_of(self.autoencoder, self.config.training, np.dtype(np.float32), self.rows.resident)
+        self.step = training_step_of(self.autoencoder, CONFIG.training, np.dtype(np.float32), self.rows.resident)
         self._zeros = {name: np.zeros_like(array) for name, array in self.step.state().items()}
 
     def train(self, content: bytes = b"") -> tuple[Training, dict[int, bytes]]:
@@ -127,8 +86,8 @@ class Rig:
             self.rows,
             self.order,
             self.validation,
-            self.config.training,
-            self.config.validation.patience,
+            CONFIG.training,
+            CONFIG.validation.patience,
         )
         if content:
             training.resume(Checkpoint.from_npz(content))
@@ -144,26 +103,18 @@ def bits_of(training: Training) -> Any:
     return best, model, training.state.best_epoch, [replace(each, seconds=0) for each in training.state.history]
 
 
-@pytest.fixture(scope="module")
-def make_rig(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Rig]:
-    folder = tmp_path_factory.mktemp("shards")
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
+def test_training_resumes_after_any_step_with_the_same_bits(tmp_path: Path, resident: bool) -> None:
+    """Checkpoints are those of the first and last steps, of the boundaries of epochs, and random ones."""
     rng = np.random.default_rng(5)
     for i, size in enumerate((20, 0, 26, 7)):
-        write_shard(folder / f"{i}.h5", rng.random((size, 6), dtype=np.float32))
-    shards = open_shards([str(folder)])
-    return cache(partial(Rig, shards))
-
-
-@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
-@pytest.mark.parametrize("name", SETTINGS)
-def test_training_resumes_after_any_step_with_the_same_bits(make_rig: Any, name: str, resident: bool) -> None:
-    """Checkpoints are those of the first and last steps, of the boundaries of epochs, and random ones."""
-    rig = make_rig(name, resident)
+        write_shard(tmp_path / f"{i}.h5", rng.random((size, 6), dtype=np.float32))
+    rig = Rig(open_shards([str(tmp_path)]), resident)
     training, checkpoints = rig.train()
     expected = bits_of(training)
     n = training.steps_per_epoch
     n_epochs = len(training.state.history)
-    assert (n_epochs < rig.config.training.epochs) == (name == "patient")
+    assert n_epochs < CONFIG.training.epochs
     n_steps = n_epochs * n
     assert sorted(checkpoints) == list(range(1, n_steps + 1))
     random = np.random.default_rng(3).integers(1, n_steps, 4).tolist()
@@ -174,22 +125,3 @@ def test_training_resumes_after_any_step_with_the_same_bits(make_rig: Any, name:
             if later:
                 resumed_again, _ = rig.train(later[min(later)])
                 assert bits_of(resumed_again) == expected
-
-
-def test_a_checkpoint_of_another_training_run_is_refused(make_rig: Any) -> None:
-    rig = make_rig("momentum", True)
-    _, checkpoints = rig.train()
-    with pytest.raises(ValueError, match="momentum"):
-        make_rig("nesterov", True).train(checkpoints[2])
-    checkpoint = Checkpoint.from_npz(checkpoints[2])
-    arrays = checkpoint.arrays
-    state = next(name for name in arrays if name.startswith("state/"))
-    wrong = [
-        {**arrays, "best/W": np.zeros((5, 3), np.float32)},
-        {**arrays, state: np.zeros((7, 7), np.float32)},
-        {name: array for name, array in arrays.items() if name != state},
-        {**arrays, "parameters/extra": np.zeros(1, np.float32)},
-    ]
-    for each in wrong:
-        with pytest.raises(ValueError, match="array"):
-            rig.train(replace(checkpoint, arrays=each).to_npz())

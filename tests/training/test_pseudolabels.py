@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,26 +11,12 @@ from sklearn.preprocessing import StandardScaler
 
 from shardpress.scan.scaler import Scaler
 from shardpress.training.pseudolabels import with_pseudo_labels
+from shardpress.training.rows import ResidentRows
 from shardpress.training.targets import Targets
 from shardpress_kernels.network import Head
 
 N = 1000
 NOTHING = np.empty(0, np.int64)
-
-
-class Array:
-    """Rows in memory. The rows that have been read are recorded."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self._values = values
-        self.taken: list[int] = []
-        self.n_in_memory = 0  # rows of the classifier, which are read first
-
-    def take(self, numbers: np.ndarray) -> np.ndarray:
-        assert (np.diff(numbers) > 0).all()
-        self.n_in_memory = self.n_in_memory or len(numbers)
-        self.taken += numbers.tolist()
-        return self._values[numbers]
 
 
 def clusters(n_classes: int = 3) -> tuple[np.ndarray, np.ndarray, Scaler]:
@@ -50,9 +35,10 @@ def targets_of(classes: np.ndarray, known: np.ndarray, n_classes: int = 3) -> Ta
     return Targets("y", Head("classes", n_classes), values, ("a", "b", "c"), len(known) / N, digest="")
 
 
-def estimate(rows: np.ndarray, scaler: Scaler, targets: Targets, left_out: np.ndarray = NOTHING) -> Targets:
-    source: Any = Array(rows)
-    return with_pseudo_labels(targets, source, scaler, left_out, N, seed=0)
+def estimate(
+    rows: np.ndarray, scaler: Scaler, targets: Targets, left_out: np.ndarray = NOTHING, max_rows: int = N
+) -> Targets:
+    return with_pseudo_labels(targets, ResidentRows(rows), scaler, left_out, max_rows, seed=0)
 
 
 def test_confident_rows_get_the_class_of_a_ridge_classifier() -> None:
@@ -90,30 +76,17 @@ def test_rows_that_are_left_out_have_no_influence() -> None:
     rows, classes, scaler = clusters()
     known = np.arange(0, N, 10)
     left_out = np.arange(3, N, 4)
-    source: Any = Array(rows)
-    found = with_pseudo_labels(targets_of(classes, known), source, scaler, left_out, N, seed=0)
-    assert set(source.taken).isdisjoint(left_out.tolist())
+    trained_on = np.setdiff1d(np.arange(N), left_out)
     changed = rows.copy()
     changed[left_out] = np.nan
     other_classes = classes.copy()
     other_classes[left_out] = 2
-    again = estimate(changed, scaler, targets_of(other_classes, known), left_out)
-    trained_on = np.setdiff1d(np.arange(N), left_out)
-    np.testing.assert_array_equal(found.values[trained_on], again.values[trained_on])
+    for max_rows in (N, 30):
+        found = estimate(rows, scaler, targets_of(classes, known), left_out, max_rows)
+        again = estimate(changed, scaler, targets_of(other_classes, known), left_out, max_rows)
+        np.testing.assert_array_equal(found.values[trained_on], again.values[trained_on])
     without_target = np.setdiff1d(left_out, known)
     assert (found.values[without_target] == -1).all()
-
-
-@pytest.mark.parametrize(("n_classes", "n_in_memory"), [(3, 30), (60, 30 * 6 // 60)])
-def test_memory_and_classes_limit_the_rows_of_the_classifier(n_classes: int, n_in_memory: int) -> None:
-    rows, _, scaler = clusters()
-    known = np.arange(0, N, 7)
-    targets = replace(targets_of(np.arange(N) % n_classes, known, n_classes), share=0.14)
-    source: Any = Array(rows)
-    found = with_pseudo_labels(targets, source, scaler, NOTHING, 30, seed=0)
-    assert source.n_in_memory == n_in_memory
-    assert (found.values >= 0).mean() > 0.6
-    np.testing.assert_array_equal(found.values[known], targets.values[known])
 
 
 def test_other_targets_are_unchanged() -> None:

@@ -41,21 +41,9 @@ def test_every_row_is_in_one_share_of_an_epoch():
             assert n_rows < 50 or not np.array_equal(epochs[0], epochs[1])
 
 
-def test_only_the_first_epoch_is_trained_by_one_replica():
-    shared = rounds(200, 3, 4)
-    for epoch, n in [(0, 1), (1, 3), (5, 3)]:
-        whole = [list(map(trained_on, each)) for each in shared.rounds(epoch)]
-        assert {len(each) for each in whole} == {n}
-        for n_done in range(0, 12, n):
-            for found, expected in zip(shared.rounds(epoch, n_done), whole[n_done // n :], strict=True):
-                for share, rows in zip(found, expected, strict=True):
-                    np.testing.assert_array_equal(trained_on(share), rows)
-
-
 def test_a_share_lists_its_rows_in_order():
     """Files are read in order, and the shuffled order of a share depends on this order."""
-    shared = rounds(200, 3, 4, left_out=np.arange(0, 200, 7))
-    for share in shared.shares(1):
+    for share in rounds(200, 3, 4, left_out=np.arange(0, 200, 7)).shares(1):
         assert len(share.pieces) > 1
         assert list(share.pieces) == sorted(share.pieces)
         assert share.left_out.tolist() == sorted(share.left_out)

@@ -52,9 +52,6 @@ def reconstructed(model: Model, x: np.ndarray) -> np.ndarray:
     return model.decode(model.encode(x))
 
 
-# -- random ------------------------------------------------------------------------------------------------------
-
-
 def test_one_sigmoid_layer_starts_as_published(x: np.ndarray) -> None:
     expected = np.random.default_rng(5).standard_normal((N_INPUTS, 3)) / np.sqrt(N_INPUTS + 3)
     for mean in (None, x.mean(axis=0, dtype=np.float64)):
@@ -75,15 +72,6 @@ def test_the_mean_row_starts_as_its_own_reconstruction(network, x):
         row = mean[None].astype(np.float32)
         np.testing.assert_allclose(model.encode(row), np.full((1, 3), network.center), atol=1e-5)
         np.testing.assert_allclose(reconstructed(model, row), row, atol=1e-5)
-
-
-def test_gains_start_as_the_inverse_slope_of_the_code():
-    for code, gain in (("sigmoid", 4.0), ("linear", 1.0)):
-        found = start_of(replace(ONE, code=code, gain=True), np.random.default_rng(0), None)
-        np.testing.assert_array_equal(found["gain"], np.full(3, gain))
-
-
-# -- components --------------------------------------------------------------------------------------------------
 
 
 def reconstruct(x: np.ndarray, found: Components) -> np.ndarray:
@@ -119,7 +107,7 @@ def test_units_before_sigmoids_share_unequal_components():
         assert all(np.isfinite(array).all() for array in parameters.values()), network
 
 
-@each("network", [network for network in NETWORKS if len(network.widths) > 2])
+@each("network", [Network((N_INPUTS, *hidden, 3)) for hidden in CHAINS if hidden])
 def test_additional_hidden_units_start_at_random(network, x):
     parameters = started_model(network, None, components_of(x)).parameters
     others = started_model(network, None, components_of(x), seed=2).parameters
@@ -127,11 +115,8 @@ def test_additional_hidden_units_start_at_random(network, x):
     assert not np.isin(rest, others["W_1"]).any()
     assert len(np.unique(rest)) == rest.size
     assert not parameters[network.layers[-1][0]][6:].any()
-
-
-def test_components_need_two_hidden_units_each() -> None:
-    assert all(has_room(network) for network in [ONE, *NETWORKS])
-    assert not any(has_room(Network((N_INPUTS, *hidden, 3))) for hidden in ((5,), (8, 5), (5, 8)))
+    assert has_room(network)
+    assert not has_room(replace(network, widths=(N_INPUTS, *network.widths[1:-1], 5, 3)))
 
 
 @each("network", NETWORKS)

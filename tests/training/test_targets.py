@@ -18,23 +18,29 @@ from tests.support.helpers import refused
 NAMES = ("b", "a", "", "c", "a", "b")
 
 
-def read(folder: Path, *parts: Any, fitted: np.ndarray | None = None) -> Targets:
+def read(folder: Path, *parts: Any, fitted: np.ndarray | None = None, categories: list[bytes] | None = None) -> Targets:
     """Write the values to files with rows, and return their targets. None means a file without the values."""
     for i, values in enumerate(parts):
         with h5py.File(folder / f"{i}.h5", "w") as file:
             file["X"] = np.random.default_rng(i).random((3 if values is None else len(values), 2))
             if values is not None:
                 file["y"] = values
+            if categories is not None:
+                file["__categories/y"] = categories
     return read_targets("y", open_shards([str(folder / "*.h5")]), fitted, 2)
 
 
 @pytest.mark.process
-@each("kind", ["fixed", "variable", "padded"])
+@each("kind", ["fixed", "variable", "padded", "categories"])
 def test_strings_are_classes_in_sorted_order(tmp_path: Path, kind: str) -> None:
     values: Any = np.array([name.encode() for name in NAMES], dtype={"padded": "S7"}.get(kind, "S1"))
+    categories = None
     if kind == "variable":
         values = np.array(NAMES, dtype=object)
-    targets = read(tmp_path, values[:2], values[2:])
+    elif kind == "categories":
+        values = np.array([0, 2, -1, 1, 2, 0], np.int8)
+        categories = [b"b", b"c", b"a"]
+    targets = read(tmp_path, values[:2], values[2:], categories=categories)
     assert targets.head == Head("classes", 3)
     assert targets.classes == ("a", "b", "c")
     assert targets.values.tolist() == [1, 0, -1, 2, 0, 1]
@@ -42,19 +48,18 @@ def test_strings_are_classes_in_sorted_order(tmp_path: Path, kind: str) -> None:
     assert targets.share == pytest.approx(5 / 6)
 
 
-@each("dtype", ["u1", "i1", "i8", "u8", ">i4"])
-def test_the_smallest_and_the_largest_integer_are_classes(tmp_path: Path, dtype: str) -> None:
-    limits = np.iinfo(dtype)
-    targets = read(tmp_path, np.array([limits.max, limits.min, limits.max], dtype), None)
-    assert targets.classes == (str(limits.min), str(limits.max))
-    assert targets.values.tolist() == [1, 0, 1, -1, -1, -1]
-
-
-@each("dtype", ["?", "f4", "f8"])
-def test_few_whole_numbers_are_classes(tmp_path: Path, dtype: str) -> None:
-    targets = read(tmp_path, np.array([1, 0, 0], dtype), np.array([1, 1], dtype))
+@each(
+    "dtype, low, high",
+    [
+        *((dtype, np.iinfo(dtype).min, np.iinfo(dtype).max) for dtype in ("u1", "i8", "u8", ">i4")),
+        *((dtype, 0, 1) for dtype in ("?", "f4", "f8")),
+    ],
+)
+def test_few_whole_numbers_are_classes(tmp_path: Path, dtype: str, low: int, high: int) -> None:
+    targets = read(tmp_path, np.array([high, low, high], dtype), None, np.array([low], dtype))
     assert targets.head == Head("classes", 2)
-    assert targets.values.tolist() == [1, 0, 0, 1, 1]
+    assert targets.classes == (str(low), str(high))
+    assert targets.values.tolist() == [1, 0, 1, -1, -1, -1, 0]
 
 
 def test_floats_are_numbers_with_mean_zero_and_deviation_one(tmp_path: Path) -> None:
@@ -78,23 +83,6 @@ def test_rows_that_are_left_out_and_shards_without_values_have_no_target(tmp_pat
     assert targets.share == pytest.approx(3 / 6)
     kept = targets.of_shards(open_shards([str(tmp_path / "*.h5")]), [0])
     assert kept.values.tolist() == [-1, -1, -1, 1, -1]
-
-
-@pytest.mark.process
-def test_categories_are_classes(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "a.h5ad", "w") as file:
-        file["X"] = np.random.default_rng(0).random((5, 3))
-        group = file.create_group("obs")
-        group.attrs["_index"] = "_index"
-        group["_index"] = np.array([f"c{i}" for i in range(5)], dtype=object)
-        codes = group.create_group("kind")
-        codes.attrs["encoding-type"] = "categorical"
-        codes["codes"] = np.array([1, 0, -1, 1, 0], np.int8)
-        codes["categories"] = np.array(["T", "B"], dtype=object)
-    shards = open_shards([str(tmp_path / "a.h5ad")], include=("obs/kind",))
-    targets = read_targets("kind", shards, None, 1)
-    assert targets.classes == ("B", "T")
-    assert targets.values.tolist() == [0, 1, -1, 0, 1]
 
 
 @pytest.mark.parametrize(

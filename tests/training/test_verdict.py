@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -12,11 +11,7 @@ import pytest
 
 from shardpress.settings.config import Config
 from shardpress.settings.resolve import network_of, resolve
-from shardpress.training.components import Baseline
-from shardpress.training.epochs import Training
-from shardpress.training.order import Order
-from shardpress.training.verdict import complaints, count_units, measured
-from shardpress_kernels.network import Network
+from shardpress.training.verdict import complaints, count_units
 from tests.support.cases import case
 from tests.support.logged import mentions
 
@@ -33,11 +28,6 @@ WORSE: dict[str, Any] = {"baseline": {**BASELINE, "is_worse": True}, "units": as
 
 
 # -- units -------------------------------------------------------------------------------------------------------
-
-
-def test_varying_features_are_not_counted() -> None:
-    expected = {"n_rows": 100, "n_features": 20, "dead": 0, "saturated": 0, "duplicate": 0, "saturated_share": 0.0}
-    assert asdict(UNITS) == expected
 
 
 def test_a_dead_feature_hardly_varies_compared_with_the_others() -> None:
@@ -71,65 +61,6 @@ def test_a_duplicate_repeats_an_earlier_feature() -> None:
     assert (found.duplicate, found.dead) == (4, 2)
 
 
-# -- rows --------------------------------------------------------------------------------------------------------
-
-
-class Rows:
-    resident = None
-
-    def take(self, numbers: np.ndarray) -> np.ndarray:
-        return numbers[:, None] + np.arange(4, dtype=np.float32)
-
-
-class Passing:
-    """Stand-in for an autoencoder whose features are two of the columns."""
-
-    network = Network((4, 2))
-
-    def __init__(self) -> None:
-        self.encoded: list[np.ndarray] = []
-
-    def parameters(self) -> dict[str, np.ndarray]:
-        return {}
-
-    def cost(self, rows: np.ndarray) -> float:
-        return 1.0
-
-    def errors(self, rows: np.ndarray) -> np.ndarray:
-        return np.full(len(rows), 3.0, dtype=np.float32)
-
-    def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> None:
-        self.encoded.append(rows)
-        out[:] = rows[:, :2]
-
-
-def training(n_validation: int, baseline: Baseline | None = None) -> Training:
-    left_out = np.arange(n_validation)
-    device = Passing()
-    order = Order(np.array([0, 10_000]), left_out, 10_000, seed=0)
-    fakes: dict[str, Any] = {"autoencoder": device, "step": device, "rows": Rows()}
-    validation = Rows().take(left_out)
-    return Training(**fakes, order=order, validation=validation, settings=CONFIG.training, baseline=baseline)
-
-
-@pytest.mark.parametrize(
-    ("n_validation", "n_measured"), [(0, 4096), (10, 4096), (300, 300), (5000, 2500)], ids=["0", "10", "300", "5000"]
-)
-def test_units_are_measured_on_validation_rows_if_there_are_many(n_validation: int, n_measured: int) -> None:
-    measured_training = training(n_validation)
-    found = measured(measured_training)
-    (rows,) = measured_training.autoencoder.encoded
-    assert set(rows[:, 0] < n_validation) == {n_validation >= 100}
-    assert found["units"]["n_rows"] == len(rows) == n_measured
-    assert found["units"]["duplicate"] == 1, "columns of numbered rows are correlated"
-
-
-def test_errors_are_compared_with_the_baseline_on_the_same_rows() -> None:
-    assert measured(training(300))["baseline"] is None
-    found = measured(training(300, Baseline(2, np.full(300, 2.0), np.full(300, 5.0))))
-    assert found["baseline"] == {"n_components": 2, "components": 2.0, "mean": 5.0, "is_worse": True}
-
-
 # -- warnings ----------------------------------------------------------------------------------------------------
 
 
@@ -145,26 +76,6 @@ def test_features_worse_than_components_cause_a_warning() -> None:
     assert warnings_about({**WORSE, "baseline": None}) == []
     assert warnings_about(WORSE, corruption=0.25) == [], "corruption is expected to increase the error"
     assert warnings_about(WORSE, target="y") == [], "targets are expected to increase the error"
-
-
-def test_the_row_with_most_of_the_error_is_named_and_left_out() -> None:
-    outlier = {"file": "a.h5", "row": 7, "share": 0.97, "cost": 0.006, "components": 0.005, "mean": 0.05}
-    about = {**WORSE, "baseline": {**WORSE["baseline"], "outlier": outlier}}
-    named, worse = warnings_about(about)
-    assert mentions(named, "file=a.h5", "row=7", "97.0%")
-    assert mentions(worse, "20 principal components", "0.005")
-    del outlier["file"]  # rows of an estimator have no file
-    assert mentions(warnings_about(about)[0], "row=7")
-    outlier["share"] = 0.3
-    (worse,) = warnings_about(about)
-    assert mentions(worse, "0.005")
-
-
-def test_advice_omits_settings_that_are_already_used() -> None:
-    (warning,) = warnings_about(WORSE, preset="reference", hidden=())
-    assert re.findall("--[a-z-]+", warning) == ["--preset", "--hidden", "--epochs"]
-    (warning,) = warnings_about(WORSE, preset=None, hidden=(9,))
-    assert re.findall("--[a-z-]+", warning) == ["--epochs"]
 
 
 def history(costs: Sequence[float], validation: Sequence[float] | None = None) -> dict[str, Any]:
