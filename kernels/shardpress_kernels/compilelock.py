@@ -1,8 +1,11 @@
-"""A lock on Theano's compile cache that uses flock; it replaces the module ``theano.gof.compilelock``.
+"""Locks on Theano's compile cache that use flock; they replace the module ``theano.gof.compilelock``.
 
 Theano's own lock is a directory with a file. If that file cannot be written, its owner waits for itself forever. If the
 owner was killed on another machine, other processes wait until a timeout. A flock ends with its process. The name of
 the owner in the file is for error messages only.
+
+Theano holds its lock while the compiler runs. Here, processes that compile different modules do not wait for each
+other: `compiling` locks the module instead, and `released` releases the cache while the compiler runs.
 """
 
 from __future__ import annotations
@@ -30,18 +33,22 @@ class CompileLockHeld(RuntimeError):
 class _Lock:
     """A reentrant lock: only the outermost of nested calls takes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = _NAME) -> None:
         self.n_lock = 0
+        self.is_releasable = False  # whether another lock protects the module that this process compiles
+        self._name = name
         self._descriptor = -1
 
     def __call__(self, lock_dir: object = None, **options: object) -> None:
         """Take the lock. The arguments are Theano's, and are ignored."""
         if self.n_lock == 0:
-            self._descriptor = _take_lock()
+            self._descriptor = _take_lock(self._name)
         self.n_lock += 1
 
     def release(self) -> None:
         """Undo one call. The file is not removed, because two processes could then lock different files."""
+        if self.n_lock == 0:
+            return  # `released` could not take it again
         self.n_lock -= 1
         if self.n_lock == 0:
             os.close(self._descriptor)  # this unlocks
@@ -68,9 +75,41 @@ def lock_ctx(lock_dir: object = None, keep_lock: bool = False, **options: object
         release_lock()
 
 
+@contextmanager
+def compiling(code_hash: str) -> Iterator[None]:
+    """Hold a lock on all modules whose hashes end like this one; `released` then releases the lock on the cache."""
+    lock = _Lock(f"{_NAME}-{code_hash[-2:]}")
+    # If this process holds the lock on the cache, the holder of the other lock may be waiting for it.
+    is_first = get_lock.n_lock == 0
+    if is_first:
+        lock()
+    get_lock.is_releasable = is_first
+    try:
+        yield
+    finally:
+        get_lock.is_releasable = False
+        lock.release()
+
+
+@contextmanager
+def released() -> Iterator[None]:
+    """Release the lock on the cache and take it again, if `compiling` holds another lock."""
+    n_lock = get_lock.n_lock
+    if not get_lock.is_releasable or n_lock == 0:
+        yield
+        return
+    get_lock.n_lock = 1
+    get_lock.release()
+    try:
+        yield
+    finally:
+        get_lock()
+        get_lock.n_lock = n_lock
+
+
 def check_lockable(directory: str) -> None:
     """Raise `OSError` if the file system of a directory does not support locks, or has no space for the lock's file."""
-    descriptor = _open_file(directory)
+    descriptor = _open_file(directory, _NAME)
     try:
         with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,18 +117,18 @@ def check_lockable(directory: str) -> None:
         os.close(descriptor)
 
 
-def _open_file(directory: str) -> int:
+def _open_file(directory: str, name: str) -> int:
     # A link is not followed, because it could lead to another file. Child processes do not inherit the lock.
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    return os.open(os.path.join(directory, _NAME), flags, 0o600)
+    return os.open(os.path.join(directory, name), flags, 0o600)
 
 
-def _take_lock() -> int:
-    """Wait for the lock; return the descriptor of its file."""
+def _take_lock(name: str) -> int:
+    """Wait for a lock; return the descriptor of its file."""
     import theano
 
     config: Any = theano.config
-    descriptor = _open_file(config.compiledir)
+    descriptor = _open_file(config.compiledir, name)
     try:
         _wait(descriptor, config.compiledir, config.compile.timeout)
     except BaseException:

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from shardpress_kernels.compilelock import released
+
 log = logging.getLogger(__name__)
 
 _MAX_QUOTED = 300
@@ -56,7 +58,7 @@ def check_compiler(config: Any) -> None:
 class _WatchedCompiler:
     """A replacement for Theano's function that runs the compiler; it measures the duration of compilations.
 
-    A process has one instance. Theano compiles one module at a time, under a lock. The setting ``compiledir`` must be
+    A process has one instance, and compiles one module at a time. The setting ``compiledir`` must be
     private at the first call.
     """
 
@@ -74,7 +76,7 @@ class _WatchedCompiler:
             return self._call(command, **options)
         if self._n_done == 0:
             log.info("compiling kernels for this machine (cached for later runs)")
-        with self._timing():
+        with released(), self._timing():
             out, err, status = self._call(command, **options)
         if status:
             raise CompilerFailed(command, err.decode(errors="replace"))

@@ -51,10 +51,9 @@ class OpFunctions:
         self._output = network.output
         self._parameters = parameters
         self._scaling = scaling
-        self._limits = []
-        if limits is not None:
-            low, high = limits
-            self._limits = [backend.shared(low, name="low"), backend.shared(high, name="high")]
+        dtype = scaling[0].dtype if scaling else "float32"
+        low, high = limits or (np.empty(0, dtype), np.empty(0, dtype))
+        self._limits = [backend.shared(low, name="low"), backend.shared(high, name="high")]
         self._n_threads = n_threads
         self._share = tensor.lscalar("n_threads")  # number of threads of one call
         self._idle: dict[tuple[Any, str], list[Any]] = defaultdict(list)
@@ -68,20 +67,19 @@ class OpFunctions:
         If `inside` (n_rows,), bool, is given, set it to True for each row that is within the limits and has finite
         features.
         """
-        inputs = [*self._parameters[: len(self._output.shapes)], self._share]
         if inside is None:
-            self._fill(ops.Encode(self._output), inputs, [rows], [out])
-        else:
-            self._fill(ops.Encode(self._output, checked=True), [*inputs, *self._limits], [rows], [out, inside])
+            inside = np.empty(0, bool)
+        inputs = [*self._parameters[: len(self._output.shapes)], self._share, *self._limits]
+        self._fill(ops.Encode(self._output), inputs, [rows], [out, inside])
 
     def errors(self, rows: np.ndarray, out: np.ndarray, features: np.ndarray | None = None) -> None:
         """Fill `out` (n_rows,), float32, with the mean squared error of each row's reconstruction.
 
         By default, rows are reconstructed from their own features, otherwise from `features` (n_rows, n_outputs).
         """
-        arrays = (rows,) if features is None else (rows, features)
-        op = ops.Errors(self._encoder, decodes=features is not None)
-        self._fill(op, [*self._parameters, self._share], arrays, [out])
+        if features is None:
+            features = np.empty((0, 0), np.float32)
+        self._fill(ops.Errors(self._encoder), [*self._parameters, self._share], [rows, features], [out])
 
     def _fill(
         self, op: Any, inputs: Sequence[Any], arrays: Sequence[np.ndarray], targets: Sequence[np.ndarray]

@@ -1,14 +1,17 @@
-"""Fixes of Theano's cache of compiled modules: which records are read, how they are written, and their versions."""
+"""Fixes of Theano's cache of compiled modules: its locks, which records are read and written, and their versions."""
 
 from __future__ import annotations
 
 import os
 import pickle
 import time
-from functools import wraps
+from collections.abc import Sequence
+from functools import cache, wraps
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from shardpress_kernels import compilelock
 
 
 def read_records_on_demand(cmodule: Any) -> None:
@@ -30,11 +33,16 @@ def read_records_on_demand(cmodule: Any) -> None:
 
         def module_from_key(self, key: Any, lnk: Any = None, keep_lock: bool = False) -> Any:
             """Return the module of a key, after reading the records of modules with the same code."""
-            if key not in self.entry_from_key:
-                lnk.get_src_code()
-                self._hashes.add(lnk.get_dynamic_module().code_hash)
-                self.refresh(cleanup=False)
-            return super().module_from_key(key, lnk, keep_lock)
+            if key in self.entry_from_key:
+                return super().module_from_key(key, lnk, keep_lock)
+            code = lnk.get_src_code()
+            code_hash = lnk.get_dynamic_module().code_hash
+            self._hashes.add(code_hash)
+            self.refresh(cleanup=False)
+            if cmodule.get_module_hash(code, key) in self.module_hash_to_key_data:
+                return super().module_from_key(key, lnk, keep_lock)
+            with compilelock.compiling(code_hash):  # another process may be compiling the same module
+                return super().module_from_key(key, lnk, keep_lock)
 
         def refresh(self, age_thresh_use: float | None = None, **options: Any) -> list[str]:
             """Read the records of modules that this process needs, and let Theano handle old or incomplete ones."""
@@ -118,7 +126,10 @@ def repair_code_versions(op_module: Any) -> None:
 
 
 def repair_module_versions(linker_module: Any) -> None:
-    """Keep the compiled code of Ops without properties for other processes.
+    """Keep compiled code for other processes: of Ops without properties, and with headers in another directory.
+
+    Theano's keys contain the directories of headers. Code for GPUs includes headers of the virtual environment, so it
+    would be compiled again after each move. These keys contain a hash of the headers instead.
 
     Theano adds the tuple ``__props__`` of each Op to the version of its module, and treats an empty tuple as a missing
     version. Without the fix, the code of such Ops, for example ``GpuDot22`` and ``HostFromGpu``, is compiled again at
@@ -127,8 +138,18 @@ def repair_module_versions(linker_module: Any) -> None:
     original_key = linker_module.CLinker.cmodule_key_
 
     @wraps(original_key)
-    def cmodule_key_(self: Any, graph: Any, *args: Any, **options: Any) -> Any:
-        key = original_key(self, graph, *args, **options)
+    def cmodule_key_(
+        self: Any,
+        graph: Any,
+        no_recycling: Any,
+        compile_args: Any = None,
+        libraries: Any = None,
+        header_dirs: Sequence[str] | None = None,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        headers = [_fingerprint_headers(folder) for folder in header_dirs or ()]
+        key = original_key(self, graph, no_recycling, compile_args, libraries, headers, *args, **options)
         if key is None or key[0]:
             return key
         version = []
@@ -138,3 +159,13 @@ def repair_module_versions(linker_module: Any) -> None:
         return (tuple(version), key[1]) if all(version) else key
 
     linker_module.CLinker.cmodule_key_ = cmodule_key_
+
+
+@cache
+def _fingerprint_headers(folder: str) -> str:
+    """Return a hash of the headers of a directory that code of Theano can include."""
+    digest = sha256()
+    for pattern in ("*.h", "gpuarray/*.h", "numpy/*.h"):
+        for path in sorted(Path(folder).glob(pattern)):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

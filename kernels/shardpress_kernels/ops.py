@@ -203,63 +203,51 @@ def _c_type(variable: Any) -> str:
 
 
 class Encode(_Native):
-    """``(rows, *parameters, n_threads, out, *scaling) -> out``, filled with features (n_rows, n_features), float32.
+    """``(rows, *parameters, n_threads, low, high, out, inside, *scaling) -> out, inside``.
+
+    `out` (n_rows, n_features), float32, is filled with features. `inside` (n_rows,), bool, is true if all values of a
+    row are between low and high, and all of its features are finite. NaN and Inf are outside the range. If `inside` is
+    empty, rows are not checked.
 
     The bits of a row's features do not depend on other rows or on the number of threads. Rows of bytes that are scaled
     in float32 are multiplied as integers if the processor has an instruction for it, and if this is at least as
     accurate for W and the scaling: see ``native/quantized.h``. The quantized W is kept between calls.
-
-    If `checked`: ``(rows, *parameters, n_threads, low, high, out, inside, *scaling) -> out, inside``. `inside`
-    (n_rows,), bool, is true if all values of a row are between low and high, and all of its features are finite. NaN
-    and Inf are outside the range.
     """
 
-    __props__ = ("network", "checked", "inplace")
     file = "encode.c"
 
-    def __init__(self, network: Network, checked: bool = False, inplace: bool = False) -> None:
-        self.checked = checked
-        n_changed = 2 if checked else 1  # out and inside
-        n_others = 6 if checked else 3
-        n_inputs = len(network.shapes) + n_others
-        super().__init__(network, n_inputs, range(n_inputs - n_changed, n_inputs), inplace)
+    def __init__(self, network: Network, inplace: bool = False) -> None:
+        n_inputs = len(network.shapes) + 6
+        super().__init__(network, n_inputs, range(n_inputs - 2, n_inputs), inplace)
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
         """Encode in C."""
-        (rows,), parameters, last = self.split(inputs, 1)
-        if self.checked:
-            n_threads, low, high, out, inside = last
-            targets = [out, low, high, inside]
-        else:
-            n_threads, out = last
-            targets = [out, "NULL", "NULL", "NULL"]
-        arguments = [memory, rows, "parameters", _number(n_threads), *targets, *scaling]
+        (rows,), parameters, (n_threads, low, high, out, inside) = self.split(inputs, 1)
+        arguments = [memory, rows, "parameters", _number(n_threads), out, low, high, inside, *scaling]
         return f"{_array('parameters', parameters)} done = encode_arrays({', '.join(arguments)});"
 
 
 class Errors(_Native):
-    """``(rows, *parameters, n_threads, out, *scaling) -> out``: mean squared errors (n_rows,), float32.
+    """``(rows, features, *parameters, n_threads, out, *scaling) -> out``: mean squared errors (n_rows,), float32.
 
-    If `decodes`: ``(rows, features, *parameters, n_threads, out, *scaling) -> out``. The rows are reconstructed from
-    these features (n_rows, n_outputs), float32, instead of those that the network computes.
+    The rows are reconstructed from these features (n_rows, n_outputs), float32, or from those that the network computes
+    if `features` has no columns.
     """
 
-    __props__ = ("network", "decodes", "inplace")
     file = "reconstruction.c"
 
-    def __init__(self, network: Network, decodes: bool = False, inplace: bool = False) -> None:
-        self.decodes = decodes
-        n_inputs = len(network.shapes) + 3 + decodes
+    def __init__(self, network: Network, inplace: bool = False) -> None:
+        n_inputs = len(network.shapes) + 4
         super().__init__(network, n_inputs, range(n_inputs - 1, n_inputs), inplace)
 
     def macros(self) -> dict[str, Any]:
-        """Return the macros that describe the network and the first level to the C code."""
-        return {**super().macros(), "FIRST_LEVEL": self.network.output.n_layers if self.decodes else 0}
+        """Return the macros that describe the network and the level of the given features to the C code."""
+        return {**super().macros(), "OUTPUT_LEVEL": self.network.output.n_layers}
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
         """Compute errors in C."""
-        (rows, *features), parameters, (n_threads, out) = self.split(inputs, 1 + self.decodes)
-        arguments = [memory, rows, *(features or ["NULL"]), "parameters", _number(n_threads), out, *scaling]
+        (rows, features), parameters, (n_threads, out) = self.split(inputs, 2)
+        arguments = [memory, rows, features, "parameters", _number(n_threads), out, *scaling]
         return f"{_array('parameters', parameters)} done = errors_arrays({', '.join(arguments)});"
 
 

@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from shardpress.errors import DeviceError
-from shardpress.gpu.driver import Driver
+from shardpress.gpu.driver import Driver, Version
 from shardpress.gpu.fitting import choose_packages, parse_version
 from tests.support.cases import case
 
@@ -31,43 +31,35 @@ def installed_versions(requirements: tuple[str, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("cuda", "card", "nvrtc", "cublas"),
+    ("cuda", "cards", "requested", "nvrtc", "cublas"),
     [
-        ((12, 0), (9, 0), "12.0.140", "12.0.2.224"),
-        ((12, 3), (8, 6), "12.2.140", "12.2.5.6"),
-        ((12, 9), (10, 0), "12.9.86", "12.9.3.13"),
-        ((13, 0), (7, 5), "13.0.88", "13.0.2.14"),
-        ((13, 0), (7, 0), "12.9.86", "12.9.3.13"),
-        ((14, 2), (9, 0), "13.5.37", "13.10.0.20"),
+        ((12, 0), [(9, 0)], None, "12.0.140", "12.0.2.224"),
+        ((12, 3), [(8, 6)], None, "12.2.140", "12.2.5.6"),
+        ((12, 9), [(10, 0)], None, "12.9.86", "12.9.3.13"),
+        ((13, 0), [(7, 5)], None, "13.0.88", "13.0.2.14"),
+        ((14, 2), [(9, 0)], None, "13.5.37", "13.10.0.20"),
+        ((13, 0), [], None, "13.0.88", "13.0.2.14"),
+        ((12, 2), [(8, 0)], (13, 0), "13.0.88", "13.0.2.14"),
+        ((11, 4), [], (12, 0), "12.0.140", "12.0.2.224"),
     ],
 )
 def test_newest_libraries_that_the_driver_accepts_are_chosen(
-    cuda: tuple[int, int], card: tuple[int, int], nvrtc: str, cublas: str
+    cuda: Version, cards: list[Version], requested: Version | None, nvrtc: str, cublas: str
 ) -> None:
-    requirements, why = choose_packages(Driver("/lib/libcuda.so.1", cuda, (card,)))
+    requirements, why = choose_packages(Driver("/lib/libcuda.so.1", cuda, tuple(cards)), requested)
     assert installed_versions(requirements) == [nvrtc, cublas]
-    assert f"CUDA {cuda[0]}.{cuda[1]} (/lib/libcuda.so.1)" in why
+    assert "CUDA {}.{}".format(*(requested or cuda)) in why
 
 
 def test_oldest_card_decides_the_version_of_cuda() -> None:
     requirements, why = choose_packages(Driver("", (13, 0), ((12, 0), (7, 0), (9, 0))))
-    assert installed_versions(requirements)[0] == "12.9.86"
+    assert installed_versions(requirements) == ["12.9.86", "12.9.3.13"]
     assert "capability 7.0" in why
-    requirements, _ = choose_packages(Driver("", (13, 0)))
-    assert installed_versions(requirements)[0] == "13.0.88"
 
 
-def test_requested_version_overrides_the_driver_or_its_absence() -> None:
-    requirements, _ = choose_packages(None)
-    assert installed_versions(requirements) == ["12.0.140", "12.9.3.13"], "libraries for every CUDA 12"
-    requirements, _ = choose_packages(None, (12, 4))
-    assert installed_versions(requirements) == ["12.4.127", "12.4.5.8"]
-    requirements, why = choose_packages(Driver("", (12, 2), ((8, 0),)), (13, 0))
-    assert installed_versions(requirements)[0] == "13.0.88"
-    assert "CUDA 13.0" in why
-    assert "CUDA 12.2" in why  # the driver's own version is older
-    requirements, _ = choose_packages(Driver("", (11, 4)), (12, 0))
-    assert installed_versions(requirements)[0] == "12.0.140"
+def test_libraries_without_a_driver_fit_every_cuda_12_or_the_requested_one() -> None:
+    assert installed_versions(choose_packages(None)[0]) == ["12.0.140", "12.9.3.13"]
+    assert installed_versions(choose_packages(None, (12, 4))[0]) == ["12.4.127", "12.4.5.8"]
 
 
 def test_too_old_driver_is_refused_with_the_required_one() -> None:
@@ -76,7 +68,6 @@ def test_too_old_driver_is_refused_with_the_required_one() -> None:
 
 
 def test_versions_are_parsed_or_refused() -> None:
-    assert parse_version("12.4") == (12, 4)
     assert parse_version("13.10") == (13, 10)
     for text in ("", "12", "12.", "12.4.1", "twelve", "-12.4", "1²2.4", "12.4444", "11.8"):
         with case(text), pytest.raises(ArgumentTypeError, match="CUDA"):

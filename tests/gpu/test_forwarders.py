@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sysconfig
 from pathlib import Path
 from textwrap import indent
@@ -96,9 +97,8 @@ facts["code"] = in_thread(card.allocate, 4)
 """
 
 
-@pytest.mark.parametrize("code", [SEVERAL, 'facts["code"] = code_of(Card(with_context=False).allocate, 4)'])
-def test_no_context_is_chosen_among_several_or_none(code: str) -> None:
-    ours, without = with_and_without(code, cards=2)
+def test_no_context_is_chosen_among_several() -> None:
+    ours, without = with_and_without(SEVERAL, cards=2)
     assert ours == without == {"code": 201}
 
 
@@ -106,10 +106,9 @@ def test_no_context_is_chosen_among_several_or_none(code: str) -> None:
 
 
 @pytest.mark.usefixtures("pygpu")
-@pytest.mark.parametrize("capability", ["10.3", "12.1"])
-def test_libgpuarray_computes_on_cards_with_unknown_architecture(capability: str) -> None:
+def test_libgpuarray_computes_on_cards_with_unknown_architecture() -> None:
     code = f"try:\n{indent(PYGPU, '    ')}\nexcept Exception as error:\n    facts['error'] = str(error)"
-    ours, without = with_and_without(code, capability=capability)
+    ours, without = with_and_without(code, capability="12.1")
     assert ours == {"right": True}
     assert set(without) == {"error"}  # the message depends on the build of pygpu
 
@@ -156,12 +155,10 @@ def test_missing_driver_is_named_and_found_once_installed(tmp_path: Path) -> Non
     )
 
 
-@pytest.mark.parametrize(("compiler", "phrase"), [("/nowhere/g++", "/nowhere/g\\+\\+"), ("false -m64", "false ")])
-def test_failing_compiler_replaces_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str, phrase: str
-) -> None:
+@pytest.mark.parametrize("compiler", ["/nowhere/g++", "false -m64"])
+def test_failing_compiler_replaces_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str) -> None:
     (tmp_path / "libcuda.so").write_text("an earlier one")
     monkeypatch.setenv("CXX", compiler)
-    with pytest.raises(DeviceError, match=phrase):
+    with pytest.raises(DeviceError, match=re.escape(compiler.partition(" ")[0])):
         _build_forwarders(tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier one"]

@@ -1,6 +1,6 @@
 """Tests of `shardpress setup-gpu` in a virtual environment with wheels from a folder: once, again, and interrupted.
 
-Sample: 4 of 7 kinds of incomplete installations; with TEST_CASES=all each of them.
+Sample: 3 of 6 kinds of incomplete installations; with TEST_CASES=all each of them.
 """
 
 from __future__ import annotations
@@ -96,13 +96,12 @@ def test_incomplete_installation_is_repaired_or_kept(venv: Environment, source: 
     kinds = (
         lambda: (folder / "nvidia/cublas/lib/libcublasLt.so.12").unlink(),
         lambda: (folder / "nvidia/cuda_nvrtc/lib/libnvrtc.so.12").write_bytes(b"\x7fELF"),
-        lambda: (folder / "libcublas.so").unlink(),
         lambda: (folder / "libcuda.so").unlink(),
         lambda: shutil.rmtree(folder),
         lambda: folder.rename(folder.with_name("shardpress-gpu.new")),
         lambda: folder.rename(folder.with_name("shardpress-gpu.old")),
     )
-    for damage in sample(kinds, 4):
+    for damage in sample(kinds, 3):
         damage()
         result = set_up(venv, "--from", source, "--for", "12.4")
         assert result.returncode == 0, result.stderr

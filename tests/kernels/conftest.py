@@ -6,11 +6,17 @@ import pytest
 from shardpress_kernels import backend
 
 
+@pytest.fixture
+def without_ops(monkeypatch):
+    """Use Theano's own operations instead of the Ops of `shardpress_kernels.ops`."""
+    monkeypatch.setattr(backend, "uses_ops", lambda: False)
+
+
 @pytest.fixture(params=["ops", "theano"])
-def path(request, monkeypatch):
-    """Run each test with the Ops of `shardpress_kernels.ops`, and with Theano's own operations."""
+def path(request):
+    """Run each test with our Ops, and with Theano's own operations."""
     if request.param == "theano":
-        monkeypatch.setattr(backend, "uses_ops", lambda: False)
+        request.getfixturevalue("without_ops")
 
 
 @pytest.fixture

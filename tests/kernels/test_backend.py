@@ -8,8 +8,6 @@ from tests.support.interpreters import run_python
 
 pytestmark = pytest.mark.process
 
-START = "from shardpress_kernels import backend\ndevice = backend.start()\n"
-
 
 def has_nvidia_driver():
     try:
@@ -64,7 +62,7 @@ REFUSED = """
 from shardpress_kernels import backend
 for _ in range(2):
     try:
-        backend.start({require})
+        backend.start()
     except backend.DeviceUnavailable as error:
         facts.setdefault("errors", []).append(str(error))
 """
@@ -72,26 +70,28 @@ for _ in range(2):
 
 @needs_pygpu
 @without_a_card
-@pytest.mark.parametrize(("require", "flags"), [("require=True", ""), ("", ",force_device=True")])
-def test_missing_required_device_is_an_error(require, flags):
-    ended = run_python(REFUSED.format(require=require), THEANO_FLAGS=f"device=cuda{flags}")
+def test_missing_device_is_an_error_with_force_device():
+    ended = run_python(REFUSED, THEANO_FLAGS="device=cuda,force_device=True")
     assert ["libcuda.so" in error for error in ended.facts["errors"]] == [True, True]
     assert ended.stderr == ""
 
 
-def test_missing_pygpu_is_named_with_its_installer():
-    code = "import sys\nsys.modules['pygpu'] = None\n" + START + "facts |= {'used': device.used, 'why': device.reason}"
-    ended = run_python(code, THEANO_FLAGS="device=cuda")
+WITHOUT_PYGPU = """
+import sys
+sys.modules["pygpu"] = None
+from shardpress_kernels import backend
+device = backend.start()
+facts |= {"used": device.used, "why": device.reason}
+"""
+
+
+def test_missing_pygpu_is_named_with_its_installer_unless_unneeded():
+    ended = run_python(WITHOUT_PYGPU, THEANO_FLAGS="device=cuda")
     assert ended.facts["used"] == "cpu"
     assert "install_pygpu.sh" in ended.facts["why"]
     assert len(ended.stderr.splitlines()) == 1
-
-
-def test_cpu_needs_no_pygpu_and_logs_nothing():
-    code = "import sys\nsys.modules['pygpu'] = None\n" + START + "facts['used'] = device.used"
-    ended = run_python(code, THEANO_FLAGS="device=cpu,force_device=True")
-    assert ended.facts["used"] == "cpu"
-    assert ended.stderr == ""
+    ended = run_python(WITHOUT_PYGPU, THEANO_FLAGS="device=cpu,force_device=True")
+    assert (ended.facts, ended.stderr) == ({"used": "cpu", "why": ""}, "")
 
 
 # ---- products
@@ -135,13 +135,10 @@ facts["n_threads"] = backend.n_cores()
 """
 
 
-def test_small_products_use_one_core_and_large_ones_all():
+def test_large_products_use_all_cores_or_the_threads_of_the_user():
     facts = run_python(CORES, OPENBLAS_NUM_THREADS=None, OMP_NUM_THREADS="3").facts
     assert facts["threads"] == [1, facts["cores"], 1]
     assert facts["n_threads"] == 3
-
-
-def test_number_of_threads_set_by_the_user_is_kept():
     facts = run_python(CORES, OPENBLAS_NUM_THREADS="2").facts
     assert facts["threads"] == [2, 2, 2]
     assert facts["n_threads"] == 2

@@ -43,21 +43,14 @@ def test_key_of_a_module_is_replaced_atomically(tmp_path):
         def __reduce__(self):
             seen.append(open(folder + "/key.pkl").read())
             return str, ("a key",)
-    class Unwritable:
-        def __reduce__(self):
-            raise pickle.PicklingError
     KeyData({{Key()}}, "hash", folder + "/key.pkl", "entry").save_pkl()
     facts["seen"] = seen
     with open(folder + "/key.pkl", "rb") as file:
         facts["after"] = sorted(pickle.load(file).keys)
     facts["files"] = os.listdir(folder)
-    try:
-        KeyData({{Unwritable()}}, "hash", folder + "/key.pkl", "entry").save_pkl()
-    except pickle.PicklingError:
-        facts["none"] = os.listdir(folder)
     """
     facts = run_python(code).facts
-    assert facts == {"seen": ["before"], "after": ["a key"], "files": ["key.pkl"], "none": []}
+    assert facts == {"seen": ["before"], "after": ["a key"], "files": ["key.pkl"]}
 
 
 # ---- files of libgpuarray
@@ -69,7 +62,7 @@ facts["path"] = backend.load().config.gpuarray.cache_path
 INFORMATION = "Model: \t\t NVIDIA {}\nIRQ:   \t\t 41\nGPU UUID: \t GPU-{}\n"
 
 
-def test_kernels_are_shared_between_machines_with_equal_cards(tmp_path: Path) -> None:
+def test_cache_of_kernels_is_named_after_the_models_of_cards(tmp_path: Path) -> None:
     machines = {"one": ["B200"], "another": ["B200", "B200"], "newer": ["B300"], "none": []}
     found = {}
     for machine, cards in machines.items():
@@ -80,12 +73,8 @@ def test_kernels_are_shared_between_machines_with_equal_cards(tmp_path: Path) ->
         found[machine] = compilecache._fingerprint_cards(tmp_path / machine)
     assert found["one"] == found["another"]
     assert len(set(found.values())) == 3
-
-
-def test_cache_of_kernels_is_named_after_the_cards_unless_set(tmp_path: Path) -> None:
     path = Path(run_python(CACHE_PATH).facts["path"])
     assert path.name == compilecache._fingerprint_cards()
-    assert run_python(CACHE_PATH, THEANO_FLAGS=f"gpuarray.cache_path={tmp_path}").facts["path"] == str(tmp_path)
 
 
 # ---- trust
@@ -133,15 +122,14 @@ def flags_for(cache):
     return f"base_compiledir={cache.parent},compiledir_format={cache.name}"
 
 
-def test_code_in_a_private_cache_runs(trap):
+def test_code_in_a_private_cache_runs_below_a_sticky_directory(trap):
     cache, marker = trap
+    cache.parents[1].chmod(0o1777)
     run_python(UNSAFE, THEANO_FLAGS=flags_for(cache))
     assert marker.exists(), "the trap works"
 
 
-@pytest.mark.parametrize(
-    ("level", "mode"), [("cache", 0o770), ("cache", 0o705), ("base", 0o770), ("base", 0o702), ("above", 0o777)]
-)
+@pytest.mark.parametrize(("level", "mode"), [("cache", 0o770), ("cache", 0o705), ("base", 0o702), ("above", 0o777)])
 def test_cache_that_others_can_write_is_refused_before_use(trap, level, mode):
     cache, marker = trap
     path = {"cache": cache, "base": cache.parent, "above": cache.parents[1]}[level]
@@ -150,11 +138,6 @@ def test_cache_that_others_can_write_is_refused_before_use(trap, level, mode):
     assert f"{path} " in ended.facts["error"]
     assert f"mode {mode:04o}" in ended.facts["error"]
     assert not marker.exists()
-
-
-def test_private_cache_in_a_sticky_directory_is_accepted(tmp_path):
-    tmp_path.chmod(0o1777)
-    assert run_python(UNSAFE, THEANO_FLAGS=f"base_compiledir={tmp_path}").facts == {}
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="missing on this machine: root, who can make directories for other users")

@@ -1,4 +1,4 @@
-"""Tests of the lock on the compile cache: it can be nested, is released, and never blocks forever."""
+"""Tests of the locks on the compile cache: they can be nested, are released, and never block forever."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from types import SimpleNamespace
 import pytest
 
 from shardpress_kernels import compilelock
-from shardpress_kernels.compilelock import CompileLockHeld, check_lockable, get_lock, lock_ctx, release_lock
+from shardpress_kernels.compilelock import (
+    CompileLockHeld,
+    check_lockable,
+    compiling,
+    get_lock,
+    lock_ctx,
+    release_lock,
+    released,
+)
 
 
 @pytest.fixture
@@ -25,8 +33,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert get_lock.n_lock == 0
 
 
-def is_locked(cache: Path) -> bool:
-    descriptor = os.open(cache / ".lock", os.O_RDWR)
+def is_locked(cache: Path, name: str = ".lock") -> bool:
+    descriptor = os.open(cache / name, os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -53,6 +61,31 @@ def test_lock_can_be_kept_and_is_released_after_an_error(cache: Path) -> None:
     with pytest.raises(ZeroDivisionError), lock_ctx(keep_lock=True):
         1 / 0  # noqa: B018
     assert not is_locked(cache)
+
+
+def test_compiler_runs_under_the_lock_of_its_module_alone(cache: Path) -> None:
+    with compiling("m12ab"):
+        with lock_ctx(), lock_ctx():
+            with released():
+                assert not is_locked(cache)
+                assert is_locked(cache, ".lock-ab")
+            assert get_lock.n_lock == 2
+            assert is_locked(cache)
+        assert not is_locked(cache)
+    assert not is_locked(cache, ".lock-ab")
+    with lock_ctx(), compiling("m12ab"), released():
+        # The holder of the other lock may wait for this one, so this process does not wait for the other lock.
+        assert is_locked(cache)
+        assert not is_locked(cache, ".lock-ab")
+
+
+def test_lock_that_cannot_be_taken_again_is_not_held(cache: Path) -> None:
+    holder = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT)
+    with pytest.raises(CompileLockHeld), compiling("m12ab"), lock_ctx(), released():
+        fcntl.flock(holder, fcntl.LOCK_EX)
+    os.close(holder)
+    with lock_ctx():
+        assert is_locked(cache)
 
 
 def test_wait_ends_with_the_holder_of_the_lock(cache: Path) -> None:

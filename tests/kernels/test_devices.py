@@ -138,14 +138,13 @@ def test_every_product_is_compiled_for_the_device(runs, gpu):
     assert len(on_cpu) == 5, "the pattern includes products on the CPU"
 
 
-def test_only_scalars_are_computed_on_the_cpu(runs, gpu):
+def test_only_scalars_stay_on_the_cpu_and_only_rows_are_uploaded(runs, gpu):
     transfers = {"GpuFromHost", "HostFromGpu"}
     for label, graph in runs[gpu].graphs.items():
         others = [node for node in graph if not node["op"].startswith("Gpu") and node["op"] not in transfers]
         assert [node for node in others if node["ndim"] > 0] == [], label
-
-
-def test_only_rows_are_uploaded_and_in_their_own_dtype(runs, gpu):
+        if label.startswith("step"):
+            assert "float64" not in {node["dtype"] for node in graph if node["ndim"] > 0}, label
     for dtype in child.DTYPES:
         graph = runs[gpu].graphs[f"encode {dtype}"]
         assert [node["dtype"] for node in graph if node["op"] == "GpuFromHost"] == [np.dtype(dtype).name]
@@ -233,15 +232,6 @@ def test_features_equal_the_numpy_encoder_of_the_model(runs, device):
         scaler = child.make_scaler_of(dtype, rows)
         expected = Model(scaler, child.NETWORK, child.start_of(child.NETWORK)).encode(rows)
         assert_close(arrays[f"{dtype} features"], expected, device, "float32", "features")
-
-
-def test_reconstructions_and_their_errors_equal_numpy(runs, device):
-    arrays = {name.removeprefix("momentum uploaded "): array for name, array in runs[device].arrays.items()}
-    rows = child.make_rows()
-    decoded = arrays["features"].astype(np.float64) @ arrays["W"].T.astype(np.float64) + arrays["b_output"]
-    assert_close(arrays["decoded"], decoded, device, "float32", "reconstruction")
-    errors = np.mean((child.make_scaler(rows).transform(rows) - decoded) ** 2, axis=1)
-    assert_close(arrays["errors"], errors, device, "float32", "cost")
 
 
 @pytest.mark.parametrize("device", ["cpu", OPENCL, CUDA] if ALL_CASES else ["cpu", CUDA], indirect=True)

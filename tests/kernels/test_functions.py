@@ -22,8 +22,7 @@ pytestmark = pytest.mark.compiler
     "network",
     [
         Network((100, 24)),
-        Network((100, 30, 24), "leaky-relu", "linear"),
-        Network((100, 24, 9), "leaky-relu", output_layer="hidden"),
+        Network((100, 24, 9), "leaky-relu", "linear", gain=True, output_layer="hidden"),
     ],
 )
 def test_any_number_of_threads_can_encode_concurrently(network):

@@ -1,7 +1,7 @@
 """Tests of the CPU Ops against their NumPy reference: for all networks, at all edges of tiles, for any threads.
 
-Sample: if a test combines dtypes, rules or networks, each value occurs in one combination; with TEST_CASES=all, all
-combinations are tested.
+Sample: if a test combines dtypes, rules or networks, each value occurs in one combination; errors and steps are
+computed for three dtypes of rows. With TEST_CASES=all, all combinations are tested.
 """
 
 import os
@@ -18,7 +18,7 @@ from shardpress_kernels.network import Head, Network, TargetLoss
 from shardpress_kernels.rules import RULES
 from shardpress_kernels.step import TrainingStep
 from tests.support import reference
-from tests.support.cases import case, cross, each
+from tests.support.cases import ALL_CASES, case, cross, each
 from tests.support.compiler import macros
 from tests.support.interpreters import run_python
 from tests.support.steps import forget, take_step
@@ -27,29 +27,25 @@ from tests.support.tolerances import assert_close
 pytestmark = pytest.mark.compiler
 
 # Tiles have 6 rows and, depending on the processor, 8, 16 or 64 columns. Rows of W are processed 512 at a time, rows of
-# a minibatch 258 at a time. The compiled code does not depend on widths.
+# a minibatch 258 at a time. The compiled code depends on the options of a network, but not on its widths. A step takes
+# 5 s to compile, so these networks have few different options, and tests share them.
 WIDTHS = [(1, 1), (7, 3), (15, 16), (17, 15), (64, 64), (65, 33), (100, 130), (512, 48), (513, 17), (1030, 70)]
 ONE_LAYER = [Network(widths) for widths in WIDTHS]
+SHALLOW = [Network((65, 33), code="linear", gain=True), Network((64, 17), code="linear", gain=True)]
 EVERY_OPTION = Network((70, 513, 66), "leaky-relu", "linear", gain=True)
 DEEP = [
-    Network((65, 33), code="linear", gain=True),
-    Network((64, 17), gain=True),
     Network((2049, 129, 8)),
     EVERY_OPTION,
     Network((5, 20, 16, 3, 1), "leaky-relu"),
-    Network((65, 130, 9), "leaky-relu", gain=True, output_layer="hidden"),
+    Network((65, 130, 9), "leaky-relu", "linear", gain=True, output_layer="hidden"),
 ]
-WITH_HEAD = [
-    Network((65, 33), gain=True, head=Head("classes", 10)),
-    Network((40, 70, 17), "relu", "linear", head=Head("classes", 65)),
-    Network((30, 530, 520), head=Head("classes", 300)),
-    Network((64, 20), gain=True, head=Head("numbers", 1)),
+WITH_CLASSES = [
+    Network((65, 33), gain=True, nested=True, head=Head("classes", 10)),
+    Network((230, 210), gain=True, nested=True, head=Head("classes", 65)),
 ]
-NESTED = [
-    Network((65, 33), code="linear", nested=True),
-    Network((40, 70, 17), "relu", "linear", gain=True, nested=True, head=Head("numbers", 1)),
-    Network((230, 210), code="linear", nested=True),
-]
+WITH_NUMBERS = Network((40, 70, 17), "relu", "linear", gain=True, nested=True, head=Head("numbers", 1))
+MANY_CLASSES = Network((30, 530, 520), head=Head("classes", 300))
+CORRUPTION = 0.25
 # A compiled function reuses its memory, which must not show after fewer rows.
 HEIGHTS = [259, 1, 600, 5, 6, 7, 24, 25, 97, 258]
 THREADS = [1, 2, 4]
@@ -177,7 +173,7 @@ def test_features_and_errors_of_one_layer_equal_numpy_at_edges(rng, network, kin
     check_features_and_errors(rng, network, kind)
 
 
-@each("kind, network", cross(["bytes", "floats"], DEEP))
+@each("kind, network", cross(["floats", "bytes"], [*SHALLOW, *DEEP]))
 def test_features_and_errors_of_networks_equal_numpy(rng, network, kind):
     check_features_and_errors(rng, network, kind)
 
@@ -189,20 +185,23 @@ def test_gradients_of_one_layer_equal_numpy_at_edges(rng, network):
 
 @each(
     "network, corruption",
-    [*((network, 0.0) for network in (*DEEP, *WITH_HEAD, *NESTED)), (DEEP[0], 0.25), (WITH_HEAD[3], 0.25)],
+    [
+        *((network, 0.0) for network in (*SHALLOW, DEEP[0], DEEP[2], MANY_CLASSES, WITH_NUMBERS)),
+        *((network, CORRUPTION) for network in WITH_CLASSES),
+    ],
 )
 def test_gradients_of_networks_equal_numpy(rng, network, corruption):
     check_error_and_gradients(rng, network, corruption)
 
 
 def test_network_with_every_option_equals_numpy(rng):
-    # One network has all options. Separate networks for all options and instruction sets would compile for minutes.
+    # Separate networks for all options and instruction sets would compile for minutes.
     check_features_and_errors(rng, EVERY_OPTION, "bytes")
-    check_error_and_gradients(rng, EVERY_OPTION, 0.25)
+    check_error_and_gradients(rng, EVERY_OPTION, CORRUPTION)
 
 
 @each("working, dtype", cross(["float32", "float64", None], sorted(ops.DTYPES)))
-def test_training_on_every_dtype_equals_numpy(rng, dtype, working):
+def test_features_and_gradients_of_every_dtype_equal_numpy(rng, dtype, working):
     rows = (rng.random((40, 19)) * (200 if np.dtype(dtype).kind != "i" else 100)).astype(dtype)
     scaling = ()
     if working is None:
@@ -213,9 +212,17 @@ def test_training_on_every_dtype_equals_numpy(rng, dtype, working):
         scaling = (low, (1 / np.where(high > low, high - low, 1)).astype(working))
     network = Network((19, 5))
     parameters = random_parameters(rng, network)
+    autoencoder = autoencoder_of(network, parameters, scaling)
+    x = reference.scaled(rows, scaling)
+    expected = reference.features(network, x, float64(parameters))
+    assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
+    if not ALL_CASES and dtype not in ("uint8", "int8", "int64"):
+        return
+    expected = reference.row_errors(network, x, float64(parameters))
+    assert_close(autoencoder.errors(rows), expected, "cpu", "float32", "cost")
     numbers = rng.permutation(40)[:31]
-    step = TrainingStep(autoencoder_of(network, parameters, scaling), "momentum", np.dtype(dtype), resident=rows.copy())
-    x = reference.scaled(rows[numbers], scaling)
+    x = x[numbers]
+    step = TrainingStep(autoencoder, "momentum", np.dtype(dtype), resident=rows.copy())
     cost, gradients = reference.gradients(network, x, x, float64(parameters))
     assert_close(take_step(step, numbers, 0.1, with_cost=True), cost, "cpu", "float32", "cost")
     for found, expected in zip(step.state().values(), gradients, strict=True):
@@ -224,8 +231,8 @@ def test_training_on_every_dtype_equals_numpy(rng, dtype, working):
 
 @pytest.mark.process
 @pytest.mark.usefixtures("path")
-@each("working, dtype", cross(["float32", "float64"], ["u1", "f8", "f4", "i8", "i2"]))
-@each("n_inputs", [1, 15, 64, 100])
+@each("working, dtype", cross(["float32", "float64"], ["u1", "f8", "f4", "i8"]))
+@each("n_inputs", [1, 64, 100])
 def test_rows_outside_the_range_are_reported(rng, working, dtype, n_inputs):
     # Some rows contain one value just outside the range, in any column, or NaN or Inf. Other rows are just inside it.
     low = np.full(n_inputs, 10, working)
@@ -249,11 +256,6 @@ def test_rows_outside_the_range_are_reported(rng, working, dtype, n_inputs):
     others = np.setdiff1d(np.arange(60), list(outside))
     assert_same_bits(out[others], autoencoder.encode(rows)[others])
     assert np.isfinite(out[others]).all()
-
-
-def test_checking_rows_requires_a_range():
-    with pytest.raises(ValueError, match="limits"):
-        Autoencoder(Network((3, 2))).encode_checked(np.zeros((1, 3), np.float32), np.empty((1, 2), np.float32))
 
 
 # ---- rows of bytes
@@ -388,7 +390,7 @@ def test_changed_parameter_of_bytes_is_noticed_between_calls(rng, name):
     assert_same_bits(autoencoder.encode(rows), expected)
 
 
-@each("n_inputs", [1, 3, 63, 64, 65, 100, 785])
+@each("n_inputs", [1, 64, 101])
 def test_bytes_are_compared_with_ranges_of_any_numbers(rng, n_inputs):
     # The limits of one column are varied: whole numbers or fractions, inside or outside the range of a byte, or NaN.
     network = Network((n_inputs, 5))
@@ -478,21 +480,12 @@ def test_rows_of_floats_are_not_scaled_if_columns_begin_near_0(rng, n_features, 
 # ---- the same bits
 
 
-SHALLOW = [Network((101, 24)), Network((786, 65)), Network((599, 17)), Network((9, 64))]
-
-
-@each("kind", ["bytes", "floats"])
-@each("network", SHALLOW)
-def test_row_of_one_layer_has_the_same_bits_next_to_any_rows(rng, network, kind):
-    check_bits_of_rows(rng, network, kind)
-
-
-@each("kind, network", cross(["bytes", "floats"], DEEP[2:]))
-def test_row_of_networks_is_the_same_next_to_any_rows(rng, network, kind):
-    check_bits_of_rows(rng, network, kind)
-
-
-def check_bits_of_rows(rng, network, kind):
+@each(
+    "kind, network",
+    [(kind, Network(widths)) for kind in ("bytes", "floats") for widths in [(101, 24), (786, 65), (599, 17), (9, 64)]]
+    + cross(["bytes", "floats"], DEEP),
+)
+def test_row_has_the_same_bits_next_to_any_rows(rng, network, kind):
     parameters = random_parameters(rng, network)
     rows, _ = random_rows(rng, 611, network, kind)
     first = autoencoder_of(network, parameters, scaling_of(network, kind), n_threads=1)
@@ -509,16 +502,17 @@ def check_bits_of_rows(rng, network, kind):
         assert_same_bits(autoencoder.encode(np.ascontiguousarray(rows[::-1])), features[::-1])
 
 
-@each("rule, network", cross(list(RULES), [Network((784, 64)), EVERY_OPTION, WITH_HEAD[0], NESTED[1]]))
-def test_training_gives_the_same_bits_for_any_threads_and_place(rng, rule, network):
+@each("rule", RULES if ALL_CASES else ["momentum"])
+@each("network, corruption", [(WITH_CLASSES[1], CORRUPTION), (WITH_NUMBERS, 0.0)])
+def test_training_gives_the_same_bits_for_any_threads_and_place(rng, rule, network, corruption):
     parameters = random_parameters(rng, network)
-    rows, _ = random_rows(rng, 700, network, "bytes")
+    rows, _ = random_rows(rng, 700, network, "floats")
     minibatches = [rng.permutation(700)[:n_rows] for n_rows in (259, 7, 512)]
-    arrays = [arrays_of_step(rng, network, len(numbers), 0.3) for numbers in minibatches]
+    arrays = [arrays_of_step(rng, network, len(numbers), corruption) for numbers in minibatches]
     results = []
     for n_threads, resident in [(1, rows), (2, rows), (4, rows), (2, None)]:
-        autoencoder = autoencoder_of(network, parameters, scaling_of(network, "bytes"), n_threads)
-        step = TrainingStep(autoencoder, rule, rows.dtype, resident, corruption=0.3, loss=LOSS)
+        autoencoder = autoencoder_of(network, parameters, scaling_of(network, "floats"), n_threads)
+        step = TrainingStep(autoencoder, rule, rows.dtype, resident, corruption, LOSS)
         costs = []
         for numbers, own in zip(minibatches, arrays, strict=True):
             minibatch = rows[numbers] if resident is None else numbers
@@ -533,7 +527,7 @@ def test_training_gives_the_same_bits_for_any_threads_and_place(rng, rule, netwo
 
 
 @each("kind", ["bytes", "floats"])
-@each("network", [Network((20, 3), code="linear"), Network((20, 40, 3), "leaky-relu", "linear"), Network((20, 40, 3))])
+@each("network", [Network((20, 3), code="linear", gain=True), Network((20, 40, 3))])
 def test_rows_with_features_that_are_not_finite_are_reported(rng, network, kind):
     # All sums are finite, except in the rows in which a column with huge weights is not zero.
     parameters = random_parameters(rng, network)
@@ -592,25 +586,7 @@ def test_subnormal_numbers_are_not_flushed_to_zero():
 # ---- arrays
 
 
-@each("order", ["strided", "transposed", "reversed", "unaligned"])
-def test_features_are_written_to_arrays_of_any_layout(rng, order):
-    network = Network((50, 21))
-    autoencoder = autoencoder_of(network, random_parameters(rng, network))
-    rows = rng.random((33, 50), dtype=np.float32)
-    around = np.full(35 * 21 + 1, 7, dtype=np.float32)
-    out = {
-        "strided": np.zeros((33, 40), np.float32)[:, 3:24],
-        "transposed": np.zeros((21, 33), np.float32).T,
-        "reversed": np.zeros((33, 21), np.float32)[::-1],
-        "unaligned": around[1 + 21 : 1 + 34 * 21].reshape(33, 21),  # to 8 bytes
-    }[order]
-    assert autoencoder.encode(rows, out) is out
-    assert_same_bits(np.ascontiguousarray(out), autoencoder.encode(rows))
-    assert (around[: 1 + 21] == 7).all()
-    assert (around[1 + 34 * 21 :] == 7).all()
-
-
-def test_rows_and_parameters_can_have_any_layout(rng):
+def test_arrays_can_have_any_layout(rng):
     network = Network((50, 21))
     parameters = random_parameters(rng, network)
     rows = rng.random((33, 50), dtype=np.float32)
@@ -619,13 +595,24 @@ def test_rows_and_parameters_can_have_any_layout(rng):
     autoencoder = autoencoder_of(network, parameters | {"W": np.asfortranarray(parameters["W"])})
     for same in (rows, np.asfortranarray(rows), unaligned, np.repeat(rows, 2, axis=1)[:, ::2]):
         assert_same_bits(autoencoder.encode(same), expected)
+    around = np.full(35 * 21 + 1, 7, dtype=np.float32)
+    for out in (
+        np.zeros((33, 40), np.float32)[:, 3:24],
+        np.zeros((21, 33), np.float32).T,
+        np.zeros((33, 21), np.float32)[::-1],
+        around[1 + 21 : 1 + 34 * 21].reshape(33, 21),  # not aligned to 8 bytes
+    ):
+        assert autoencoder.encode(rows, out) is out
+        assert_same_bits(np.ascontiguousarray(out), expected)
+    assert (around[: 1 + 21] == 7).all()
+    assert (around[1 + 34 * 21 :] == 7).all()
 
 
 def test_arrays_of_wrong_shapes_are_refused_by_name(rng):
-    network = Network((5, 4, 3), gain=True)
+    network = Network((5, 4, 3), "leaky-relu", "linear", gain=True)
     parameters = random_parameters(rng, network)
     rows = np.zeros((4, 5), np.float32)
-    autoencoder = autoencoder_of(network, parameters)
+    autoencoder = autoencoder_of(network, parameters, scaling_of(network, "floats"))
     for name, shape in {"W_2": (6, 3), "b_hidden_1": (5,), "b_output_2": (3,), "gain": (2,)}.items():
         variable = autoencoder.shared[name]
         before = variable.get_value()
@@ -638,35 +625,32 @@ def test_arrays_of_wrong_shapes_are_refused_by_name(rng):
     with pytest.raises(ValueError, match=r"\bout\b"):
         autoencoder.encode(rows, np.zeros((5, 3), np.float32))
     with pytest.raises(ValueError, match=r"\bcenter\b"):
-        autoencoder_of(network, parameters, (np.zeros(4), np.ones(5))).encode(rows)
+        autoencoder_of(network, parameters, (np.zeros(4, np.float32), np.ones(5, np.float32))).encode(rows)
 
 
 def test_arrays_that_a_step_cannot_use_are_refused(rng):
-    network = Network((5, 3), code="linear", head=Head("classes", 3), nested=True)
-    autoencoder = autoencoder_of(network, random_parameters(rng, network))
-    step = TrainingStep(autoencoder, "adam", np.dtype("f4"), corruption=0.5, loss=LOSS)
-    usable = {"rows": np.zeros((4, 5), np.float32), **arrays_of_step(rng, network, 4, 0.5)}
+    network = Network((5, 3), gain=True, nested=True, head=Head("classes", 3))
+    autoencoder = autoencoder_of(network, random_parameters(rng, network), scaling_of(network, "floats"))
+    step = TrainingStep(autoencoder, "momentum", np.dtype("f4"), corruption=CORRUPTION, loss=LOSS)
+    usable = {"rows": np.zeros((4, 5), np.float32), **arrays_of_step(rng, network, 4, CORRUPTION)}
     take(step, usable)
     before = autoencoder.parameters()
     for name, value, words in [
         ("noise", None, "noise"),
         ("noise", np.zeros((3, 5), np.uint8), "noise"),
-        ("targets", None, "targets"),
         ("targets", np.zeros(3, np.float32), "the targets"),
         ("targets", np.array([0, 1, 3, 2], np.float32), "row 2 "),
         ("targets", np.array([np.nan, 0, 1, 2], np.float32), "row 0 "),
-        ("kept", None, "kept"),
         ("kept", np.zeros(3, np.float32), "kept"),
         ("kept", np.full(4, np.nan, np.float32), "keeps"),
     ]:
         with case(name, words), pytest.raises(ValueError, match=words):
             take(step, usable | {name: value})
-    plain = TrainingStep(Autoencoder(Network((5, 3))), "adam", np.dtype("f4"))
     with pytest.raises(ValueError, match="minibatch has no rows"):
-        take(plain, {"rows": usable["rows"][:0]})
-    for name in ("noise", "targets", "kept"):
-        with pytest.raises(ValueError, match=name):
-            take(plain, {"rows": usable["rows"], name: usable[name]})
+        take(step, {name: array[:0] for name, array in usable.items()})
+    plain = TrainingStep(Autoencoder(Network((5, 3))), "momentum", np.dtype("f4"))
+    with pytest.raises(ValueError, match="noise"):
+        take(plain, {"rows": usable["rows"], "noise": usable["noise"]})
     for name, array in autoencoder.parameters().items():
         np.testing.assert_array_equal(array, before[name])
 
@@ -679,9 +663,9 @@ def take(step, arrays):
 @each("number", [-1, 9])
 def test_row_numbers_after_the_last_row_are_refused(rng, number):
     network = Network((5, 3))
-    autoencoder = autoencoder_of(network, random_parameters(rng, network))
+    autoencoder = autoencoder_of(network, random_parameters(rng, network), scaling_of(network, "bytes"))
     before = autoencoder.parameters()
-    step = TrainingStep(autoencoder, "adam", np.dtype("f4"), resident=np.zeros((9, 5), np.float32))
+    step = TrainingStep(autoencoder, "momentum", np.dtype("u1"), resident=np.zeros((9, 5), np.uint8))
     with pytest.raises(IndexError, match=rf"\brow {number}\b.*\b9\b"):
         take_step(step, np.array([0, number]), 0.1)
     for name, array in autoencoder.parameters().items():
@@ -746,54 +730,14 @@ def test_child_of_a_fork_has_its_own_threads():
     assert run_python(code).facts == {"child": 0, "parent": True}
 
 
-@pytest.mark.process
-def test_idle_threads_sleep():
-    # The loop yields the core to other threads after each check, because a busy machine may need some time.
-    code = """
-    import os
-    from pathlib import Path
-    import numpy as np
-    from shardpress_kernels.autoencoder import Autoencoder
-    from shardpress_kernels.network import Network
-    def states():
-        others = [path for path in Path("/proc/self/task").iterdir() if path.name != str(os.getpid())]
-        stats = [(path / "stat").read_text() for path in others]
-        return {stat.rpartition(")")[2].split()[0] for stat in stats}
-    autoencoder = Autoencoder(Network((784, 64)))
-    autoencoder.n_threads.set_value(np.int64(4))
-    autoencoder.encode(np.zeros((500, 784), np.float32))
-    quiet = 0
-    for _ in range(5000):
-        quiet = quiet + 1 if states() == {"S"} else 0
-        if quiet == 100:
-            break
-        os.sched_yield()
-    facts["quiet"] = quiet
-    """
-    assert run_python(code).facts["quiet"] == 100
-
-
 # ---- flags of Theano
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("flags", ["optimizer_excluding=inplace:fused", "linker=py"])
-def test_flags_of_the_user_can_disable_the_ops(flags):
+def test_flags_of_the_user_hardly_change_results():
     code = """
     import numpy as np
     from shardpress_kernels import backend
-    from shardpress_kernels.autoencoder import Autoencoder
-    from shardpress_kernels.network import Network
-    features = Autoencoder(Network((5, 3))).encode(np.zeros((4, 5), np.float32))
-    facts |= {"uses_ops": backend.uses_ops(), "features": features.tolist()}
-    """
-    assert run_python(code, THEANO_FLAGS=flags).facts == {"uses_ops": False, "features": [[0.5] * 3] * 4}
-
-
-@pytest.mark.process
-def test_results_do_not_depend_on_in_place_optimization():
-    code = """
-    import numpy as np
     from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.network import Network
     from shardpress_kernels.step import TrainingStep
@@ -802,20 +746,22 @@ def test_results_do_not_depend_on_in_place_optimization():
     autoencoder = Autoencoder(Network((50, 7)))
     rows = rng.random((40, 50), dtype=np.float32)
     autoencoder.set_parameters(start_of(autoencoder.network, rng, None))
-    step = TrainingStep(autoencoder, "adam", rows.dtype)
+    step = TrainingStep(autoencoder, "momentum", rows.dtype)
+    facts["uses_ops"] = backend.uses_ops()
     facts["costs"] = []
     for _ in range(5):
         step.begin(rows, None, len(rows))
-        facts["costs"].append(step.take([0.01], with_cost=True))
+        facts["costs"].append(step.take([0.1], with_cost=True))
     out = np.zeros((40, 7), np.float32)
     autoencoder.encode(rows, out)
     facts["features"] = out.tolist()
     """
     expected = run_python(code).facts
-    assert len(expected["costs"]) == 5
-    for flags in ("optimizer_excluding=inplace", "optimizer=None"):
+    assert expected["uses_ops"]
+    assert run_python(code, THEANO_FLAGS="optimizer_excluding=inplace").facts == expected
+    for flags in ("mode=FAST_COMPILE", "linker=py"):  # Theano's own operations, in NumPy
         with case(flags):
-            assert run_python(code, THEANO_FLAGS=flags).facts == expected
-    found = run_python(code, THEANO_FLAGS="mode=FAST_COMPILE").facts  # Theano's own operations, in NumPy
-    np.testing.assert_allclose(found["costs"], expected["costs"], rtol=1e-4)
-    np.testing.assert_allclose(found["features"], expected["features"], atol=1e-4)
+            found = run_python(code, THEANO_FLAGS=flags).facts
+            assert not found["uses_ops"]
+            np.testing.assert_allclose(found["costs"], expected["costs"], rtol=1e-4)
+            np.testing.assert_allclose(found["features"], expected["features"], atol=1e-4)

@@ -1,7 +1,4 @@
-"""Tests of training steps, with our Ops and with Theano's graph, against slow, simple NumPy, and against each other.
-
-Sample: training with and without the cost is compared for two of four update rules; with TEST_CASES=all for each rule.
-"""
+"""Tests of training steps, with our Ops and with Theano's graph, against slow, simple NumPy, and against each other."""
 
 import numpy as np
 import pytest
@@ -11,7 +8,7 @@ from shardpress_kernels.network import Network
 from shardpress_kernels.rules import RULES
 from shardpress_kernels.upload import n_minibatches_at_once
 from tests.support import reference
-from tests.support.cases import each, sample
+from tests.support.cases import each
 from tests.support.models import (
     N_INPUTS,
     NETWORK,
@@ -25,7 +22,7 @@ from tests.support.networks import NETWORKS, numpy_steps
 from tests.support.steps import take_step
 from tests.support.tolerances import assert_close
 
-pytestmark = [pytest.mark.usefixtures("path"), pytest.mark.compiler]
+pytestmark = pytest.mark.compiler
 
 
 def train_some(autoencoder, step, minibatches, with_cost=lambda number: False):
@@ -36,6 +33,7 @@ def train_some(autoencoder, step, minibatches, with_cost=lambda number: False):
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_with_every_option_equals_numpy(rng, rule):
     # Our Op adds the gradients of several blocks of rows. No rule must divide by the gradients of a dead unit, 0.
@@ -81,20 +79,17 @@ def test_steps_on_several_minibatches_equal_single_steps(rng):
 
 def test_minibatches_at_once_are_limited_by_size_and_time(rng):
     # The limit is half a second of work at 64 GFLOP/s. Slower devices are not used for training.
-    step = step_of(random_autoencoder(rng), dtype="f4", corruption=0.5)
+    step = step_of(random_autoencoder(rng), corruption=0.5)
     assert step.n_at_once(1) == 1, "the CPU takes a minibatch while it is in the cache"
-    assert step.row_bytes == 5 * N_INPUTS
     flops_per_row = 6 * NETWORK.n_weights
-    assert n_minibatches_at_once(8, step.row_bytes, flops_per_row) == 32
-    for batch_size in (2**16, 2**20, 2**24, 2**40):
+    for batch_size in (8, 2**16, 2**20, 2**24, 2**40):
         n = n_minibatches_at_once(batch_size, step.row_bytes, flops_per_row)
-        assert n == 1 or n * batch_size * step.row_bytes <= 2**24
-        assert n == 1 or n * batch_size * flops_per_row <= 2**35
+        assert n == 1 or n * batch_size * max(step.row_bytes / 2**24, flops_per_row / 2**35) <= 1
     assert 1 < n_minibatches_at_once(128, step.row_bytes, 6 * 784 * 4096) < 32
 
 
 @pytest.mark.process
-@each("dtype", ["u1", "f4", "f8"])
+@each("dtype", ["u1", "f8"])
 def test_resident_and_streamed_rows_train_the_same_bits(rng, dtype):
     rows = random_rows(rng, 300, np.dtype(dtype))
     center, scale = scaler_of(rows).arrays(rows.dtype)
@@ -102,7 +97,7 @@ def test_resident_and_streamed_rows_train_the_same_bits(rng, dtype):
     noise = [rng.integers(0, 256, (len(numbers), N_INPUTS), dtype=np.uint8) for numbers in minibatches]
     results = []
     for resident in (None, rows.copy()):
-        autoencoder = random_autoencoder(np.random.default_rng(5), NETWORKS["three"], center, scale)
+        autoencoder = random_autoencoder(np.random.default_rng(5), NETWORKS["gain"], center, scale)
         step = step_of(autoencoder, "adam", dtype, resident, corruption=0.25)
         for numbers, own in zip(minibatches, noise, strict=True):
             take_step(step, rows[numbers] if resident is None else numbers, 0.01, noise=own)
@@ -110,22 +105,20 @@ def test_resident_and_streamed_rows_train_the_same_bits(rng, dtype):
     assert_same_arrays(*results)
 
 
-@each("rule", sample(RULES, 2))
-def test_computing_the_cost_does_not_change_training(rng, rule):
+def test_computing_the_cost_does_not_change_training(rng):
     minibatches = rng.random((12, 64, N_INPUTS), dtype=np.float32)
     results = []
     for with_cost in (lambda _: False, lambda _: True, lambda number: number % 3 == 0):
         autoencoder = random_autoencoder(np.random.default_rng(5))
-        results.append(train_some(autoencoder, step_of(autoencoder, rule), minibatches, with_cost))
+        results.append(train_some(autoencoder, step_of(autoencoder), minibatches, with_cost))
     assert_same_arrays(results[1], results[0])
     assert_same_arrays(results[2], results[0])
 
 
-@each("rule", RULES)
-def test_training_resumed_from_saved_copies_is_the_same(rng, rule):
+def test_training_resumed_from_saved_copies_is_the_same(rng):
     minibatches = rng.random((10, 16, N_INPUTS), dtype=np.float32)
     autoencoder = random_autoencoder(rng)
-    step = step_of(autoencoder, rule)
+    step = step_of(autoencoder)
     train_some(autoencoder, step, minibatches[:5])
     saved_parameters = autoencoder.parameters()
     saved_state = step.state()
@@ -133,7 +126,7 @@ def test_training_resumed_from_saved_copies_is_the_same(rng, rule):
 
     resumed = Autoencoder(NETWORK)
     resumed.set_parameters(saved_parameters)
-    step = step_of(resumed, rule)
+    step = step_of(resumed)
     step.set_state(saved_state)
     assert_same_arrays(train_some(resumed, step, minibatches[5:]), expected)
 

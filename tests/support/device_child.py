@@ -176,7 +176,6 @@ def _describe(node: Any) -> dict[str, Any]:
 def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     """Return costs, parameters and features of one training run."""
     from shardpress_kernels.autoencoder import Autoencoder
-    from shardpress_kernels.graph import _reconstruction
     from shardpress_kernels.step import TrainingStep
 
     rows = make_rows()
@@ -194,11 +193,6 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
         costs.append(take_step(step, minibatch_or_numbers, RATES[rule], with_cost(number)))
     graphs.label = f"encode {label}"
     found = {"costs": np.array([cost for cost in costs if cost is not None]), "features": autoencoder.encode(rows)}
-    if label == "momentum uploaded":
-        graphs.label = f"others {label}"
-        symbol = backend.load().tensor.fmatrix()
-        decode = backend.compile_function([symbol], _reconstruction(NETWORK, symbol, autoencoder.shared))
-        found |= {"errors": autoencoder.errors(rows), "decoded": np.asarray(decode(found["features"]))}
     found |= autoencoder.parameters()
     return {f"{label} {name}": array for name, array in found.items()}
 

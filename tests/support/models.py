@@ -1,4 +1,4 @@
-"""Autoencoders with random parameters, and rows of every dtype."""
+"""Autoencoders with random parameters, and random rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from shardpress_kernels.network import Network
 from shardpress_kernels.step import TrainingStep
 from tests.support.networks import random_parameters
 
-DTYPES = [np.dtype(code) for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")]
-SCALINGS = ["float32", "float64", None]
 N_INPUTS = 7
 N_FEATURES = 3
 NETWORK = Network((N_INPUTS, N_FEATURES))

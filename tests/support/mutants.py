@@ -246,8 +246,8 @@ class Sandbox:
         if not users.is_dir():
             return
         with ExitStack() as stack:
-            # Nothing is compiled while the lock of `shardpress_kernels.compilelock` is held, so no half-written module
-            # is copied.
+            # While the lock of `shardpress_kernels.compilelock` is held, no module becomes complete, and Theano ignores
+            # incomplete ones.
             for path in users.glob("*/compiledir_*/.lock"):
                 file = stack.enter_context(path.open())
                 fcntl.flock(file, fcntl.LOCK_EX)

@@ -23,7 +23,7 @@ from tests.support.settings import settings_of
 pytestmark = pytest.mark.compiler
 
 CONFIG = settings_of(
-    **{"n_features": 2, "hidden": (7, 6), "code_activation": "linear", "decoder_gain": True, "corruption": 0.25},
+    **{"n_features": 2, "hidden": (7,), "code_activation": "linear", "decoder_gain": True, "corruption": 0.25},
     **{"start": "components", "replicas": 1, "scale": "range", "validation_fraction": 0.2},
     **{"batch_size": 8, "learning_rate": 0.01, "epochs": 2},
 )

@@ -236,7 +236,7 @@ static int encode_arrays(Memory *memory, PyArrayObject *rows, PyArrayObject *con
         !is_as(out, "out", e.rows.n_rows, e.model.layers[N_LAYERS - 1].n_features))
         return 0;
     e.out = (float *)PyArray_DATA(out);
-    if (low) {
+    if (PyArray_DIM(inside, 0) > 0) {
         if (!is_as(low, "low", e.rows.n_inputs, 1) || !is_as(high, "high", e.rows.n_inputs, 1) ||
             !is_as(inside, "inside", e.rows.n_rows, 1))
             return 0;

@@ -1,9 +1,9 @@
-/* Mean squared error of each row's reconstruction: mean((y - x)^2). The reconstruction starts at the level FIRST_LEVEL,
- * with given features, or with the rows themselves if it is 0. */
+/* Mean squared error of each row's reconstruction: mean((y - x)^2). The reconstruction starts with given features at
+ * the level OUTPUT_LEVEL, or with the rows themselves. */
 typedef struct {
     Rows rows;
     Model model;
-    const float *features;
+    const float *features; /* NULL if not given */
     float *out;
     long n_threads;
     Tile *sums;
@@ -45,11 +45,11 @@ static void finish_error(const Batch *b, int level, long row, long k, Tile sums)
 /* Copy the features of a batch to their level, with the gain if they are what the decoder gets. */
 static void load_features(const Batch *b)
 {
-    const Level *level = &b->model->levels[FIRST_LEVEL];
+    const Level *level = &b->model->levels[OUTPUT_LEVEL];
     const float *h = ((Errors *)b->job)->features + b->first * level->width;
     for (long i = 0; i < b->n_rows; i++, h += level->width)
         for (long k = 0; k < level->width; k++) {
-            float out = HAS_GAIN && FIRST_LEVEL == N_LAYERS ? (h[k] - CENTER) * b->model->padded_gain[k] : h[k];
+            float out = HAS_GAIN && OUTPUT_LEVEL == N_LAYERS ? (h[k] - CENTER) * b->model->padded_gain[k] : h[k];
             level->in.out[place_of(level, b->place + i, k)] = out;
         }
 }
@@ -64,9 +64,9 @@ static void errors_some(void *job)
         b.n_tiles = stop - start;
         b.n_rows = least(b.n_tiles * TILE_HEIGHT, e->rows.n_rows - b.first);
         scale_batch(&b);
-        if (FIRST_LEVEL > 0)
+        if (e->features)
             load_features(&b);
-        forward_pass(&b, FIRST_LEVEL, stop * TILE_HEIGHT);
+        forward_pass(&b, e->features ? OUTPUT_LEVEL : 0, stop * TILE_HEIGHT);
         multiply_batch(&b, rows_in(&b, 1, e->model.levels[1].back.out), &e->model.layers[0].back, 0, -1, finish_error);
     }
 }
@@ -94,8 +94,8 @@ static int errors_arrays(Memory *memory, PyArrayObject *rows, PyArrayObject *fea
     if (!take_rows(&e.rows, rows, 0, center, scale) || !take_model(&e.model, &e.rows, parameters) ||
         !is_as(out, "out", e.rows.n_rows, 1))
         return 0;
-    if (FIRST_LEVEL > 0) {
-        if (!is_as(features, "the array of features", e.rows.n_rows, e.model.layers[FIRST_LEVEL - 1].n_features))
+    if (PyArray_DIM(features, 1) > 0) {
+        if (!is_as(features, "the array of features", e.rows.n_rows, e.model.layers[OUTPUT_LEVEL - 1].n_features))
             return 0;
         e.features = (const float *)PyArray_DATA(features);
     }
