@@ -43,7 +43,7 @@ test: setup .venv-readers/.complete ## run all tests; ISA=avx2 restricts the ins
 golden: setup ## compare results with those of HEAD bit for bit; COMMIT=main selects another commit
 	$(PYTHON_OF_VENV) -m tests.golden $(if $(COMMIT),--against $(COMMIT))
 
-SOAK_TARGETS := soak-tests soak-protocol soak-killing soak-chaos soak-sequences soak-fuzzing soak-mutants soak-cards
+SOAK_TARGETS := soak-tests soak-chaos soak-mutants soak-cards
 .PHONY: $(SOAK_TARGETS)
 
 # Two run at a time, the longest first. A failure does not stop the others.
@@ -53,27 +53,13 @@ soak: setup .venv-readers/.complete .nvrtc/.complete ## run the long tests (hour
 soak-tests:
 	TEST_CASES=all $(PYTHON_OF_VENV) -m pytest --numprocesses auto
 
-soak-protocol:
-	$(PYTHON_OF_VENV) -m tests.support.soak_protocol
-
-soak-killing:
-	$(PYTHON_OF_VENV) -m tests.support.killing 200
-	$(PYTHON_OF_VENV) -m tests.support.killing 40 0 workers
-
 soak-chaos:
 	$(PYTHON_OF_VENV) -m tests.support.chaos 10
-
-soak-sequences:
-	$(PYTHON_OF_VENV) -m tests.support.sequences 500
-
-soak-fuzzing:
-	$(PYTHON_OF_VENV) -m tests.support.fuzzing 20000
 
 soak-mutants:
 	$(PYTHON_OF_VENV) -m tests.support.mutants all
 
 soak-cards:
-	$(PYTHON_OF_VENV) -m tests.support.thread_sanitizer
 	$(PYTHON_OF_VENV) -m tests.support.architectures .nvrtc/*
 
 bench: setup .venv-peers/.complete ## compare speed with JAX, PyTorch and scikit-learn

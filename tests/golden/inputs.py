@@ -9,43 +9,30 @@ from shutil import copyfile
 import h5py
 import numpy as np
 
+from tests.support.helpers import csr
+
 N_COLUMNS = 24
 N_ROWS = (400, 240)
 """Rows of the two files of most directories."""
 
-PROBES = "probes"
-"""Directory with rows for estimators, one file of NumPy for each directory of input files."""
-
-_N_PROBES = 16
 _FOREIGN = ("matlab.mat", "pytables.h5", "frames-table.h5", "netcdf-times.nc")
-_N_FOREIGN_COLUMNS = 4
 
-Write = Callable[[h5py.File, np.random.Generator, int], np.ndarray]
-"""Write a file with this number of rows, and return the rows as an estimator takes them."""
+Write = Callable[[h5py.File, np.random.Generator, int], None]
+"""Write a file with this number of rows."""
 
 
 def write_inputs(folder: Path) -> None:
-    """Write all input files and the rows for estimators."""
-    probes = folder / PROBES
-    probes.mkdir(parents=True)
+    """Write all input files."""
     for seed, (name, write) in enumerate(_DIRECTORIES.items()):
-        (folder / name).mkdir()
-        rows = None
+        (folder / name).mkdir(parents=True)
         for i, n_rows in enumerate(N_ROWS):
             ending = "h5ad" if name == "anndata" else "h5"
             user_block = 512 if name == "column-major" else 0  # as in MATLAB's files
             with h5py.File(folder / name / f"{i}.{ending}", "w", userblock_size=user_block) as file:
-                rows = write(file, np.random.default_rng([seed, i]), n_rows)
-        assert rows is not None
-        np.save(probes / f"{name}.npy", rows[:_N_PROBES])
-    _copy_foreign(folder / "foreign")
-    np.save(probes / "foreign.npy", np.arange(_N_PROBES * _N_FOREIGN_COLUMNS).reshape(-1, _N_FOREIGN_COLUMNS) % 97.0)
-
-
-def _copy_foreign(folder: Path) -> None:
-    folder.mkdir()
+                write(file, np.random.default_rng([seed, i]), n_rows)
+    (folder / "foreign").mkdir()
     for name in _FOREIGN:
-        copyfile(Path(__file__).parents[1] / "files" / name, folder / name)
+        copyfile(Path(__file__).parents[1] / "files" / name, folder / "foreign" / name)
 
 
 # -- rows --------------------------------------------------------------------------------------------------------
@@ -79,7 +66,7 @@ def _counts(rng: np.random.Generator, n_rows: int) -> np.ndarray:
 # -- files -------------------------------------------------------------------------------------------------------
 
 
-def _floats(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray:
+def _floats(file: h5py.File, rng: np.random.Generator, n_rows: int) -> None:
     """Write contiguous float32 rows, with labels of several kinds."""
     rows = _signal(rng, n_rows).astype("<f4")
     classes = (rows[:, 0] > 0).astype("<i8") + 2 * (rows[:, 1] > 0)
@@ -90,91 +77,75 @@ def _floats(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarra
     file["few"] = np.where(numbers % 10 == 3, classes, np.nan)
     file["name"] = [f"row {number}" for number in numbers]
     file["split"] = np.where(numbers % 4 == 1, "test", "train").astype("S")
-    return rows
 
 
-def _doubles(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray:
+def _doubles(file: h5py.File, rng: np.random.Generator, n_rows: int) -> None:
     """Write float64 rows in compressed chunks, which do not divide the rows evenly."""
     rows = _signal(rng, n_rows)
     file.create_dataset("X", data=rows, chunks=(70, 10), compression="gzip", shuffle=True)
     file["id"] = np.arange(n_rows, dtype="<u4")
-    return rows
 
 
-def _images(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray:
+def _images(file: h5py.File, rng: np.random.Generator, n_rows: int) -> None:
     """Write rows of rank 3."""
     rows = _integers(rng, n_rows, 0, 255).astype("u1")
     file.create_dataset("images", data=rows.reshape(n_rows, 4, 6), chunks=(50, 4, 6), compression="lzf")
-    return rows
 
 
-def _bits(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray:
+def _bits(file: h5py.File, rng: np.random.Generator, n_rows: int) -> None:
     """Write columns of 0 and 1."""
-    rows = (_signal(rng, n_rows) > 1).astype("u1")
-    file["X"] = rows
-    return rows
+    file["X"] = (_signal(rng, n_rows) > 1).astype("u1")
 
 
-def _dense_counts(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray:
+def _dense_counts(file: h5py.File, rng: np.random.Generator, n_rows: int) -> None:
     rows = _counts(rng, n_rows).astype("<u2")
     file.create_dataset("X", data=rows, chunks=(64, N_COLUMNS), fletcher32=True)
-    return rows
 
 
-def _shorts(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray:
+def _shorts(file: h5py.File, rng: np.random.Generator, n_rows: int) -> None:
     """Write big-endian integers of both signs."""
-    rows = _integers(rng, n_rows, -3000, 3000).astype(">i2")
-    file["X"] = rows
-    return rows
+    file["X"] = _integers(rng, n_rows, -3000, 3000).astype(">i2")
 
 
-def _column_major(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray:
+def _column_major(file: h5py.File, rng: np.random.Generator, n_rows: int) -> None:
     rows = _integers(rng, n_rows, -100_000, 100_000).astype("<i4")
     file.create_dataset("X", data=rows.T, chunks=(10, 128))
     file["y"] = (rows[:, :1] > 0).T.astype("<i4")
-    return rows
 
 
-def _longs(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray:
+def _longs(file: h5py.File, rng: np.random.Generator, n_rows: int) -> None:
     """Write integers that float64 cannot represent, such as times in nanoseconds."""
-    rows = _integers(rng, n_rows, -100_000, 100_000).astype("<i8") + 2**60
-    file["X"] = rows
-    return rows
+    file["X"] = _integers(rng, n_rows, -100_000, 100_000).astype("<i8") + 2**60
 
 
-def _bad_rows(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray:
+def _bad_rows(file: h5py.File, rng: np.random.Generator, n_rows: int) -> None:
     """Write float32 rows; the last one and one in the middle are bad."""
     rows = _signal(rng, n_rows).astype("<f4") + 20
     rows[n_rows // 2, 3] = np.inf
     rows[-1] = np.nan
     file["X"] = rows
-    return rows
 
 
-def _gaps(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray:
+def _gaps(file: h5py.File, rng: np.random.Generator, n_rows: int) -> None:
     """Write float32 rows whose first five columns have missing values."""
     rows = _signal(rng, n_rows).astype("<f4")
     rows[:, :5][rng.random((n_rows, 5)) < 0.1] = np.nan
     file["X"] = rows
-    return rows
 
 
-def _sentinels(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray:
+def _sentinels(file: h5py.File, rng: np.random.Generator, n_rows: int) -> None:
     """Write integers with a number for missing values."""
     rows = _integers(rng, n_rows, -3000, 3000)
     rows[rng.random(rows.shape) < 0.05] = np.nan
     file["X"] = np.where(np.isnan(rows), -9999, rows).astype("<i2")
-    return rows
 
 
-def _anndata(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray:
+def _anndata(file: h5py.File, rng: np.random.Generator, n_rows: int) -> None:
     """Write sparse rows as AnnData does. The two files have different categories."""
     rows = _counts(rng, n_rows).astype("<f4")
     matrix = file.create_group("X")
     matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": rows.shape})
-    matrix["data"] = rows[rows != 0]
-    matrix["indices"] = np.nonzero(rows)[1].astype("<i4")
-    matrix["indptr"] = np.cumsum([0, *(rows != 0).sum(axis=1)]).astype("<i4")
+    matrix["data"], matrix["indices"], matrix["indptr"] = csr(rows)
     obs = file.create_group("obs")
     obs.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"})
     obs["_index"] = [f"cell {number} of {n_rows}" for number in range(n_rows)]
@@ -184,7 +155,6 @@ def _anndata(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarr
     var = file.create_group("var")
     var.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"})
     var["_index"] = [f"gene {i}" for i in range(N_COLUMNS)]
-    return rows
 
 
 def _categorical(obs: h5py.Group, name: str, codes: np.ndarray, categories: list[str] | list[int]) -> None:
@@ -194,7 +164,7 @@ def _categorical(obs: h5py.Group, name: str, codes: np.ndarray, categories: list
     group["categories"] = categories
 
 
-def _named(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray:
+def _named(file: h5py.File, rng: np.random.Generator, n_rows: int) -> None:
     """Write rows whose columns have names. The second file has the reverse order, and no labels."""
     rows = _signal(rng, n_rows).astype("<f4")
     names = [f"column {i}" for i in range(N_COLUMNS)]
@@ -205,7 +175,6 @@ def _named(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray
     else:
         file["X"] = rows[:, ::-1]
         file["X"].attrs["columns"] = names[::-1]
-    return rows
 
 
 _DIRECTORIES: dict[str, Write] = {

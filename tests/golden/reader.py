@@ -15,19 +15,11 @@ from typing import Any
 import numpy as np
 
 from shardpress import TiedAutoencoder, open_features
+from shardpress.errors import DataError
 
 
-def arrays_of(output: Path, reads: Iterable[Mapping[str, Any]], probes: Path | None) -> dict[str, np.ndarray]:
-    """Return all arrays of an output directory by name.
-
-    Parameters
-    ----------
-    output : Path
-    reads : iterable of mappings
-        Arguments of each call of ``open_features``.
-    probes : Path or None
-        File with rows for the estimator. None reads no model.
-    """
+def arrays_of(output: Path, reads: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Return all arrays of an output directory by name, for the arguments of each call of ``open_features``."""
     arrays: dict[str, np.ndarray] = {}
     for arguments in reads:
         prefix = "".join(f"{name}={value}/" for name, value in arguments.items())
@@ -38,17 +30,19 @@ def arrays_of(output: Path, reads: Iterable[Mapping[str, Any]], probes: Path | N
             arrays[f"{prefix}extras/{name}"] = _plain(values.compute())
         for name, categories in opened.categories.items():
             arrays[f"{prefix}categories/{name}"] = _plain(categories)
-    if probes is not None:
-        arrays |= _arrays_of_model(output, np.load(probes))
     return arrays
 
 
-def _arrays_of_model(output: Path, rows: np.ndarray) -> dict[str, np.ndarray]:
+def arrays_of_model(output: Path) -> dict[str, np.ndarray]:
     """Return what the model of a run computes for some rows. Every weight contributes to it."""
-    estimator = TiedAutoencoder.from_run(output)
+    try:
+        estimator = TiedAutoencoder.from_run(output)
+    except DataError:  # an estimator would round the rows of this model
+        return {"model/is_refused": np.array(True)}
     arrays = {"model/n_features_in": np.array(estimator.n_features_in_)}
     if hasattr(estimator, "feature_names_in_"):
         arrays["model/feature_names_in"] = _plain(estimator.feature_names_in_)
+    rows = np.random.default_rng(0).random((16, estimator.n_features_in_))
     arrays["model/transform"] = estimator.transform(rows)
     arrays["model/score_samples"] = estimator.score_samples(rows)
     if estimator.get_params()["output_layer"] == "code":
@@ -65,11 +59,11 @@ def main() -> None:
     """Write the arrays of each job to a file of NumPy."""
     errors = {}
     for job in json.load(sys.stdin):
+        output = Path(job["output"])
         try:
-            probes = Path(job["probes"]) if job["probes"] else None
-            np.savez(job["target"], **arrays_of(Path(job["output"]), job["reads"], probes))
+            np.savez(job["target"], **arrays_of(output, job["reads"]), **arrays_of_model(output))
         except Exception as error:
-            errors[job["scenario"]] = f"{type(error).__name__}: {error}"
+            errors[job["name"]] = f"{type(error).__name__}: {error}"
     print(json.dumps(errors))
 
 

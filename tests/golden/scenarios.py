@@ -7,11 +7,10 @@ that it needs do not exist yet, add them to `inputs.py`. Flags that change resul
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from filecmp import cmp
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
 BASE = """
@@ -27,20 +26,13 @@ BASE = """
 class Run:
     """A run of the program.
 
-    Attributes
-    ----------
-    inputs : str
-        Input files, for example "floats/0.h5 floats/1.h5", or directories of such files. They are copied to the
-        directory `shards` under their names without directory, so "floats/0.h5 changed/1.h5" replaces one of two files.
-    flags : str
-        Flags, separated by spaces.
-    output : str
-        Name of the output directory.
+    Input files, or directories of such files, are copied to the directory `shards` under their names without directory,
+    so "floats/0.h5 changed/1.h5" replaces one of two files.
     """
 
     inputs: str
     flags: str = ""
-    output: str = "features"
+    output: str = "features"  # name of the output directory
 
     def arguments(self) -> list[str]:
         """Return the command line, for the directory with the files of the scenario."""
@@ -52,22 +44,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Runs, and what is read from the last output directory.
-
-    Attributes
-    ----------
-    name : str
-    runs : tuple of Run
-    reads : tuple of dict
-        Arguments of each call of ``open_features``.
-    has_estimator : bool
-        False if the rows of this model cannot be given to an estimator.
-    """
+    """Runs, and what is read from the last output directory."""
 
     name: str
     runs: tuple[Run, ...]
-    reads: tuple[dict[str, Any], ...] = ({},)
-    has_estimator: bool = True
+    reads: tuple[dict[str, Any], ...] = ({},)  # arguments of each call of ``open_features``
 
 
 def _scenario(name: str, inputs: str, flags: str = "") -> Scenario:
@@ -85,7 +66,7 @@ SCENARIOS = (
     _scenario("uint16-total", "dense-counts", "--row-scale total --transform log1p"),
     _scenario("int16-max", "shorts", "--row-scale max --scale none"),
     _scenario("int32-column-major", "column-major", "--orientation columns --scale range"),
-    Scenario("int64-offset", (Run("longs", "--scale range"),), has_estimator=False),
+    _scenario("int64-offset", "longs", "--scale range"),
     _scenario("float16-storage", "floats", "--row-scale norm --storage-dtype float16 --compression gzip"),
     # Networks and optimizers.
     _scenario("sigmoid", "floats", "--code-activation sigmoid --scale range"),
@@ -138,18 +119,10 @@ SCENARIOS = (
 
 
 def run_scenario(scenario: Scenario, inputs: Path, folder: Path, run: Callable[[list[str]], None]) -> None:
-    """Run a scenario.
+    """Run a scenario in a folder.
 
-    Parameters
-    ----------
-    scenario : Scenario
-    inputs : Path
-        Directory with the input files.
-    folder : Path
-        Directory of this scenario.
-    run : callable
-        Called with the command line of each run, whose paths are relative to `folder`. It raises an exception if the
-        run fails.
+    `run` is called with the command line of each run, whose paths are relative to the folder. It raises an exception if
+    the run fails.
     """
     for each in scenario.runs:
         _place(each.inputs.split(), inputs, folder / "shards")
@@ -157,16 +130,10 @@ def run_scenario(scenario: Scenario, inputs: Path, folder: Path, run: Callable[[
 
 
 def _place(names: list[str], inputs: Path, shards: Path) -> None:
-    """Copy input files to the directory that a run reads. Files that are there already stay untouched."""
-    shards.mkdir(parents=True, exist_ok=True)
-    files: list[Path] = []
+    """Replace the files in the directory that a run reads."""
+    shutil.rmtree(shards, ignore_errors=True)
+    shards.mkdir(parents=True)
     for name in names:
         path = inputs / name
-        files += sorted(path.iterdir()) if path.is_dir() else [path]
-    for former in shards.iterdir():
-        if former.name not in {path.name for path in files}:
-            former.unlink()
-    for path in files:
-        target = shards / path.name
-        if not (target.exists() and cmp(path, target, shallow=False)):
-            copyfile(path, target)
+        for file in path.iterdir() if path.is_dir() else [path]:
+            shutil.copy2(file, shards / file.name)

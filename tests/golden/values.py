@@ -24,19 +24,10 @@ def selection(features: np.ndarray) -> np.ndarray:
 
 def read_values() -> dict[str, np.ndarray]:
     """Return the stored values of each scenario."""
-    # float64, so that None becomes NaN.
-    return {name: np.array(rows, np.float64) for name, rows in json.loads(_FILE.read_text()).items()}
+    return {name: np.array(rows) for name, rows in json.loads(_FILE.read_text()).items()}
 
 
 def write_values(values: Mapping[str, np.ndarray]) -> None:
-    """Store values, with one line for each row."""
-    scenarios = []
-    for name, rows in values.items():
-        lines = ",\n    ".join(json.dumps([_rounded(value) for value in row.tolist()]) for row in rows)
-        scenarios.append(f"  {json.dumps(name)}: [\n    {lines}\n  ]")
-    text = ",\n".join(scenarios)
-    _FILE.write_text(f"{{\n{text}\n}}\n")
-
-
-def _rounded(value: float) -> float | None:
-    return None if np.isnan(value) else round(value, 5)
+    """Store values, with one line for each scenario."""
+    lines = [f"{json.dumps(name)}: {json.dumps(rows.round(5).tolist())}" for name, rows in values.items()]
+    _FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -31,9 +31,8 @@ def in_thread(*arguments):
 
 def with_and_without(code: str, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return ``facts`` with our libraries in front of a stub with these settings, and without our libraries."""
-    ends = [run_python(BEGIN + code, **variables(forwarded, **settings)) for forwarded in (True, False)]
-    assert [end.code for end in ends] == [0, 0], [end.stderr for end in ends]
-    return ends[0].facts, ends[1].facts
+    ours, without = (run_python(BEGIN + code, **variables(forwarded, **settings)) for forwarded in (True, False))
+    return ours.facts, without.facts
 
 
 # ---- the driver
@@ -146,7 +145,7 @@ def test_missing_driver_is_named_and_found_once_installed(tmp_path: Path) -> Non
     _build_forwarders(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["libcuda.so"]
     code = f"import ctypes\nours = ctypes.CDLL('{tmp_path}/libcuda.so')\n"
-    ended = run_python(code, LD_LIBRARY_PATH=None)
+    ended = run_python(code, check=False, LD_LIBRARY_PATH=None)
     assert ended.code == 0 or "libcuda.so.1: cannot open shared object file" in ended.stderr
     code += "facts['codes'] = [ours.cuInit(0), ours.cuMemAlloc_v2(None, 4)]"
     later = driver(tmp_path / "driver", (12, 4)).parent

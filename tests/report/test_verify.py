@@ -22,7 +22,6 @@ from shardpress.report.verify import verify
 from shardpress.result import GENERATION, INDEX, Result, load_model, result_bytes
 from shardpress.run import encoding_stage
 from tests.support import standin
-from tests.support.bad_shards import Silent
 from tests.support.helpers import refused, write_shard
 from tests.support.interruptions import SIZES, FullAfter
 from tests.support.soak_protocol import edit
@@ -226,10 +225,7 @@ def test_rounding_error_is_allowed_once(workspace: Workspace, out: Path) -> None
     ],
     ids=lambda flags: flags[0],
 )
-def test_verification_applies_every_encoding_setting(
-    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
-) -> None:
-    replace_autoencoder(monkeypatch, Silent)
+def test_verification_applies_every_encoding_setting(workspace: Workspace, out: Path, flags: list[str]) -> None:
     rows = np.random.default_rng(2).normal(size=(20, 4)).astype(np.float32)
     rows[3, 1] = 0.5
     workspace.add_shard("3.h5", rows)
@@ -241,11 +237,8 @@ def test_verification_applies_every_encoding_setting(
     assert found.rows.n_bad == (flags[0] == "--on-bad-data")
 
 
-def test_rows_of_a_partly_unreadable_shard_are_no_fault(
-    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_of_a_partly_unreadable_shard_are_no_fault(workspace: Workspace, out: Path) -> None:
     """All of its rows are stored as bad, but most of them can be read if only these rows are requested."""
-    replace_autoencoder(monkeypatch, Silent)
     rows = np.random.default_rng(3).normal(size=(64, 4)).astype(np.float32)
     path = write_shard(workspace.shards / "3.h5", rows, extras={"y": np.arange(64)}, chunks=(8, 4), fletcher32=True)
     damaged = Path(path).read_bytes().replace(rows[24:32].tobytes(), rows[16:24].tobytes())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from shardpress.scan import ranges
 from shardpress.settings import replicas
 from tests.support.appends import N_ROWS
-from tests.support.bad_shards import Shards, Silent
+from tests.support.bad_shards import Shards
 from tests.support.helpers import write_shard
 from tests.support.interruptions import SIZES, undisturbed_features
 from tests.support.killing import Victim, features_of
@@ -109,7 +108,6 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shards:
     """Return an empty folder of shards; runs over it use the stand-in."""
     install(monkeypatch)
-    monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", Silent)
     return Shards(tmp_path)
 
 

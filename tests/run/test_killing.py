@@ -1,4 +1,4 @@
-"""Tests of killed real runs: a few of the rounds of ``make soak``."""
+"""Tests of killed real runs. With TEST_CASES=all, there are hundreds of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cases import ALL_CASES
 from tests.support.clusters import until
 from tests.support.killing import Victim, processes_of, rounds
 from tests.support.processes import Small
@@ -19,7 +20,8 @@ PHASES = ("start", "scan", "training", "encoding", "finishing")
 
 
 def test_a_run_killed_in_any_phase_resumes_with_the_same_bits(victim: Victim) -> None:
-    assert len(list(rounds(victim, len(PHASES), seed=9))) == len(PHASES)
+    n_rounds = 200 if ALL_CASES else len(PHASES)
+    assert len(list(rounds(victim, n_rounds, seed=9))) == n_rounds
 
 
 @pytest.mark.parametrize("n_processes", [2, 3, 4, 5])

@@ -1,8 +1,7 @@
 """Tests of the commit protocol in whole runs: on failing disks, killed, after power cuts, and rerun.
 
-Sample: `tests.support.soak_protocol`, which `make soak` runs, injects every fault at each disk call of every kind of
-run. Here a call of each kind fails permanently in a first run, or a kill follows it. The other
-faults occur at every 4th to 56th call. As in the soak test, readers run after every change.
+Sample: a call of each kind fails permanently in a first run, or a kill follows it. The other faults occur at every 4th
+to 56th call. With TEST_CASES=all, each fault occurs at each call.
 """
 
 from __future__ import annotations

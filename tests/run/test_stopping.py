@@ -44,7 +44,7 @@ def stopped_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple
             time.sleep(0.002)
         output_bytes, _ = process.communicate(timeout=DEADLINE)
         if process.returncode != 0:  # otherwise it had already finished
-            return EndedRun(process.returncode, output_bytes.decode().splitlines(), {}, 0.0), output
+            return EndedRun(process.returncode, output_bytes.decode().splitlines(), {}), output
     raise AssertionError("no run could be met while it was encoding")
 
 

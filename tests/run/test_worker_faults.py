@@ -87,24 +87,6 @@ def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def test_a_worker_that_reconnects_changes_nothing(wide: Workspace, tmp_path: Path) -> None:
-    """Another worker encodes its part meanwhile, and the late result is ignored."""
-    assert wide.run(tmp_path / "expected") == 0
-    with Cluster(tmp_path / "cluster", DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="1s") as cluster:
-        scheduler_file = cluster.start_between("network")
-        once = tmp_path / "once"
-        faults = worker_faults(once, **{f"at{i}": "is cut off" for i in range(10)})
-        between = {"BETWEEN": str(cluster.processes["network"].pid)}
-        cluster.start_worker("far", *PRELOAD, "--scheduler-file", str(scheduler_file), **faults, **between)
-        # This keeps the run at work until the far worker is connected again.
-        cluster.start_worker("near", *PRELOAD, **worker_faults(**{f"at{i}": "takes its time" for i in range(6, 10)}))
-        cluster.wait_for("far", "near")
-        assert wide.run(tmp_path / "out", "--scheduler", str(cluster.file)) == 0
-        assert list(once.iterdir()), "it was cut off"
-        until(lambda: cluster.processes["far"].poll() is not None, "the scheduler to refuse the worker")
-        check(tmp_path / "out", tmp_path / "expected")
-
-
 def test_a_run_resumes_after_losing_all_workers_or_its_scheduler(
     wide: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,4 +1,4 @@
-"""Compile all kernels for every card with several NVRTC versions, through our libnvrtc, and print a table.
+"""Compile all kernels for every card with several NVRTC versions, through our libnvrtc.
 
     python -m tests.support.architectures FOLDER...          each folder contains an unpacked NVRTC wheel
 
@@ -8,15 +8,14 @@ The exit code is 1 if a kernel does not compile, or if an NVRTC writes PTX newer
 from __future__ import annotations
 
 import ctypes
-import json
+import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +29,23 @@ _CUT = 10  # libgpuarray 0.7.6 truncates the name of an architecture to this num
 
 @dataclass(frozen=True)
 class Compiled:
-    """Results of compiling all kernels for one card with one NVRTC.
+    """Results of compiling all kernels for one card with one NVRTC."""
 
-    Attributes
-    ----------
-    nvrtc, capability : str
-        CUDA version of NVRTC, and compute capability of the card.
-    n : int
-        Number of kernels.
-    failed : dict of str
-        Error messages of NVRTC, by source file.
-    versions, targets : list of str
-        Distinct PTX versions and targets of all kernels. More than one value is an error.
-    """
+    nvrtc: str  # CUDA version
+    capability: str  # of the card
+    n: int  # number of kernels
+    failed: dict[str, str]  # messages of NVRTC, by source file
+    versions: list[str]  # distinct PTX versions of all kernels
+    targets: list[str]  # distinct targets of all kernels
 
-    nvrtc: str
-    capability: str
-    n: int
-    failed: dict[str, str]
-    versions: list[str]
-    targets: list[str]
+    @property
+    def problems(self) -> list[str]:
+        """One line for each kernel that does not compile, and one for PTX of an unexpected version or target."""
+        where = f"NVRTC {self.nvrtc}, capability {self.capability}"
+        lines = [f"{where}: {name}: {message}" for name, message in self.failed.items()]
+        if self.versions != [ptx_of(self.nvrtc)] or len(self.targets) != 1:
+            lines.append(f"{where}: PTX {self.versions} for {self.targets}, expected {ptx_of(self.nvrtc)} for one")
+        return lines
 
 
 def ptx_of(nvrtc: str) -> str:
@@ -63,26 +59,17 @@ def collect(folder: Path, *arguments: str) -> list[Path]:
     command = [sys.executable, "-m", "tests.support.graphs_child", *arguments]
     # Disable the kernel cache that Theano enables in libgpuarray.
     env = environment(THEANO_FLAGS="device=cuda,gpuarray.cache_path=", **stub.variables(sources=folder, blind=1))
-    result = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(result.stderr)
+    subprocess.run(command, env=env, cwd=REPOSITORY, check=True)
     return sorted(folder.glob("*.cu"))
 
 
 def compile_for(wheel: Path, sources: Sequence[Path], capabilities: Sequence[str]) -> list[Compiled]:
     """Compile sources with the NVRTC of a wheel, in a child process, because a process can load only one NVRTC."""
-    command = [sys.executable, "-m", "tests.support.architectures", "--child", str(wheel), *capabilities]
-    request = json.dumps([str(path) for path in sources])
-    result = subprocess.run(command, input=request, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(result.stderr)
-    return [Compiled(**each) for each in json.loads(result.stdout)]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_compile_for, wheel, sources, capabilities).result()
 
 
-# -- in the child process
-
-
-def _compile_for(wheel: Path, capabilities: Sequence[str], sources: Sequence[str]) -> list[dict[str, Any]]:
+def _compile_for(wheel: Path, sources: Sequence[Path], capabilities: Sequence[str]) -> list[Compiled]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for path in wheel.glob("nvidia/*/lib/lib*.so.*"):
@@ -92,25 +79,22 @@ def _compile_for(wheel: Path, capabilities: Sequence[str], sources: Sequence[str
         return [_compile_all(nvrtc, each, sources) for each in capabilities]
 
 
-def _compile_all(nvrtc: Any, capability: str, sources: Sequence[str]) -> dict[str, Any]:
+def _compile_all(nvrtc: Any, capability: str, sources: Sequence[Path]) -> Compiled:
     failed = {}
-    ptx_files = {}
+    versions = set[str]()
+    targets = set[str]()
     for source in sources:
-        is_compiled, text = _compile(nvrtc, capability, Path(source).read_bytes())
-        (ptx_files if is_compiled else failed)[Path(source).name] = text
-    found = {
-        directive: sorted(
-            {each for ptx in ptx_files.values() for each in re.findall(rf"^\.{directive} (\S+)", ptx, re.M)}
-        )
-        for directive in ("version", "target")
-    }
+        is_compiled, text = _compile(nvrtc, capability, source.read_bytes())
+        if is_compiled:
+            versions.update(re.findall(r"^\.version (\S+)", text, re.M))
+            targets.update(re.findall(r"^\.target (\S+)", text, re.M))
+        else:
+            failed[source.name] = text
     major = ctypes.c_int()
     minor = ctypes.c_int()
     nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    return {
-        **{"nvrtc": f"{major.value}.{minor.value}", "capability": capability, "n": len(sources), "failed": failed},
-        **{"versions": found["version"], "targets": found["target"]},
-    }
+    version = f"{major.value}.{minor.value}"
+    return Compiled(version, capability, len(sources), failed, sorted(versions), sorted(targets))
 
 
 def _compile(nvrtc: Any, capability: str, source: bytes) -> tuple[bool, str]:
@@ -128,37 +112,18 @@ def _compile(nvrtc: Any, capability: str, source: bytes) -> tuple[bool, str]:
     return not code, text.value.decode() if not code else f"error {code}: {text.value.decode()}"
 
 
-# -- the table
-
-
-def _line(row: Sequence[Compiled]) -> str:
-    cells = [f"{each.n - len(each.failed):5}" for each in row]
-    return f"{row[0].nvrtc:6} {','.join(row[0].versions):5}" + "".join(cells)
-
-
-def problems_of(each: Compiled) -> list[str]:
-    """Return one line for each kernel that does not compile, and one for PTX of an unexpected version or target."""
-    where = f"NVRTC {each.nvrtc}, capability {each.capability}"
-    lines = [f"{where}: {name}: {message}" for name, message in each.failed.items()]
-    if each.versions != [ptx_of(each.nvrtc)] or len(each.targets) != 1:
-        lines.append(f"{where}: PTX {each.versions} for {each.targets}, expected {ptx_of(each.nvrtc)} for one")
-    return lines
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Print the table and all errors, and return the exit code."""
-    if arguments[:1] == ["--child"]:
-        print(json.dumps(_compile_for(Path(arguments[1]), arguments[2:], json.load(sys.stdin))))
-        return 0
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(2) as pool:
+def main(wheels: Sequence[str]) -> int:
+    """Print the number of compiled kernels for each card, and all errors. Return the exit code."""
+    problems: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
         sources = collect(Path(scratch))
-        compiled = partial(compile_for, sources=sources, capabilities=CAPABILITIES)
-        rows = list(pool.map(compiled, sorted(Path(path).resolve() for path in arguments)))
-    print(f"{len(sources)} kernels\nNVRTC  PTX  " + "".join(f"{each:>5}" for each in CAPABILITIES))
-    print("\n".join(map(_line, rows)))
-    lines = [line for row in rows for each in row for line in problems_of(each)]
-    print("\n".join(lines))
-    return bool(lines)
+        for wheel in wheels:
+            for each in compile_for(Path(wheel).resolve(), sources, CAPABILITIES):
+                n_compiled = each.n - len(each.failed)
+                print(f"NVRTC {each.nvrtc}, capability {each.capability}: {n_compiled} of {each.n} kernels", flush=True)
+                problems += each.problems
+    print("\n".join(problems))
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

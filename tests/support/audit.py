@@ -8,8 +8,7 @@ files is permitted.
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 
 import numpy.testing  # noqa: F401  It starts a process when it is loaded, so it is loaded before tests are checked.
 import pytest
@@ -28,19 +27,12 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Check that a test and its fixtures do only what the marks of the test permit."""
-    with marks_enforced(item):
-        return (yield)
-
-
-@contextmanager
-def marks_enforced(item: pytest.Item) -> Iterator[None]:
     """Check a test and its fixtures, if the tests of this session are selected by marks."""
     global _marks
     if item.config.getoption("markexpr"):
         _marks = {mark.name for mark in item.iter_markers()}
     try:
-        yield
+        return (yield)
     finally:
         _marks = None
 

@@ -20,15 +20,7 @@ ALL_CASES = os.environ.get("TEST_CASES") == "all"
 
 
 def sample(cases: Iterable[Value], n: int, all_cases: bool = ALL_CASES) -> list[Value]:
-    """Return `n` evenly spaced cases, including the first and the last, or all cases if `all_cases` is set.
-
-    Parameters
-    ----------
-    cases : iterable
-    n : int
-        At least 2.
-    all_cases : bool
-    """
+    """Return `n` > 1 evenly spaced cases, including the first and the last, or all cases if `all_cases` is set."""
     listed = list(cases)
     if all_cases or len(listed) <= n:
         return listed

@@ -32,22 +32,12 @@ _HEAP_CHECKSUM_PLACES = range(14, 22)  # after the signature, version, address, 
 
 @dataclass(frozen=True)
 class Structure:
-    """A part of a file that a checksum covers.
+    """A part of a file that a checksum covers."""
 
-    Attributes
-    ----------
-    name : str
-        Signature of the structure.
-    start, stop : int
-        Start and end of the bytes, without a checksum that follows them.
-    place : int
-        Position of the checksum.
-    """
-
-    name: str
+    name: str  # signature
     start: int
-    stop: int
-    place: int
+    stop: int  # end of the bytes, without a checksum that follows them
+    place: int  # position of the checksum
 
 
 def structures_of(content: bytes) -> list[Structure]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,24 +14,6 @@ from typing import Self
 
 from tests.support.interpreters import REPOSITORY, environment
 
-# A proxy between a worker and its scheduler. A stopped proxy holds back all data, so neither process receives anything.
-_BETWEEN = """
-import asyncio, sys
-from pathlib import Path
-async def forward(reader, writer):
-    while data := await reader.read(2**16):
-        writer.write(data)
-    writer.close()
-async def serve(host, port, file):
-    async def connect(reader, writer):
-        scheduler_reader, scheduler_writer = await asyncio.open_connection(host, int(port))
-        both = forward(reader, scheduler_writer), forward(scheduler_reader, writer)
-        await asyncio.gather(*both, return_exceptions=True)
-    server = await asyncio.start_server(connect, "127.0.0.1", 0)
-    Path(file).write_text(str(server.sockets[0].getsockname()[1]))
-    await server.serve_forever()
-asyncio.run(serve(*sys.argv[1:]))
-"""
 _HERE = "127.0.0.1"
 _DASK = (sys.executable, "-m", "dask")
 _SECONDS = 240.0  # time limit for one operation on an idle machine
@@ -47,20 +28,10 @@ def until(condition: Callable[[], object], description: str, seconds: float = _S
 
 
 class Cluster:
-    """A running cluster as a context. The processes of the cluster write their output to files in the folder.
+    """A running cluster as a context. Its processes write their output to files in the folder.
 
-    Parameters
-    ----------
-    folder : Path
-    variables : str, Path or None
-        Environment variables. See `tests.support.interpreters.environment`.
-
-    Attributes
-    ----------
-    processes : dict of str to Popen
-        Processes by name. The name of the scheduler is ``scheduler``.
-    file : Path
-        Value of ``--scheduler``.
+    `processes` are its processes by name, one of which is ``scheduler``. `file` is the value of ``--scheduler``.
+    `variables` are those of `tests.support.interpreters.environment`.
     """
 
     def __init__(self, folder: Path, **variables: str | Path | None) -> None:
@@ -96,17 +67,6 @@ class Cluster:
         scratch = ("--local-directory", str(self.folder))
         flags = (*where, *nanny, *scratch, "--nthreads", "1", "--name", name, *flags)
         self._run(name, [*_DASK, "worker", *flags], directory, **variables)
-
-    def start_between(self, name: str) -> Path:
-        """Start a proxy for the scheduler, which simulates a network. Return the ``--scheduler`` of the proxy."""
-        scheduler = json.loads(self.file.read_text())
-        port = self.folder / f"{name}.port"
-        host, _, scheduler_port = scheduler["address"].removeprefix("tcp://").partition(":")
-        self._run(name, [sys.executable, "-c", _BETWEEN, host, scheduler_port, str(port)])
-        until(lambda: port.exists() and port.read_text(), name)
-        file = self.folder / f"{name}.json"
-        file.write_text(json.dumps({**scheduler, "address": f"tcp://{host}:{port.read_text()}"}))
-        return file
 
     def wait_for(self, *names: str) -> None:
         """Wait until the scheduler knows these workers."""

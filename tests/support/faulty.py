@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 from shardpress.formats import digest
@@ -47,20 +47,15 @@ _REMOUNT = 0x20
 _BIND = 0x1000
 
 
-def _failed(code: int) -> OSError:
-    return OSError(code, os.strerror(code))
+def _fail(code: int) -> NoReturn:
+    raise OSError(code, os.strerror(code))
 
 
 class RecordingDisk(Disk):
-    """Disk that records its calls. Subclasses override `between` to change the calls.
-
-    Attributes
-    ----------
-    calls : list of (str, object)
-        Method and last argument of each call. The last argument is the path, if the call has a path.
-    """
+    """Disk that records its calls. Subclasses override `between` to change the calls."""
 
     def __init__(self) -> None:
+        # Method and last argument of each call. The last argument is the path, if the call has a path.
         self.calls: list[tuple[str, object]] = []
         self._lock = threading.Lock()
 
@@ -113,7 +108,7 @@ class FailingDisk(RecordingDisk):
         # A descriptor is released even when closing it fails.
         if self._takes_effect or name == "close":
             do(*arguments)
-        raise _failed(self._code)
+        _fail(self._code)
 
 
 class BrokenDisk(RecordingDisk):
@@ -129,7 +124,7 @@ class BrokenDisk(RecordingDisk):
             return do(*arguments)
         if name == "close":
             do(*arguments)
-        raise _failed(self._code)
+        _fail(self._code)
 
 
 class ShortWriteDisk(RecordingDisk):
@@ -148,7 +143,7 @@ class ShortWriteDisk(RecordingDisk):
             descriptor, data = arguments
             return do(descriptor, data[: max(1, len(data) // 2)])
         if self._code:
-            raise _failed(self._code)
+            _fail(self._code)
         return do(*arguments)
 
 
@@ -185,7 +180,7 @@ def failing_reads(first: int, code: int, is_permanent: bool = False) -> Iterator
             number = next(numbers)
             n_calls = number + 1
             if number == first or (is_permanent and number > first):
-                raise _failed(code)
+                _fail(code)
             return read(*arguments)
 
         return call
@@ -319,10 +314,7 @@ class _State:
 class PowerLog(RecordingDisk):
     """Disk that records all changes below a folder, so that a power cut can be simulated after each call.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder whose current content is regarded as synced to the disk.
+    The current content of the folder is regarded as synced to the disk.
     """
 
     def __init__(self, folder: Path) -> None:

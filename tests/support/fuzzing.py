@@ -1,15 +1,11 @@
 """Damage small HDF5 files at random. Check that each is read or refused, within bounds and without side effects.
 
-python -m tests.support.fuzzing 10000                 number of files; a second number is the seed
-
 Most damage is followed by a correction of the checksums of the metadata, so that it reaches the parser.
 """
 
 from __future__ import annotations
 
-import logging
 import re
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -34,9 +30,9 @@ from tests.support.filtered import WAYS
 from tests.support.helpers import blocks
 
 FILES = Path(__file__).parents[1] / "files"  # files that other software wrote
-REFUSED = ["frames-table-mixed", "sparse-csc"]
+REFUSED = ["frames-table-mixed.h5", "sparse-csc.h5ad"]
 FILTERS = ["bitshuffle-lz4", "blosc", "blosc2", "bzip2", "lz4", "scaleoffset", "zstd-shuffle"]
-NO_HDF5 = ["README", "make_files"]
+NO_HDF5 = ["README.md", "make_files.py"]
 SECONDS = 2.0  # processor time for one answer of the child
 ROWS = np.arange(60, dtype="<i4").reshape(30, 2)
 _SIGNATURES = re.compile(rb"\x89HDF|OHDR|TREE|SNOD|HEAP|GCOL|FADB|EADB|BTHD|FRHP")
@@ -46,24 +42,12 @@ _WORDS = [0, 1, 2**31 - 1, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1]
 
 @dataclass
 class Outcome:
-    """Results of a fuzzing run.
+    """Results of a fuzzing run."""
 
-    Attributes
-    ----------
-    counts : Counter
-        Number of files that were ``accepted``, and that were refused with each class of errors.
-    faults : list of str
-        Unexpected errors, which must not occur.
-    n_opens : int
-        Number of times that the secret file was opened.
-    n_bytes : int
-        Largest growth of the driver's memory.
-    """
-
-    counts: Counter[str] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
-    n_opens: int = 0
-    n_bytes: int = 0
+    counts: Counter[str] = field(default_factory=Counter)  # files that were ``accepted``, or refused with each error
+    faults: list[str] = field(default_factory=list)  # unexpected errors
+    n_opens: int = 0  # of the secret file
+    n_bytes: int = 0  # largest growth of the driver's memory
 
 
 def fuzz(n: int, seed: int = 0) -> Outcome:
@@ -227,19 +211,6 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         file["y"] = np.arange(30)
         file["X"].attrs[_MATLAB.decode()] = np.bytes_(b"int32")
 
-    def sparse(file: h5py.File, **options: Any) -> None:
-        group = file.create_group("X")
-        for name, values in (("data", ROWS.ravel()), ("indices", np.tile([0, 1], 30)), ("indptr", np.arange(31) * 2)):
-            group.create_dataset(name, data=values.astype("<i4"), **options)
-        group.attrs.update({"encoding-type": "csr_matrix", "shape": ROWS.shape})
-        file["y"] = np.arange(30)
-
-    def table(file: h5py.File, **options: Any) -> None:
-        records = np.zeros(30, [("index", "<i8"), ("values_block_0", "<i4", (2,))])
-        records["values_block_0"] = ROWS
-        file.create_dataset("df/table", data=records, **options)
-        file["df/_i_table/index/bounds"] = ROWS
-
     def crowded(file: h5py.File) -> None:
         """Write more names and chunks than one node of an index holds."""
         file.create_dataset("X", data=np.tile(ROWS, (4, 1)), chunks=(1, 1), maxshape=(None, None))
@@ -266,14 +237,10 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         by_columns,
         lambda file: by_columns(file, chunks=(1, 7), compression="gzip", shuffle=True),
         lambda file: by_columns(file, chunks=(2, 7), maxshape=(2, None)),
-        sparse,
-        lambda file: sparse(file, chunks=(7,), compression="gzip"),
-        table,
-        lambda file: table(file, chunks=(7,), maxshape=(None,), compression="lzf", shuffle=True),
         crowded,
         *(partial(plain, chunks=(7, 2), **WAYS[name].options) for name in FILTERS),
     ]
-    corpus = [path.read_bytes() for path in sorted(FILES.iterdir()) if path.stem not in REFUSED + NO_HDF5]
+    corpus = [path.read_bytes() for path in sorted(FILES.iterdir()) if path.name not in REFUSED + NO_HDF5]
     for i, write in enumerate(writers):
         for libver in ("earliest", "v108", "latest"):
             path = folder / "corpus.h5"
@@ -336,12 +303,6 @@ def _flip_bits(content: bytearray, other: bytes, rng: np.random.Generator) -> No
             content[_place(content, rng)] ^= 1 << int(rng.integers(8))
 
 
-def _set_bytes(content: bytearray, other: bytes, rng: np.random.Generator) -> None:
-    place = _place(content, rng)
-    n = min(int(rng.integers(1, 9)), len(content) - place)
-    content[place : place + n] = bytes([int(rng.choice([0, 1, 0x7F, 0x80, 0xFF]))]) * n
-
-
 def _set_word(content: bytearray, other: bytes, rng: np.random.Generator) -> None:
     width = int(rng.choice([2, 4, 8]))
     place = _place(content, rng)
@@ -366,17 +327,7 @@ def _splice(content: bytearray, other: bytes, rng: np.random.Generator) -> None:
     content[target : target + len(piece)] = piece
 
 
-def _swap_words(content: bytearray, other: bytes, rng: np.random.Generator) -> None:
-    first = _place(content, rng)
-    second = _place(content, rng)
-    if max(first, second) + 8 <= len(content):
-        one = bytes(content[first : first + 8])
-        two = bytes(content[second : second + 8])
-        content[first : first + 8] = two
-        content[second : second + 8] = one
-
-
-_DAMAGES = [_flip_bits, _flip_bits, _set_bytes, _set_word, _set_word, _truncate, _splice, _swap_words]
+_DAMAGES = [_flip_bits, _flip_bits, _set_word, _set_word, _truncate, _splice]
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
@@ -390,22 +341,3 @@ def _reset_peak() -> int:
 def _peak() -> int:
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])  # type: ignore[index]
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Fuzz the number of files on the command line and print the results."""
-    n = int(arguments[0])
-    seed = int(arguments[1]) if len(arguments) > 1 else 0
-    logging.disable(logging.WARNING)
-    outcome = fuzz(n, seed)
-    for fault in outcome.faults:
-        print(f"FAULT {fault}")
-    print(
-        f"{n} files of seed {seed}: {dict(outcome.counts)}; {len(outcome.faults)} faults; the driver's memory grew by "
-        f"{outcome.n_bytes / 2**20:.0f} MiB; the secret was opened {outcome.n_opens} times"
-    )
-    return int(bool(outcome.faults or outcome.n_opens))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

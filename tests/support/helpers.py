@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from shardpress.scan.blocks import ScanSettings
 from shardpress.scan.ranges import Scan, scan
 from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.shards.open import open_shards
+from tests.support.faulty import forked
 
 UNPRIVILEGED = 65534
 
@@ -113,21 +113,14 @@ def without_privileges(act: Callable[[], object]) -> tuple[int, str]:
     """Call `act` without root privileges. Return the exit code and message of its error, or (0, "") for success."""
     if os.getuid() != 0:
         return _outcome(act)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.setgroups([])
-            os.setgid(UNPRIVILEGED)
-            os.setuid(UNPRIVILEGED)
-            os.write(writer, json.dumps(_outcome(act)).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as answer:
-        found = answer.read()
-    os.waitpid(child, 0)
-    exit_code, sentence = json.loads(found)
+
+    def drop_and_act() -> tuple[int, str]:
+        os.setgroups([])
+        os.setgid(UNPRIVILEGED)
+        os.setuid(UNPRIVILEGED)
+        return _outcome(act)
+
+    _, (exit_code, sentence) = forked(drop_and_act)
     return exit_code, sentence
 
 

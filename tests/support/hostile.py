@@ -152,14 +152,15 @@ def crowded(folder: Path, n: int, group: str = "/", libver: str = "latest") -> P
 # -- damaged files ----------------------------------------------------------------------------------------------------
 
 
-def edited(path: Path, found: bytes, replaced: bytes, nth: int = 0) -> Path:
-    """Replace bytes by others of the same length."""
-    content = path.read_bytes()
+def edited(content: bytes, found: bytes, replaced: bytes) -> bytes:
+    """Return content in which some bytes, which occur once, are replaced by others of the same length."""
     assert len(found) == len(replaced)
-    at = -1
-    for _ in range(nth + 1):
-        at = content.index(found, at + 1)
-    path.write_bytes(content[:at] + replaced + content[at + len(found) :])
+    assert content.count(found) == 1
+    return content.replace(found, replaced)
+
+
+def _edit(path: Path, found: bytes, replaced: bytes) -> Path:
+    path.write_bytes(edited(path.read_bytes(), found, replaced))
     return path
 
 
@@ -178,19 +179,19 @@ def moved(folder: Path, offset: int, name: str = "X") -> Path:
     with h5py.File(path) as file:
         before = file[name].id.get_offset()
         size = file[name].id.get_storage_size()
-    return edited(path, struct.pack("<QQ", before, size), struct.pack("<QQ", offset, size))
+    return _edit(path, struct.pack("<QQ", before, size), struct.pack("<QQ", offset, size))
 
 
 def of_another_chunk_rank(folder: Path, rank: int) -> Path:
     """Write a matrix whose chunks have `rank` dimensions, including the dimension of the element (CVE-2026-19025)."""
-    return edited(plain(folder, chunks=(3, 2)), struct.pack("<BBB", 3, 2, 3), struct.pack("<BBB", 3, 2, rank))
+    return _edit(plain(folder, chunks=(3, 2)), struct.pack("<BBB", 3, 2, 3), struct.pack("<BBB", 3, 2, rank))
 
 
 def with_chunks_of(folder: Path, n_rows: int, n_columns: int, itemsize: int) -> Path:
     """Write a chunked dataset whose header states another chunk shape."""
     stored = struct.pack("<III", 3, 2, 4)
     wanted = struct.pack("<III", n_rows, n_columns, itemsize)
-    return edited(plain(folder, chunks=(3, 2)), stored, wanted)
+    return _edit(plain(folder, chunks=(3, 2)), stored, wanted)
 
 
 def endless_chunk_index(folder: Path) -> Path:

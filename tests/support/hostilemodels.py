@@ -17,6 +17,7 @@ from shardpress.formats import digest
 from shardpress.model import Model
 from shardpress.scan.scaler import Scaler
 from shardpress_kernels.network import Network
+from tests.support.hostile import edited
 
 NETWORK = Network((4, 6, 3), "relu", "linear", gain=True)
 GROUP = "shardpress/model"
@@ -90,10 +91,7 @@ def _replaced(folder: Path, create: _Change, name: str = "W_1") -> Path:
 
 def _edited(path: Path, found: bytes, replaced: bytes) -> Path:
     """Replace bytes by others of the same length, and correct the footer."""
-    content = without_footer(path.read_bytes())
-    assert len(found) == len(replaced)
-    assert content.count(found) == 1
-    path.write_bytes(with_footer(content.replace(found, replaced)))
+    path.write_bytes(with_footer(edited(without_footer(path.read_bytes()), found, replaced)))
     return path
 
 

@@ -30,20 +30,11 @@ print("\\n" + json.dumps(facts))
 
 @dataclass(frozen=True)
 class EndedProcess:
-    """A process that has ended.
+    """A process that has ended."""
 
-    Attributes
-    ----------
-    facts : dict
-        Values that the code stored in ``facts``. Empty if the code raised an exception.
-    stderr : str
-    code : int
-        Exit code.
-    """
-
-    facts: dict[str, Any]
+    facts: dict[str, Any]  # values that the code stored in ``facts``; empty if the process failed
     stderr: str
-    code: int
+    code: int  # exit code
 
 
 def search_path(root: Path = REPOSITORY) -> str:
@@ -65,19 +56,14 @@ def environment(**variables: str | Path | None) -> dict[str, str]:
     return env
 
 
-def run_python(code: str, warnings: str = "error", **variables: str | Path | None) -> EndedProcess:
-    """Run `code` in a new interpreter.
+def run_python(code: str, warnings: str = "error", check: bool = True, **variables: str | Path | None) -> EndedProcess:
+    """Run `code` in a new interpreter with these variables of `environment`. `warnings` is Python's ``-W``.
 
-    Parameters
-    ----------
-    code : str
-        Code that stores its results in a dict named ``facts``, with values that JSON can hold.
-    warnings : str
-        Python's ``-W``.
-    variables : str, Path or None
-        Variables for `environment`.
+    The code stores its results in a dict named ``facts``, with values that JSON can hold. Raise `AssertionError` with
+    its output if the process fails, unless `check` is False.
     """
     command = [sys.executable, "-W", warnings, "-c", _PROGRAM.format(code=dedent(code))]
     result = subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=False)
+    assert result.returncode == 0 or not check, f"exit code {result.returncode}: {result.stderr}"
     facts = json.loads(result.stdout.splitlines()[-1]) if result.returncode == 0 else {}
     return EndedProcess(facts, result.stderr, result.returncode)

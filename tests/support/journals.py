@@ -10,9 +10,10 @@ from msgspec.structs import replace
 from shardpress.formats import fingerprint
 from shardpress.output.files import unique_name
 from shardpress.output.journal import Journal, Record
-from shardpress.records import Keys, Part, Range, Request, RunFacts, ShardFacts, Stat
+from shardpress.records import Part, Range, Request, ShardFacts, Stat
 from shardpress.result import result_bytes
 from tests.support.hostilemodels import model_of
+from tests.support.parts import run_facts
 
 KEY = "part-000000-000000000000"
 OTHER = "part-000000-000000000016"
@@ -61,18 +62,9 @@ def add(
 def index_of(*records: Record) -> bytes:
     """Return the content of an index with these parts, and without datasets."""
     shard = ShardFacts("/in/x.h5", "X", [len(records), 4], "f4", Stat(9, 0, 0, 0))
-    facts = RunFacts(
-        config={},
+    facts = run_facts(
         request=replace(REQUEST, shards=[shard] if records else []),
-        keys=Keys("", ""),
         made=f"{len(records)} parts",
-        command="",
-        device="",
-        versions={},
-        storage={},
-        bad_shards=[],
-        summary={},
-        verification={},
     )
     parts = [Part(record.entry, 1, [Range(0, 0, i, i + 1)]) for i, record in enumerate(records)]
     return result_bytes(lambda file: None, model_of(), facts, parts, {}, {})

@@ -1,14 +1,10 @@
 """Kill real runs at random moments, rerun the command, and compare all results bit for bit.
 
-    python -m tests.support.killing 200              number of rounds; a second number is the seed
-    python -m tests.support.killing 40 0 workers     runs with two workers
-
 A round starts the program in a new directory, kills it in one of its phases, checks the output directory and that no
-process of the run is left, and repeats the command until it ends. Every third round also kills the repeated runs.
-Rounds cycle through the phases and through moments within them. The first failed check ends the program with exit code
-1 and keeps the directory.
+process of the run is left, and repeats the command until it ends. Every third round also kills the repeated runs, and
+every fourth one has two workers. Rounds cycle through the phases and through moments within them.
 
-`tests/run/test_killing.py` runs a few rounds.
+`tests/run/test_killing.py` runs a few rounds, or hundreds with TEST_CASES=all.
 """
 
 from __future__ import annotations
@@ -16,15 +12,13 @@ from __future__ import annotations
 import os
 import random
 import re
-import select
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +32,7 @@ import numpy as np
 from shardpress.errors import DataError
 from shardpress.formats import digest
 from shardpress.result import INDEX, USE, Result
+from tests.support.cases import case
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.soak_protocol import committed, invalid_entries, leftovers, run_seen_by_readers
@@ -52,19 +47,10 @@ PHASES = {
     "finishing": r" INFO encoding: (\d+)/\1 rows",
     "end": r"^(Done|Already complete): ",
 }
+# The preset has no validation rows, so that the errors of principal components are not a warning.
 _SETTINGS = (
-    "--memory-budget",
-    "16MiB",
-    "--batch-size",
-    "512",
-    "--epochs",
-    "2",
-    "--n-features",
-    "32",
-    "--preset",  # without validation rows, so that the errors of principal components are not a warning
-    "reference",
-    "--threads",
-    "2",
+    *("--preset", "reference", "--n-features", "32", "--batch-size", "512", "--epochs", "2"),
+    *("--memory-budget", "16MiB", "--threads", "2"),
 )
 # ``scripts/extract.py`` with a checkpoint after each step, several windows of rows per epoch, and small parts.
 _WITH_CHECKPOINTS = """
@@ -92,27 +78,11 @@ class CheckFailed(AssertionError):
 
 @dataclass(frozen=True)
 class EndedRun:
-    """A run that has ended.
+    """A run that has ended."""
 
-    Attributes
-    ----------
-    code : int
-        Exit code, negative for a signal.
-    lines : list of str
-        Lines of standard output and standard error.
-    phase_starts : dict of str to float
-        Start of each phase, in seconds from the start of the run.
-    seconds : float
-        Duration.
-    sent : float
-        Time when the signal was sent, in seconds from the start of the run. 0 if no signal was sent.
-    """
-
-    code: int
-    lines: list[str]
-    phase_starts: dict[str, float]
-    seconds: float
-    sent: float = 0.0
+    code: int  # exit code, negative for a signal
+    lines: list[str]  # of standard output and standard error
+    phase_starts: dict[str, float]  # in seconds from the start of the run
 
     @property
     def phase(self) -> str:
@@ -127,13 +97,7 @@ class EndedRun:
 class Program:
     """A program with its arguments, run in separate processes.
 
-    Parameters
-    ----------
-    arguments : sequence of str
-    program : sequence of str
-        Path of the program, or ``-c`` and its text.
-    variables : str, Path or None
-        Environment variables. See `tests.support.interpreters.environment`.
+    `program` is its path, or ``-c`` and its text. `variables` are those of `tests.support.interpreters.environment`.
     """
 
     def __init__(
@@ -154,7 +118,7 @@ class Program:
     def run(
         self, output: Path, *flags: str, at: str | None = None, delay: float = 0, by: int = signal.SIGKILL
     ) -> EndedRun:
-        """Run to the end, or send a signal.
+        """Run to the end, or send a signal. Raise `CheckFailed` if the run is stuck, or leaves a running process.
 
         Parameters
         ----------
@@ -167,39 +131,37 @@ class Program:
             Seconds between the start of this phase, or this log line, and the signal.
         by : int
             Signal to send.
-
-        Raises
-        ------
-        CheckFailed
-            If the run is stuck, or leaves a running process.
         """
         start = time.monotonic()
         mark = uuid.uuid4().hex
-        sent = 0.0
         lines = []
         phase_starts = {"start": 0.0}
         process = self.start(output, *flags, env={**self.environment, _MARK: mark})
+        watchdog = threading.Timer(_SECONDS, _kill_processes, (mark,))
+        watchdog.start()
         assert process.stdout is not None
-        try:
+        with process.stdout:
             if at == "start":
-                sent = _signal_after(process, delay, by) - start
+                time.sleep(delay)
+                process.send_signal(by)
                 at = None
             # The pipe ends when the last process that can write to it has exited, so all children have exited as well.
-            for line in _lines_of(process.stdout.fileno(), start + _SECONDS):
+            for raw in process.stdout:
+                line = raw.decode(errors="replace").rstrip("\n")
                 lines.append(line)
                 phase = next((name for name, pattern in PHASES.items() if re.search(pattern, line)), None)
                 if phase is not None:
                     phase_starts.setdefault(phase, time.monotonic() - start)
                 if at is not None and re.search(PHASES.get(at, at), line):
-                    sent = _signal_after(process, delay, by) - start
+                    time.sleep(delay)
+                    process.send_signal(by)
                     at = None
-            code = process.wait(_SECONDS)
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
+        code = process.wait(_SECONDS)
+        watchdog.cancel()
+        if time.monotonic() - start > _SECONDS:
+            raise CheckFailed(f"is stuck, or has left a running process, after {_SECONDS:.0f} s: {lines[-3:]}")
         _must_exit(mark)
-        return EndedRun(code, lines, phase_starts, time.monotonic() - start, sent)
+        return EndedRun(code, lines, phase_starts)
 
 
 def processes_of(mark: str) -> dict[int, str]:
@@ -212,68 +174,29 @@ def processes_of(mark: str) -> dict[int, str]:
     return found
 
 
+def _kill_processes(mark: str) -> None:
+    for pid in processes_of(mark):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def _must_exit(mark: str) -> None:
     """Check that the processes of a run exit soon after their driver."""
     end = time.monotonic() + _SECONDS_TO_EXIT
     while (survivors := processes_of(mark)) and time.monotonic() < end:
         time.sleep(0.05)
-    for pid in survivors:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    _kill_processes(mark)
     _must_be_nothing("processes that outlive their driver", list(survivors.values()))
-
-
-def _signal_after(process: subprocess.Popen[bytes], seconds: float, number: int) -> float:
-    """Wait, send a signal, and record the time."""
-    time.sleep(seconds)
-    process.send_signal(number)
-    return time.monotonic()
-
-
-def _lines_of(descriptor: int, deadline: float) -> Iterator[str]:
-    """Yield lines as they arrive, until the last writer has exited."""
-    remainder = b""
-    while True:
-        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
-            raise CheckFailed(f"is stuck, or has left a running process, after {_SECONDS:.0f} s")
-        data = os.read(descriptor, 2**16)
-        if not data:
-            if remainder:
-                yield remainder.decode(errors="replace")
-            return
-        *whole, remainder = (remainder + data).split(b"\n")
-        yield from (line.decode(errors="replace") for line in whole)
 
 
 # -- runs to kill -----------------------------------------------------------------------------------------------------
 
 
 class Victim:
-    """A data set, and the results of an undisturbed run.
+    """A data set with the results of an undisturbed run, and runs to kill.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder of the shards and all outputs.
-    flags : sequence of str
-        Additional arguments of the runs.
-    variables : str, Path or None
-        Environment variables, as for `Program`.
-
-    Attributes
-    ----------
-    usual_program : Program
-        ``scripts/extract.py``.
-    program : Program
-        The same program with a checkpoint after each step.
-    undisturbed : Path
-        Output of the undisturbed run.
-    features : str
-        Digest of the features of the undisturbed run.
-    n_rows : int
-    seconds : dict of str to float
-        Latest duration of each phase of a run.
+    `program` takes a checkpoint after each step, unlike `usual_program`. `undisturbed` is the output of the undisturbed
+    run, and `features` their digest. `flags` and `variables` are those of all runs.
     """
 
     def __init__(self, folder: Path, flags: Sequence[str] = (), **variables: str | Path | None) -> None:
@@ -291,9 +214,9 @@ class Victim:
         self.n_rows = Result.open(self.undisturbed).n_rows
         if features_of(folder / "first") != self.features:
             raise CheckFailed("two undisturbed runs differ")
-        self.seconds = _lengths(ended)
+        self.seconds = _lengths(ended)  # latest duration of each phase
 
-    def round(self, output: Path, phases: Sequence[str], rng: random.Random) -> list[str]:
+    def round(self, output: Path, flags: Sequence[str], phases: Sequence[str], rng: random.Random) -> list[str]:
         """Kill one run after another in these phases, and then run the program to its end. Check all results.
 
         Fewer runs are killed if a chosen moment is after the end of a run, or if a resumed run skips a phase. Return
@@ -301,26 +224,21 @@ class Victim:
         """
         killed: list[str] = []
         for phase in phases:
-            ended = self.program.run(output, at=phase, delay=rng.random() * self.seconds[phase])
+            ended = self.program.run(output, *flags, at=phase, delay=rng.random() * self.seconds[phase])
             if ended.code == 0:
                 self._must_end(ended, output)
                 break
-            if not killed:  # other runs skip a phase
+            if not killed and not flags:  # other runs skip a phase, or have other durations
                 lengths = _lengths(ended)
                 self.seconds |= {name: (self.seconds[name] + seconds) / 2 for name, seconds in lengths.items()}
             self._inspect(ended, output)
             killed.append(ended.phase)
-        self.resume(output)
+        self.resume(output, *flags)
         shutil.rmtree(output)
         return killed
 
     def resume(self, output: Path, *flags: str) -> EndedRun:
-        """Run the same command, with the same additional flags, again to its end, and check its results.
-
-        Raises
-        ------
-        CheckFailed
-        """
+        """Run the same command, with the same additional flags, again to its end, and check its results."""
         before = committed(output)
         ended = self.program.run(output, *flags)
         self._must_end(ended, output)
@@ -406,56 +324,22 @@ def _must_be_nothing(what: str, found: list[str]) -> None:
         raise CheckFailed(f"{what}: {found[:5]}")
 
 
-# -- many rounds ------------------------------------------------------------------------------------------------------
-
-
 def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[list[str]]:
     """Run rounds until `n_rounds` of them have killed a run. Yield the phases in which the runs of each were killed.
 
-    Raises
-    ------
-    CheckFailed
-        If a check fails. The message names the directory.
+    The note on a failed check names the directory, which is kept.
     """
     phases = list(victim.seconds)
     for number in range(n_rounds):
-        killed: list[str] = []
+        flags = ("--workers", "2") if number % 4 == 3 else ()
         for attempt in range(20):
             rng = random.Random(f"{seed} {number} {attempt}")
-            phases_to_kill = rng.choices(phases, k=rng.randint(1, 3)) if number % 3 == 2 else []
+            more = rng.choices(phases, k=rng.randint(1, 3)) if number % 3 == 2 else []
             output = victim.folder / f"round-{number}-{attempt}"
-            try:
-                killed = victim.round(output, [phases[number % len(phases)], *phases_to_kill], rng)
-            except AssertionError as broken:
-                raise CheckFailed(f"round {number}, seed {seed}: {broken}. Kept: {output}") from broken
-            if killed:
+            with case(number=number, seed=seed, output=output):
+                killed = victim.round(output, flags, [phases[number % len(phases)], *more], rng)
+            if killed:  # otherwise the run ended before it was killed
                 yield killed
                 break
         else:
             raise CheckFailed(f"round {number}, seed {seed}: the run always ended before it was killed")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run the number of rounds on the command line, and print the number of kills in each phase."""
-    n_rounds = int(arguments[0])
-    seed = int(arguments[1]) if len(arguments) > 1 else 0
-    flags = ("--workers", "2") if "workers" in arguments else ()
-    folder = Path(tempfile.mkdtemp(prefix="shardpress-killing-"))
-    n_killed = Counter[str]()
-    try:
-        # Use a separate compile cache, so that a run killed during compilation does not affect other processes.
-        victim = Victim(folder, flags, XDG_CACHE_HOME=folder / "cache")
-        for number, killed in enumerate(rounds(victim, n_rounds, seed), start=1):
-            n_killed.update(killed)
-            if number % 20 == 0:
-                print(f"{number} rounds, killed in {dict(n_killed)}", flush=True)
-    except CheckFailed as broken:
-        print(f"BROKEN: {broken} (all files are in {folder})")
-        return 1
-    shutil.rmtree(folder)
-    print(f"{n_rounds} rounds of seed {seed}, each with the bits of an undisturbed run; killed in {dict(n_killed)}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

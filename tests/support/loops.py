@@ -18,15 +18,7 @@ def train(
     runner: RoundRunner | None = None,
     watch: Callable[[StepResult], object] | None = None,
 ) -> TrainingState:
-    """Take all training steps, and return the final state.
-
-    Parameters
-    ----------
-    save : callable, optional
-        Called with each checkpoint.
-    watch : callable, optional
-        Called with each result of the loop.
-    """
+    """Take all training steps. Call `save` with each checkpoint, and `watch` with each result. Return the state."""
     checkpoints = None if save is None else CheckpointPolicy(save, 60 * checkpoint_minutes)
     with training_loop(training, checkpoints=checkpoints, runner=runner) as steps:
         for step in steps:

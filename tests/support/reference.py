@@ -1,7 +1,6 @@
 """The mathematics of networks in plain NumPy and float64: the reference for graphs and C code.
 
-Parameters are given by name, or in the order of the network's `shapes`. `shardpress_kernels.network` lists the
-equations.
+`shardpress_kernels.network` lists the equations.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from shardpress_kernels.activations import ACTIVATIONS
 from shardpress_kernels.hostmath import MATH, activated, code_of, head_outputs, threshold
 from shardpress_kernels.network import Head, Network, TargetLoss
 
-_Parameters = Mapping[str, np.ndarray] | Sequence[np.ndarray]
+Parameters = Mapping[str, np.ndarray]
 
 
 class Targets(NamedTuple):
@@ -42,18 +41,17 @@ def masked(x: np.ndarray, noise: np.ndarray, corruption: float) -> np.ndarray:
     return np.where(noise < threshold(corruption), 0, x)
 
 
-def forward(network: Network, x: np.ndarray, parameters: _Parameters) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def forward(network: Network, x: np.ndarray, parameters: Parameters) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the outputs of every layer and of every mirror for scaled rows.
 
     They are ``a_0`` to ``a_n``, from the rows to the features, and ``s_0`` to ``s_n``, from the reconstruction to the
     input of the last layer's mirror.
     """
-    named = _named(network, parameters)
-    a = _encode(network, x, named)
-    return a, _decode(network, a[-1], named)
+    a = _encode(network, x, parameters)
+    return a, _decode(network, a[-1], parameters)
 
 
-def _encode(network: Network, x: np.ndarray, parameters: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def _encode(network: Network, x: np.ndarray, parameters: Parameters) -> list[np.ndarray]:
     a = [x]
     for (W, b_hidden, _), kind in zip(network.layers, network.activations, strict=True):
         z = a[-1] @ parameters[W] + parameters[b_hidden]
@@ -62,7 +60,7 @@ def _encode(network: Network, x: np.ndarray, parameters: Mapping[str, np.ndarray
 
 
 def _decode(
-    network: Network, h: np.ndarray, parameters: Mapping[str, np.ndarray], mask: np.ndarray | float = 1.0
+    network: Network, h: np.ndarray, parameters: Parameters, mask: np.ndarray | float = 1.0
 ) -> list[np.ndarray]:
     start = h
     if network.gain:
@@ -75,28 +73,27 @@ def _decode(
     return s
 
 
-def code(network: Network, x: np.ndarray, parameters: _Parameters) -> np.ndarray:
+def code(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
     """Return the code of scaled rows: shape (n_rows, n_features)."""
     a, _ = forward(network, x, parameters)
     return a[-1]
 
 
-def features(network: Network, x: np.ndarray, parameters: _Parameters) -> np.ndarray:
+def features(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
     """Return the written features of scaled rows: shape (n_rows, n_outputs)."""
     a, _ = forward(network, x, parameters)
     return a[network.output.n_layers]
 
 
 def row_errors(
-    network: Network, x: np.ndarray, parameters: _Parameters, written: np.ndarray | None = None
+    network: Network, x: np.ndarray, parameters: Parameters, written: np.ndarray | None = None
 ) -> np.ndarray:
     """Return the mean squared error of the reconstruction of each scaled row: shape (n_rows,).
 
     By default, rows are reconstructed from their own features, otherwise from the features `written`.
     """
-    named = _named(network, parameters)
-    h = code(network, x, named) if written is None else code_of(network, written, named)
-    return np.mean((_decode(network, h, named)[0] - x) ** 2, axis=1)
+    h = code(network, x, parameters) if written is None else code_of(network, written, parameters)
+    return np.mean((_decode(network, h, parameters)[0] - x) ** 2, axis=1)
 
 
 def head_errors(head: Head, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -120,7 +117,7 @@ def gradients(
     network: Network,
     x: np.ndarray,
     visible: np.ndarray,
-    parameters: _Parameters,
+    parameters: Parameters,
     targets: Targets | None = None,
     kept: np.ndarray | None = None,
 ) -> tuple[float, list[np.ndarray]]:
@@ -130,22 +127,21 @@ def gradients(
     reconstructs `x` from the rows `visible`: `x`, or `x` with hidden entries. If it is nested, the decoder gets the
     first `kept` (n_rows,) features of each row.
     """
-    named = _named(network, parameters)
-    a = _encode(network, visible, named)
+    a = _encode(network, visible, parameters)
     mask = _first_features(kept, network.n_features)
-    s = _decode(network, a[-1], named, mask)
+    s = _decode(network, a[-1], parameters, mask)
     d = s[0] - x
     error = float(np.mean(d**2))
     c = 2 / x.size  # factor from the derivative of the mean
-    d, found = _decoder_gradients(network, d, a[-1], s, named, mask)
+    d, found = _decoder_gradients(network, d, a[-1], s, parameters, mask)
     if network.head is not None and targets is not None:
         weight, scale = targets.loss
-        z = head_outputs(a[-1], named, scale)
+        z = head_outputs(a[-1], parameters, scale)
         errors = head_errors(network.head, z, targets.values) * (weight * scale / len(x) / c)
         found["W_head"] = a[-1].T @ errors
         found["b_head"] = errors.sum(axis=0)
-        d = d + errors @ named["W_head"].T
-    found |= _encoder_gradients(network, d, a, found, named)
+        d = d + errors @ parameters["W_head"].T
+    found |= _encoder_gradients(network, d, a, found, parameters)
     return error, [c * found[name] for name in network.shapes]
 
 
@@ -154,7 +150,7 @@ def _decoder_gradients(
     d: np.ndarray,
     h: np.ndarray,
     s: Sequence[np.ndarray],
-    parameters: Mapping[str, np.ndarray],
+    parameters: Parameters,
     mask: np.ndarray | float,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Propagate derivatives `d` of the reconstruction back to the features.
@@ -180,7 +176,7 @@ def _encoder_gradients(
     d: np.ndarray,
     a: Sequence[np.ndarray],
     mirrored: Mapping[str, np.ndarray],
-    parameters: Mapping[str, np.ndarray],
+    parameters: Parameters,
 ) -> dict[str, np.ndarray]:
     """Return the gradients of the layers' biases and weights, from derivatives `d` of the features.
 
@@ -193,12 +189,6 @@ def _encoder_gradients(
         found[b_hidden] = d.sum(axis=0)
         d = d @ parameters[W].T
     return found
-
-
-def _named(network: Network, parameters: _Parameters) -> Mapping[str, np.ndarray]:
-    if isinstance(parameters, Mapping):
-        return parameters
-    return dict(zip(network.shapes, parameters, strict=True))
 
 
 def _derivatives(kind: str, a: np.ndarray) -> np.ndarray:

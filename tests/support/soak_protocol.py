@@ -1,27 +1,17 @@
 """Whole runs in which each disk call or read fails, is the last one before a kill, or is followed by a power cut.
 
-    python -m tests.support.soak_protocol                every kill of every kind of run; other faults: all of them in
-    a new run, and every seventh in the other kinds of runs
-    python -m tests.support.soak_protocol 1              all faults, which takes many hours
-    python -m tests.support.soak_protocol 7 overwrite    one kind of run only
-
-Several kinds of runs are tested at the same time, one on each processor. `tests/run/test_protocol.py` injects a sample.
+`tests/run/test_protocol.py` injects a sample of the faults, or all of them with TEST_CASES=all.
 """
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +27,7 @@ from shardpress.records import plain, to_json
 from shardpress.report.page.build import is_current
 from shardpress.report.verify import verify
 from shardpress.result import Result, load_model
+from tests.support.cases import ALL_CASES
 from tests.support.faulty import (
     FailingDisk,
     KillingDisk,
@@ -49,7 +40,7 @@ from tests.support.faulty import (
     journal_records,
     materialize,
 )
-from tests.support.standin import Workspace, features_of, install
+from tests.support.standin import Workspace, features_of
 
 Item = TypeVar("Item")
 Selection = slice | Sequence[int]
@@ -76,13 +67,7 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
 
 
 class Scenario:
-    """A kind of run, its undisturbed result, and a check of the output that a disturbed run leaves.
-
-    Attributes
-    ----------
-    calls : list of (str, object)
-        Disk calls of an undisturbed run.
-    """
+    """A kind of run, the disk calls and result of an undisturbed one, and a check of what a disturbed run leaves."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         folder.mkdir()
@@ -120,18 +105,13 @@ class Scenario:
 
         If a kind has several calls, the first, the last or a middle one is chosen in turn.
         """
-        numbers = self.calls_by_kind().values()
-        return sorted(same[turn % len(same)] for turn, same in enumerate(numbers))
-
-    def calls_by_kind(self) -> dict[tuple[str, str], list[int]]:
-        """Return the numbers of the calls of each kind."""
         numbers: dict[tuple[str, str], list[int]] = {}
         for number, (name, argument) in enumerate(self.calls):
             file = ""
             if not isinstance(argument, memoryview):
                 file = re.sub("[0-9a-f]{32}|[0-9]+", "#", Path(str(argument)).name)
             numbers.setdefault((name, file), []).append(number)
-        return numbers
+        return sorted(same[turn % len(same)] for turn, same in enumerate(numbers.values()))
 
     def new_output(self) -> Path:
         """Return an output directory in the state before the run."""
@@ -308,8 +288,20 @@ def watch_readers(scenario: Scenario) -> list[str | None]:
 
 
 def _select(items: Sequence[Item], selection: Selection) -> Sequence[Item]:
-    """Return the items of a slice, or those with these numbers."""
+    """Return the items of a slice, or those with these numbers. With TEST_CASES=all, return all items."""
+    if ALL_CASES:
+        return items
     return items[selection] if isinstance(selection, slice) else [items[number] for number in selection]
+
+
+def _survive(scenario: Scenario, disturb: Callable[[Path], int], label: str, allowed: Sequence[int] = (0,)) -> int:
+    """Disturb a run, check its exit code and what it leaves, and return the exit code."""
+    output = scenario.new_output()
+    code = disturb(output)
+    assert code in allowed, f"{label}: exit code {code}"
+    assert invalid_entries(output) == [], label
+    scenario.check(output, label)
+    return code
 
 
 def fail_every_call(
@@ -318,14 +310,9 @@ def fail_every_call(
     """Make each call fail in turn. Return the number of runs by exit code."""
     codes = Counter[int]()
     for number in _select(range(len(scenario.calls)), selection):
-        output = scenario.new_output()
-        found = scenario.run(output, FailingDisk(number, code, is_permanent, takes_effect))
-        call = _call_name(scenario, number)
-        label = f"{call} fails with {errno.errorcode[code]}, permanent: {is_permanent}, takes effect: {takes_effect}"
-        assert found in ALLOWED_CODES, f"{label}: exit code {found}"
-        assert invalid_entries(output) == [], label
-        scenario.check(output, label)
-        codes[found] += 1
+        disk = FailingDisk(number, code, is_permanent, takes_effect)
+        label = f"{_call_name(scenario, number)} fails with {code}, permanent: {is_permanent}, {takes_effect=}"
+        codes[_survive(scenario, partial(scenario.run, disk=disk), label, ALLOWED_CODES)] += 1
     return codes
 
 
@@ -334,19 +321,17 @@ def fail_every_read(
 ) -> Counter[int]:
     """Make each read of an input, an index or a model fail in turn. Return the number of runs by exit code."""
     with failing_reads(-1, code) as n_calls:
-        output = scenario.new_output()
-        assert scenario.run(output) == 0
+        assert scenario.run(scenario.new_output()) == 0
         n_reads = n_calls()
     codes = Counter[int]()
     for number in _select(range(n_reads), selection):
-        output = scenario.new_output()
-        with failing_reads(number, code, is_permanent):
-            found = scenario.run(output)
+
+        def run(output: Path, number: int = number) -> int:
+            with failing_reads(number, code, is_permanent):
+                return scenario.run(output)
+
         label = f"read {number} fails with {errno.errorcode[code]}, permanent: {is_permanent}"
-        assert found in (0, 74), f"{label}: exit code {found}"
-        assert invalid_entries(output) == [], label
-        scenario.check(output, label)
-        codes[found] += 1
+        codes[_survive(scenario, run, label, (0, 74))] += 1
     return codes
 
 
@@ -355,11 +340,9 @@ def fail_every_write(scenario: Scenario, code: int = 0, selection: Selection = s
     codes = Counter[int]()
     n_writes = [name for name, _ in scenario.calls].count("write")
     for number in _select(range(n_writes), selection):
-        output = scenario.new_output()
-        found = scenario.run(output, ShortWriteDisk(number, code))
-        assert found in (ALLOWED_CODES[1:] if code else (0,)), f"write {number} is short: exit code {found}"
-        scenario.check(output, f"write {number} is short, then {code}")
-        codes[found] += 1
+        run = partial(scenario.run, disk=ShortWriteDisk(number, code))
+        allowed = ALLOWED_CODES[1:] if code else (0,)
+        codes[_survive(scenario, run, f"write {number} is short, then {code}", allowed)] += 1
     return codes
 
 
@@ -367,21 +350,21 @@ def kill_at_every_call(scenario: Scenario, after: bool, selection: Selection = s
     """Kill the run (SIGKILL) right before or right after each call. Return the number of kills."""
     numbers = _select(range(len(scenario.calls)), selection)
     for number in numbers:
-        output = scenario.new_output()
+
+        def run(output: Path, number: int = number) -> int:
+            return forked(lambda: scenario.run(output, KillingDisk(number, after)))[0]
+
         label = f"killed {'after' if after else 'before'} {_call_name(scenario, number)}"
-        outcome = forked(lambda out=output, n=number: scenario.run(out, KillingDisk(n, after)))
-        assert outcome == (-signal.SIGKILL, None), label
-        assert invalid_entries(output) == [], label
-        scenario.check(output, label)
+        _survive(scenario, run, label, (-signal.SIGKILL,))
     return len(numbers)
 
 
-def cut_power(scenario: Scenario, n_random: int, selection: slice = slice(None)) -> Counter[str]:
+def cut_power(scenario: Scenario, n_random: int, selection: Selection = slice(None)) -> Counter[str]:
     """Cut the power after each call. Return the number of distinct states of each kind."""
     log = PowerLog(scenario.new_output().parent)
     assert scenario.run(log.folder / "out", log) == 0
     kinds = Counter[str]()
-    for number, kind, remains in [*log.cuts(n_random)][selection]:
+    for number, kind, remains in _select([*log.cuts(n_random)], selection):
         output = scenario.new_output()
         shutil.rmtree(output.parent)
         materialize(remains, output.parent)
@@ -402,62 +385,3 @@ def edit(path: Path) -> None:
         file["X"][3] += np.float32(0.25)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_size == before.st_size
-
-
-# -- command line --------------------------------------------------------------------------------------------------
-
-
-def _experiments(scenario: Scenario, step: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield all tests: each kill, and every `step`-th fault of the other kinds."""
-    some = slice(None, None, step)
-    yield "readers after every change", lambda: len(watch_readers(scenario))
-    yield "killed before every call", lambda: kill_at_every_call(scenario, after=False)
-    yield "killed after every call", lambda: kill_at_every_call(scenario, after=True)
-    yield "power cuts", lambda: cut_power(scenario, n_random=5, selection=some)
-    for code in (errno.ENOSPC, errno.EIO, errno.EROFS):
-        for is_permanent in (False, True):
-            label = f"calls fail with {errno.errorcode[code]} {'permanently' if is_permanent else 'once'}"
-            yield label, partial(fail_every_call, scenario, code, is_permanent, selection=some)
-    for code in (errno.EIO, errno.ESTALE):
-        for is_permanent in (False, True):
-            label = f"reads fail with {errno.errorcode[code]} {'permanently' if is_permanent else 'once'}"
-            yield label, partial(fail_every_read, scenario, code, is_permanent, some)
-    take_effect = partial(fail_every_call, scenario, errno.EIO, False, takes_effect=True, selection=some)
-    yield "calls take effect and report EIO", take_effect
-    yield "writes are short", partial(fail_every_write, scenario, selection=some)
-    yield "writes are short, then ENOSPC", partial(fail_every_write, scenario, errno.ENOSPC, some)
-
-
-def _try_kind(kind: str, step: int) -> None:
-    """Print how many faults of each kind a kind of run survives. Raise `AssertionError` at the first failure."""
-    with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
-        install(monkeypatch)
-        scenario = Scenario(Path(folder) / kind, kind)
-        print(f"{kind}: {len(scenario.calls)} calls", flush=True)
-        for label, inject in _experiments(scenario, step):
-            print(f"  {label}: {inject()}", flush=True)
-
-
-def _try_in_a_process(kind: str, step: int) -> int:
-    """Test a kind of run in a child process. Print the output of the process, and return its exit code."""
-    command = [sys.executable, "-m", "tests.support.soak_protocol", str(step), kind]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    print(result.stdout, end="", flush=True)
-    return result.returncode
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Test all kinds of runs, or one. Return 1 if a run does not survive."""
-    step = int(arguments[0]) if arguments else 7
-    if len(arguments) > 1:
-        logging.getLogger().addHandler(logging.NullHandler())
-        _try_kind(arguments[1], step)
-        return 0
-    steps = [1 if kind == "new" else step for kind in KINDS]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        codes = list(pool.map(_try_in_a_process, KINDS, steps))
-    return int(any(codes))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

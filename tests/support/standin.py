@@ -33,7 +33,6 @@ from shardpress.shards.open import open_sources
 from shardpress.shards.sources import Source
 from shardpress.shards.vet import Selection
 from shardpress_kernels.backend import Device
-from shardpress_kernels.hostmath import head_outputs
 from shardpress_kernels.network import Network, TargetLoss
 from shardpress_kernels.rules import DECAY
 from tests.support import reference
@@ -80,13 +79,9 @@ class Autoencoder:
         sums = (x[:, :, None] * self._parameters["W"]).sum(axis=1) + self._parameters["b_hidden"]
         return 1 / (1 + np.exp(-sums))
 
-    def residual(self, x: np.ndarray, code: np.ndarray) -> np.ndarray:
-        products = code[:, None, :] * self._parameters["W"]
-        return products.sum(axis=2) + self._parameters["b_output"] - x
-
     def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         out = np.empty((len(rows), self.n_features), dtype=np.float32) if out is None else out
-        with np.errstate(invalid="ignore", over="ignore"):
+        with np.errstate(all="ignore"):  # skipped rows may contain NaN and Inf
             out[:] = self.code_of_scaled(self.scaled(rows))
         return out
 
@@ -100,7 +95,9 @@ class Autoencoder:
         with np.errstate(invalid="ignore", over="ignore"):
             x = self.scaled(rows)
             code = self.code_of_scaled(x) if features is None else features
-            return (self.residual(x, code) ** 2).mean(axis=1)
+            products = code[:, None, :] * self._parameters["W"]
+            reconstruction = products.sum(axis=2) + self._parameters["b_output"]
+            return ((reconstruction - x) ** 2).mean(axis=1)
 
     def cost(self, rows: np.ndarray) -> float:
         return float(self.errors(rows).mean(dtype=np.float64))
@@ -162,34 +159,17 @@ class TrainingStep:
     def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
         """Take a step on one minibatch. Tests replace this method to count steps, or to make them fail."""
         rows = minibatch if self._resident is None else self._resident[minibatch]
-        rate = np.float32(learning_rate)
-        x = self._autoencoder.scaled(rows)
+        network = self._autoencoder.network
+        x = self._autoencoder.scaled(rows).astype(np.float64)
         parameters = self._autoencoder.parameters()
-        h = self._autoencoder.code_of_scaled(x)
-        dy = self._autoencoder.residual(x, h)
-        dh = dy @ parameters["W"] * h * (1 - h)
-        of_head = self._gradients_of_head(h, parameters, x.size)
-        if of_head:
-            dh += of_head.pop("h") * h * (1 - h)
-        gradients = {"W": x.T @ dh + dy.T @ h, "b_hidden": dh.sum(axis=0), "b_output": dy.sum(axis=0), **of_head}
-        for name, gradient in gradients.items():
-            velocity = np.float32(DECAY) * self._state[f"{name}_velocity"] - rate * gradient / np.float32(x.size)
-            self._state[f"{name}_velocity"] = velocity
-            parameters[name] += velocity
+        targets = None if self._loss is None else reference.Targets(next(self._targets), self._loss)
+        cost, gradients = reference.gradients(network, x, x, parameters, targets)
+        for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+            velocity = self._state[f"{name}_velocity"]
+            velocity[...] = np.float32(DECAY) * velocity - np.float32(learning_rate / 2) * gradient.astype(np.float32)
+            parameter += velocity
         self._autoencoder.set_parameters(parameters)
-        return float((dy**2).mean(dtype=np.float64)) if with_cost else None
-
-    def _gradients_of_head(
-        self, h: np.ndarray, parameters: Mapping[str, np.ndarray], n_entries: int
-    ) -> dict[str, np.ndarray]:
-        """Return the gradients of the next targets, including those of the features `h`; nothing without a head."""
-        head = self._autoencoder.network.head
-        if head is None or self._loss is None:
-            return {}
-        z = head_outputs(h, parameters, self._loss.scale)
-        errors = reference.head_errors(head, z, next(self._targets))
-        errors *= self._loss.weight * self._loss.scale * n_entries / len(h)
-        return {"W_head": h.T @ errors, "b_head": errors.sum(axis=0), "h": errors @ parameters["W_head"].T}
+        return cost if with_cost else None
 
 
 def checked(values: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -271,15 +251,7 @@ class UnsyncedDisk(Disk):
 
 
 class Workspace:
-    """A data set of a few small shards, and runs over it.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the shards and the outputs.
-    sizes : int
-        Number of rows of each shard.
-    """
+    """A folder with small shards of the given sizes, and runs over them."""
 
     def __init__(self, folder: Path, *sizes: int) -> None:
         self.folder = folder

@@ -11,8 +11,6 @@ import ctypes
 import json
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,17 +31,8 @@ FAULTS: dict[str, Callable[[], object]] = {
     "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     # A call through PyDLL holds the interpreter lock, so that no thread of the worker can send a heartbeat.
     "keeps the lock": lambda: ctypes.PyDLL(None).sleep(SECONDS),
-    "takes its time": lambda: time.sleep(SECONDS / 6),
-    "is cut off": lambda: _cut_off(int(os.environ["BETWEEN"])),
     "loses its scheduler": lambda: os.kill(int(os.environ["SCHEDULER"]), signal.SIGKILL),
-    "loses its driver": lambda: os.kill(int(Path(os.environ["DRIVER"]).read_text()), signal.SIGKILL),
 }
-
-
-def _cut_off(between: int) -> None:
-    """Cut the worker off from the scheduler for some seconds. The worker continues its work."""
-    os.kill(between, signal.SIGSTOP)
-    threading.Timer(SECONDS, os.kill, (between, signal.SIGCONT)).start()
 
 
 def dask_setup(_worker: Any = None) -> None:

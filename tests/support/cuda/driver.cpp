@@ -13,7 +13,6 @@
 //                                   card were lost
 //     STUB_LOG=FILE                 file to which each call is logged
 //     STUB_BLIND=1                  launches do nothing, and no kernel is compiled for the host
-//     STUB_THREADS=1                threads of a block are threads of the machine, under ThreadSanitizer
 // Launches are always asynchronous.
 
 #include <cstdint>

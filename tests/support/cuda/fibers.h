@@ -7,7 +7,6 @@
 
 namespace stub {
 
-constexpr bool are_watched = false;
 constexpr int stack_bytes = 32 << 10;
 
 struct Fiber {

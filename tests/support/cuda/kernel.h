@@ -1,8 +1,7 @@
 // CUDA C++ for the host: the code that precedes the source of a kernel when g++ compiles it.
 //
 // Blocks run one after another, and so do the threads of a block. If the source has barriers, each thread is a fiber,
-// and a barrier switches to the next fiber. With STUB_THREADS each thread is a thread of the machine, which
-// ThreadSanitizer observes.
+// and a barrier switches to the next fiber.
 #pragma once
 
 #include <stddef.h>
@@ -48,18 +47,14 @@ static dim3 place_of(unsigned i)
 
 } // namespace stub
 
-#ifdef STUB_THREADS
-#include "threads.h"
-#else
 #include "fibers.h"
-#endif
 
 namespace stub {
 
 static void run_block(bool has_barriers)
 {
     int n_threads = block_size.x * block_size.y * block_size.z;
-    if (has_barriers || are_watched) {
+    if (has_barriers) {
         run_together(n_threads);
         return;
     }

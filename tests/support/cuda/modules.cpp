@@ -89,14 +89,14 @@ bool run(std::vector<std::string> words, const std::string &log)
 }
 
 // Return the library of a program, and compile it unless it exists. Return "" if the program does not compile.
-std::string compiled(const std::string &program, const std::string &flags)
+std::string compiled(const std::string &program)
 {
     std::string name = std::string(STUB_FOLDER) + "/" + digest(program), library = name + ".so";
     if (access(library.c_str(), F_OK) == 0)
         return library;
     name += '-' + std::to_string(getpid());
     std::ofstream(name + ".cpp") << program;
-    std::istringstream words(flags);
+    std::istringstream words(STUB_FLAGS);
     std::vector<std::string> command{STUB_COMPILER};
     command.insert(command.end(), std::istream_iterator<std::string>(words), {});
     command.insert(command.end(), {"-o", name + ".so", name + ".cpp"});
@@ -152,14 +152,12 @@ Module *load(const std::string &ptx)
     if (variable("STUB_BLIND"))
         return blind(names);
     bool has_barriers = ptx.find("bar.sync") != std::string::npos || ptx.find("barrier.") != std::string::npos;
-    bool are_threads = variable("STUB_THREADS");
     int architecture = 10 * atoi(after(ptx, ".target sm_").c_str());
-    std::string program = std::string(are_threads ? "#define STUB_THREADS\n" : "") + "#define __CUDA_ARCH__ " +
-                          std::to_string(architecture) + "\n#include \"" STUB_FOLDER "/kernel.h\"\n" +
-                          for_the_host(ptx);
+    std::string program = "#define __CUDA_ARCH__ " + std::to_string(architecture) +
+                          "\n#include \"" STUB_FOLDER "/kernel.h\"\n" + for_the_host(ptx);
     for (const std::string &name : names)
         program += "STUB_ENTRY(" + name + ", " + (has_barriers ? "true" : "false") + ")\n";
-    std::string path = compiled(program, are_threads ? STUB_FLAGS " -fsanitize=thread -g" : STUB_FLAGS);
+    std::string path = compiled(program);
     void *library = path.empty() ? nullptr : dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library)
         return nullptr;

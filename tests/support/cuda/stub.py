@@ -26,34 +26,20 @@ FLAGS = ["-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall"
 KERNEL_FLAGS = "-std=c++17 -O2 -fno-math-errno -w -shared -fPIC -fvisibility=hidden -fno-gnu-unique"
 
 
-class NoNvrtc(RuntimeError):
-    """Raised if NVIDIA's compiler library is not installed."""
-
-
 def nvrtc() -> Path:
     """Return the NVRTC library of the package on PyPI, which needs neither a card nor a driver."""
     found = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/lib/libnvrtc.so.*"))
     if not found:
-        raise NoNvrtc(
-            "NVRTC is missing. It is one of the packages for tests: pip install -c constraints.txt -e '.[test]'"
-        )
+        raise RuntimeError("NVRTC is missing: pip install -c constraints.txt -e '.[test]'")
     return found[0]
 
 
 @cache
-def built(folder: Path | None = None) -> Path:
-    """Return the directory of the stub's libraries. Compile the libraries unless they exist.
+def built() -> Path:
+    """Return the directory of the stub's libraries, which all tests share. Compile the libraries unless they exist.
 
-    Parameters
-    ----------
-    folder : Path, optional
-        Directory of the libraries and of the kernels that they compile. By default, all tests share one directory.
-
-    Returns
-    -------
-    Path
-        A directory with two subdirectories. ``direct`` contains the file names that libgpuarray opens. ``forwarded``
-        contains the names of NVIDIA's files, and the project's own libraries, which forward to them.
+    It has two subdirectories. ``direct`` contains the file names that libgpuarray opens. ``forwarded`` contains the
+    names of NVIDIA's files, and the project's own libraries, which forward to them.
     """
     our_sources = [
         *(REPOSITORY / "kernels/shardpress_kernels/native").glob("lib*.c"),
@@ -62,7 +48,7 @@ def built(folder: Path | None = None) -> Path:
     paths = [path for path in sorted([*SOURCES.iterdir(), *our_sources]) if path.suffix in (".cpp", ".h", ".c", ".py")]
     contents = b"".join(path.read_bytes() for path in paths)
     key = hashlib.sha256(contents + str(nvrtc()).encode()).hexdigest()[:16]
-    place = (folder or CACHE / "shardpress-stub") / key
+    place = CACHE / "shardpress-stub" / key
     place.mkdir(parents=True, exist_ok=True)
     with open(place / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one of several test processes builds the libraries
@@ -75,12 +61,8 @@ def built(folder: Path | None = None) -> Path:
 def variables(forwarded: bool = False, **settings: str | Path | int | None) -> dict[str, str | None]:
     """Return the variables of a process that uses the stub, for `interpreters.environment` or `run_python`.
 
-    Parameters
-    ----------
-    forwarded : bool
-        True if the project's ``libcuda.so`` and ``libnvrtc.so`` forward to the stub instead of NVIDIA's libraries.
-    settings : str, Path, int or None
-        Settings of the stub, without their prefix ``STUB_``: ``capability="12.0", oom_at=3``.
+    If `forwarded` is set, the project's ``libcuda.so`` and ``libnvrtc.so`` forward to the stub instead of NVIDIA's
+    libraries. The settings of the stub are given without their prefix ``STUB_``: ``capability="12.0", oom_at=3``.
     """
     named = {f"STUB_{name.upper()}": value for name, value in settings.items()}
     folder = built() / ("forwarded" if forwarded else "direct")
@@ -98,7 +80,7 @@ def card(**settings: str | Path | int | None) -> dict[str, str | None]:
 
 def _kernels(folder: Path) -> Path:
     """Return the directory of compiled kernels, which contains the headers of this version."""
-    headers = {name: (SOURCES / name).read_text() for name in ("kernel.h", "fibers.h", "threads.h")}
+    headers = {name: (SOURCES / name).read_text() for name in ("kernel.h", "fibers.h")}
     key = hashlib.sha256("".join([*headers.values(), KERNEL_FLAGS]).encode()).hexdigest()[:16]
     place = folder / f"kernels-{key}"
     place.mkdir(exist_ok=True)
@@ -134,20 +116,8 @@ def _libraries() -> dict[str, list[str]]:
 
 
 def _compile(folder: Path, name: str, words: list[str], kernels: Path) -> None:
-    """Compile a library into a directory.
-
-    Parameters
-    ----------
-    folder : Path
-    name : str
-    words : list of str
-        Sources and libraries.
-    kernels : Path
-        Directory in which the library stores compiled kernels.
-    """
-    compiler = shutil.which("g++")
-    if compiler is None:
-        raise FileNotFoundError("g++, which compiles the stub of CUDA")
+    """Compile a library from sources and libraries. It will store compiled kernels in the directory `kernels`."""
+    compiler = shutil.which("g++") or "g++"
     constants = {
         "STUB_FOLDER": kernels,
         "STUB_COMPILER": compiler,
@@ -157,9 +127,7 @@ def _compile(folder: Path, name: str, words: list[str], kernels: Path) -> None:
     defined = [f'-D{constant}="{value}"' for constant, value in constants.items()]
     inputs = [str(SOURCES / word) if word.endswith(".cpp") else word for word in words]
     command = [compiler, *FLAGS, *defined, f"-Wl,-soname,{name}", "-o", name, *inputs]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(f"the stub of CUDA does not compile: {result.stderr}")
+    subprocess.run(command, cwd=folder, check=True)
 
 
 def _link(link: Path, target: Path) -> None:
