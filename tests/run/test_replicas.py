@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from shardpress.settings import replicas
 from shardpress.training import replica
 from tests.support.interruptions import STEPS, FullAfter
 from tests.support.standin import Workspace, features_of
@@ -21,11 +20,7 @@ FLAGS = ["--replicas", "2", "--batch-size", "4", "--epochs", "3"]
 
 
 @pytest.fixture(autouse=True)
-def few_steps(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Allow the requested number of replicas for these few rows, each of them on the stand-in."""
-    monkeypatch.setattr(replicas, "_MIN_STEPS", 2)
-    monkeypatch.setattr(replicas, "_MIN_ROUNDS", 6)
-    monkeypatch.setattr(replicas, "_MIN_STEPS_PER_ROUND", 1)
+def on_the_standin(replicas_of_few_rows: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(replica, "start_device", lambda: None)
     replica._replicas.clear()
     yield

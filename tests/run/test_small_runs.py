@@ -36,23 +36,17 @@ UNNEEDED = {"cryptography", "distributed", "hdf5plugin", "matplotlib", "onnx", "
 READER = "shardpress.hdf5.child.server"
 
 
-def test_a_run_with_a_model_loads_and_starts_only_what_it_needs(small: Small, tmp_path: Path) -> None:
+def test_a_run_loads_and_starts_only_what_it_needs(small: Small, tmp_path: Path) -> None:
+    """It forks nothing, opens no socket, starts one Python to read files, and compiles nothing if a model is given."""
     ended = patch_program(small, LISTED).run(tmp_path / "out", *small.with_model)
     assert ended.code == 0, ended.lines
     (modules,) = [line for line in ended.lines if line.startswith("modules: ")]
     assert UNNEEDED & set(modules.split()) == set()
-    commands = [line for line in ended.lines if line.startswith("command: ")]
-    assert sum(READER in command for command in commands) == 1
-    assert [command for command in commands if "-march=native" in command or "-shared" in command] == []
-
-
-def test_a_local_run_forks_nothing_and_opens_no_socket(small: Small, tmp_path: Path) -> None:
-    """It starts compilers, system tools that query their versions, and one Python: the reader of files."""
-    ended = patch_program(small, LISTED).run(tmp_path / "out")
-    assert ended.code == 0, ended.lines
     assert not ended.has_line("^event: ")
-    pythons = [line for line in ended.lines if re.match(r"command: \S*python", line)]
+    commands = [line for line in ended.lines if line.startswith("command: ")]
+    pythons = [command for command in commands if re.match(r"command: \S*python", command)]
     assert [READER in command for command in pythons] == [True]
+    assert [command for command in commands if "-march=native" in command or "-shared" in command] == []
 
 
 @pytest.mark.slow

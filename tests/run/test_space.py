@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import resource
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from shardpress.output.lock import locked
 from tests.support.faulty import BrokenDisk, RecordingDisk, forked, small_disk
 from tests.support.interruptions import FullAfter
 from tests.support.logged import STARTED_NOTHING, mentions
-from tests.support.standin import Workspace, features_of
+from tests.support.standin import Workspace
 
 
 class Small(RecordingDisk):
@@ -89,15 +87,3 @@ def test_a_plan_finds_that_a_real_disk_is_too_small(workspace: Workspace, tmp_pa
     if found is None:
         pytest.skip("missing on this machine: the right to mount a file system")
     assert (code, found) == (0, [[[74], 74], [[], 0]])
-
-
-@pytest.mark.process
-def test_a_run_opens_few_files(workspace: Workspace, out: Path, expected: Callable[..., bytes]) -> None:
-    n_open = len(os.listdir("/proc/self/fd"))  # of earlier tests
-
-    def run() -> int:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (n_open + 40, n_open + 40))
-        return workspace.run(out, "--threads", "4")
-
-    assert forked(run) == (0, 0)
-    assert features_of(out) == expected()

@@ -17,7 +17,7 @@ from shardpress.features import open_features
 from shardpress.records import Part
 from shardpress.report.verify import verify
 from shardpress.result import INDEX, Result, Use
-from shardpress.run import budget, difference, encoding_stage
+from shardpress.run import budget, encoding_stage
 from tests.support.bad_shards import NO_LIMITS, SETTINGS, Shards, bad_lines, encoded
 from tests.support.damage import damage
 from tests.support.fields import run_with_sizes
@@ -185,10 +185,8 @@ def test_a_changed_file_changes_only_its_rows(files: Shards, caplog: pytest.LogC
     ("n_finished", "part_bytes", "flags"),
     [
         (3, PART_BYTES // 2, ONE),
-        (1, PART_BYTES * 4, ["block_rows=4"]),
-        (3, PART_BYTES, ["--threads", "3"]),
-        (1, PART_BYTES, ["--memory-budget", "16MiB"]),
-        (3, PART_BYTES, ["block_rows=1000", "--device-memory-budget", "0"]),
+        (1, PART_BYTES * 4, ["block_rows=4", "--memory-budget", "16MiB"]),
+        (3, PART_BYTES, ["block_rows=1000", "--device-memory-budget", "0", "--threads", "3"]),
     ],
 )
 def test_a_resumed_run_encodes_only_the_other_rows(
@@ -240,31 +238,3 @@ def test_files_in_another_order_keep_their_features(files: Shards, model: str) -
     check(files)
     found = [part for part in contents(files).values() if len(part) > 1]
     assert [(4, 0, 3), (3, 0, 7), (2, 0, 6)] in found
-
-
-# -- many appends ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_the_number_of_parts_is_bounded(files: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small parts are merged. The large part of the first run stays."""
-    monkeypatch.setattr(difference, "MOST_PARTS", 5)
-    monkeypatch.setattr(encoding_stage, "_LEAST_FILES", 100)
-    monkeypatch.setattr(budget, "_PART_BYTES", 4 * PART_BYTES)
-    flags = ("--validation-fraction", "0.1")
-    add(files, *N_ROWS)
-    assert files.run(*flags) == 0
-    result = Result.open(files.output)
-    (first,) = result.files
-    use = result.use().tolist()
-    n_parts = []
-    for append_id in range(1, 6):
-        add(files, 5)
-        assert files.run(*flags, "--append") == 0
-        check(files)
-        assert append_ids(files) == [0] * len(N_ROWS) + list(range(1, append_id + 1))
-        result = Result.open(files.output)
-        assert result.use().tolist() == use + [Use.LATER] * 5 * append_id
-        assert first in result.files
-        n_parts.append(len(result.parts))
-    assert n_parts == [2, 3, 4, 5, 2]

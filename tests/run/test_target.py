@@ -13,15 +13,13 @@ import pytest
 from shardpress.features import open_features
 from shardpress.interop.onnx import encoder_onnx
 from shardpress.model import Model
-from shardpress.report.page.build import page_of, text_of
 from shardpress.report.verify import verify
 from shardpress.result import Result, load_model
 from tests.support import standin
-from tests.support.bad_shards import Shards, errors
+from tests.support.bad_shards import Shards
 from tests.support.cases import case
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions
-from tests.support.standin import features_of
 
 N = 200
 ON_TRAIN = ["--fit-on", "split==train"]
@@ -53,12 +51,9 @@ def report_of(output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.process
-def test_the_model_has_no_head_but_says_what_it_was_trained_for(
-    shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_model_has_no_head_but_says_what_it_was_trained_for(shards: Shards, tmp_path: Path) -> None:
     add(shards)
     assert shards.run(*ON_TRAIN, *LEARNING) == 0
-    assert not mentions(caplog.text, "WARNING", "target", "--fit-on")
     model = load_model(shards.output)
     assert model.network.head is None
     assert set(model.parameters) == {"W", "b_hidden", "b_output"}
@@ -125,54 +120,25 @@ def test_each_row_is_trained_with_its_own_target(
             assert sum(n_checked) >= 4 * 0.9 * is_train.sum()
 
 
-@pytest.mark.process
-def test_other_values_of_the_same_name_train_again(
-    shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    rng = np.random.default_rng(0)
-    kind = rng.integers(0, 3, N)
-    extras = {"a/kind": kind, "b/kind": kind[::-1], "y": np.arange(N)}
-    write_shard(shards.folder / "0.h5", rng.normal(size=(N, 4)).astype(np.float32), extras=extras)
-    one, other = (["--include", f"{group}/kind", *LEARNING] for group in "ab")
-    assert shards.run(*other, output=tmp_path / "fresh") == 0
-    expected = features_of(tmp_path / "fresh")
-    assert shards.run(*one) == 0
-    assert features_of(shards.output) != expected
-    assert shards.run(*other) == 78
-    assert mentions(errors(caplog), "target")
-    assert shards.run(*other, "--retrain") == 0
-    assert features_of(shards.output) == expected
-    for flags in (one, other):
-        assert shards.run(*flags, "--overwrite") == 0
-    assert features_of(shards.output) == expected
-
-
 @pytest.mark.parametrize(
-    ("flags", "code", "words"),
+    ("flags", "code"),
     [
-        (["--target", "sort"], 78, ["target", "sort", "kind, same, split, y"]),
-        (["--target", "same"], 78, ["target", "same"]),
-        (["--target-weight", "2"], 64, ["target_weight", "target"]),
-        (["--target", "kind", "--target-weight", "0"], 64, ["--target-weight"]),
-        (["--target", "kind", "--model", "m"], 64, ["target and model"]),
+        (["--target", "sort"], 78),
+        (["--target", "same"], 78),
+        (["--target", "texts"], 65),
+        (["--labels", "texts"], 65),
+        (["--target-weight", "2"], 64),
+        (["--target", "kind", "--target-weight", "0"], 64),
+        (["--target", "kind", "--model", "m"], 64),
     ],
 )
-def test_useless_targets_are_refused(
-    shards: Shards, caplog: pytest.LogCaptureFixture, flags: list[str], code: int, words: list[str]
-) -> None:
-    add(shards, same=np.ones(N, dtype=np.int64))
+def test_useless_targets_are_refused(shards: Shards, flags: list[str], code: int) -> None:
+    """The extra `texts` contains numbers in one file, and strings in another."""
+    values = add(shards, same=np.ones(N, dtype=np.int64), texts=np.arange(N) % 3)
+    extras = {"texts": np.array([b"0", b"1", b"2"] * 10)}
+    extras |= {name: values[name][:30] for name in ("kind", "split", "y", "same")}
+    write_shard(shards.folder / "2.h5", values["rows"][:30], extras=extras)
     assert shards.run(*flags) == code
-    assert mentions(errors(caplog), *words)
-
-
-@pytest.mark.parametrize("setting", ["target", "labels"])
-def test_numbers_and_strings_in_one_extra_are_refused(
-    shards: Shards, caplog: pytest.LogCaptureFixture, setting: str
-) -> None:
-    rows = add(shards)["rows"][:30]
-    write_shard(shards.folder / "2.h5", rows, extras={"kind": np.array([b"0", b"1", b"2"] * 10), "y": np.arange(30)})
-    assert shards.run(f"--{setting}", "kind") == 65
-    assert mentions(errors(caplog), setting, "kind", "int64", "0.h5", "|S1", "2.h5")
     assert not shards.output.exists()
 
 
@@ -206,30 +172,3 @@ def test_supervised_features_are_marked(shards: Shards, tmp_path: Path, caplog: 
     assert other.run("--model", str(tmp_path / "all"), output=tmp_path / "new") == 0
     target = open_features(tmp_path / "new").manifest["target"]
     assert target == {"name": "kind", "kind": "classes", "fit_on": None}
-
-
-# -- the judgment of the target --------------------------------------------------------------------------------------
-
-
-@pytest.mark.process
-def test_a_number_is_judged_by_r2_on_rows_that_are_left_out(shards: Shards, capsys: pytest.CaptureFixture[str]) -> None:
-    """The extra `kind`, which the report would choose as labels, is not the target."""
-    values = add(shards, n=600)
-    score = values["rows"].sum(axis=1, dtype=np.float64)
-    score[::7] = np.nan
-    add(shards, n=600, score=score)
-    is_test = (values["split"] == b"test") & ~np.isnan(score)
-    assert shards.run(*ON_TRAIN, *ON_SCORE) == 0
-    report = report_of(shards.output)
-    probe = report["sample"]["probe"]
-    assert (probe["labels"], probe["score"], probe["n_test"]) == ("score", "R2", is_test.sum())
-    assert probe["n_train"] == np.count_nonzero(~np.isnan(score)) - is_test.sum()
-    assert probe["columns"] == pytest.approx(1, abs=0.01), "the score is a linear function of the columns"
-    sentence = report["judgment"]["classifier"]
-    assert mentions(sentence, "score", is_test.sum(), "R2", f"{probe['features']:.3f}")
-    assert sentence in capsys.readouterr().out
-    assert mentions(text_of(page_of(report)), f"{probe['standardized']:.3f}")
-
-    assert shards.run(*ON_TRAIN, *ON_SCORE, "--labels", "kind") == 0
-    probe = report_of(shards.output)["sample"]["probe"]
-    assert (probe["labels"], probe["score"]) == ("kind", "accuracy")

@@ -54,43 +54,31 @@ def trained(shards: Shards) -> Shards:
 
 
 @pytest.mark.parametrize("selection", [(), ON_TRAIN], ids=["all", "fit_on"])
-def test_rows_that_may_have_trained_the_model_are_no_test_rows(trained: Shards, selection: tuple[str, ...]) -> None:
-    """If a file of the training has changed, its rows may be anywhere."""
+def test_rows_of_new_files_are_test_rows_but_copies_are_not(
+    trained: Shards, capsys: Any, selection: tuple[str, ...]
+) -> None:
+    """If a file of the training has changed, its rows may be in any file that is added from then on."""
     assert trained.run(*TARGET, *selection) == 0
-    add(trained, "1.h5", seed=5, n=N + 2)
-    add(trained, "new.h5", seed=7)
-    assert trained.run("--append") == 0
-    if selection:
-        assert probe_of(trained.output)["n_test"] == N  # the rows of the other files that were left out
-    else:
-        assert "no_test" in probe_of(trained.output)
+    assert ("no_test" in probe_of(trained.output)) == (not selection)
+    if not selection:
         assert mentions(refusal(trained.output), "No honest test", "y", "--test")
-    use = Result.open(trained.output).use()
-    assert (use[N : 2 * N + 2] == Use.TRAINING).all()
-    assert (use[3 * N + 2 :] == Use.TRAINING).all()
-
-
-def test_copies_of_training_rows_are_no_test_rows(trained: Shards) -> None:
-    assert trained.run(*TARGET) == 0
     add(trained, "copy.h5", seed=1)
     add(trained, "new.h5", seed=7)
     assert trained.run("--append") == 0
-    use = Result.open(trained.output).use()
-    assert (use[3 * N : 4 * N] == Use.TRAINING).all()
-    assert (use[4 * N :] == Use.LATER).all()
-
-
-@pytest.mark.parametrize("selection", [(), ON_TRAIN], ids=["all", "fit_on"])
-def test_rows_of_new_files_are_test_rows(trained: Shards, capsys: Any, selection: tuple[str, ...]) -> None:
-    assert trained.run(*TARGET, *selection) == 0
-    assert ("no_test" in probe_of(trained.output)) == (not selection)
-    add(trained, "new.h5", seed=7)
-    assert trained.run("--append") == 0
-    n_test = N if not selection else N + 3 * N // 2
+    n_test = N + (3 * N // 2 if selection else 0)  # with the rows that were left out
     probe = probe_of(trained.output)
-    assert (probe["n_test"], probe["n_train"]) == (n_test, 4 * N - n_test)
+    assert (probe["n_test"], probe["n_train"]) == (n_test, 5 * N - n_test)
     script.main([str(trained.output)])
-    assert mentions(capsys.readouterr().out, f"{n_test} test rows", f"{4 * N - n_test} other rows")
+    assert mentions(capsys.readouterr().out, f"{n_test} test rows", f"{5 * N - n_test} other rows")
+
+    add(trained, "2.h5", seed=5, n=N + 2)
+    add(trained, "newer.h5", seed=8)
+    assert trained.run("--append") == 0
+    result = Result.open(trained.output)
+    use = np.split(result.use(), np.cumsum([shard.shape[0] for shard in result.facts.request.shards])[:-1])
+    found = {Path(shard.path).name: set(use[i]) for i, shard in enumerate(result.facts.request.shards)}
+    assert found["new.h5"] == {Use.LATER}
+    assert found["2.h5"] == found["copy.h5"] == found["newer.h5"] == {Use.TRAINING}
 
 
 # -- other runs ----------------------------------------------------------------------------------------------------

@@ -10,20 +10,18 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from shardpress.cluster import workers
 from shardpress.result import INDEX, Result
 from tests.support.clusters import Cluster, until
-from tests.support.interpreters import REPOSITORY, environment
 from tests.support.killing import features_of as digest_of
 from tests.support.logged import mentions
-from tests.support.processes import DEADLINE, Small, arguments_of, descendants, ends_well, patch_program
+from tests.support.processes import DEADLINE, Small, arguments_of, descendants, ends_well
 from tests.support.soak_protocol import invalid_entries, leftovers, records
 from tests.support.standin import Workspace, features_of
 
@@ -117,43 +115,26 @@ def test_a_run_resumes_after_losing_all_workers_or_its_scheduler(
         assert leftovers(output) == []
 
 
-# -- stopped processes, which keep their connections open and send nothing -------------------------------------------
-
-# A driver in a process of its own, with the stand-in as its device and little patience.
-DRIVER = """
-import sys
-import pytest
-from shardpress import cli
-from shardpress.cluster import workers
-from tests.support.standin import install
-workers._MAX_SILENCE = 3.0
-install(pytest.MonkeyPatch())
-sys.exit(cli.main("", sys.argv[1:]))
-"""
-
-
-def test_a_stopped_scheduler_ends_the_run(wide: Workspace, tmp_path: Path) -> None:
+def test_a_stopped_scheduler_ends_the_run(
+    wide: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Each worker delays its blocks, so that the run is found at work."""
+    monkeypatch.setattr(workers, "_MAX_SILENCE", 3.0)
     assert wide.run(tmp_path / "expected") == 0
     output = tmp_path / "out"
     with Cluster(tmp_path / "cluster") as cluster:
         cluster.start_worker("w0", *PRELOAD, "--preload", "tests.support.slow")
         cluster.wait_for("w0")
-        arguments = wide.arguments(output, "--scheduler", str(cluster.file))
-        with open(tmp_path / "driver.log", "wb") as log:
-            command = [sys.executable, "-c", DRIVER, *arguments]
-            process = subprocess.Popen(command, env=environment(), cwd=REPOSITORY, stdout=log, stderr=log)
-        try:
+
+        def stop_scheduler() -> None:
             until(lambda: len(list(output.glob("parts/*.h5"))) >= 2, "parts", DEADLINE)
             cluster.kill("scheduler", signal.SIGSTOP)
-            code = process.wait(DEADLINE)
-        finally:
-            process.kill()
-            process.wait()
-        driver_log = (tmp_path / "driver.log").read_text()
-        assert code == 75, driver_log
-        assert mentions(driver_log, "TryAgain", "scheduler")
-        assert "Traceback" not in driver_log
+
+        stopping = Thread(target=stop_scheduler)
+        stopping.start()
+        assert wide.run(output, "--scheduler", str(cluster.file)) == 75
+        stopping.join()
+        assert mentions(caplog.text, "TryAgain", "scheduler")
         assert invalid_entries(output) == []
     # Without a cluster the same command resumes.
     assert wide.run(output) == 0
@@ -161,26 +142,8 @@ def test_a_stopped_scheduler_ends_the_run(wide: Workspace, tmp_path: Path) -> No
     assert leftovers(output) == []
 
 
-# A driver with local workers and small blocks, whose scheduler drops silent workers sooner than by default.
-SHORT_TIMEOUT = """
-import sys
-sys.path.insert(0, "scripts")
-import dask
-refresh = dask.config.refresh
-def refresh_and_set(*arguments, **named):
-    refresh(*arguments, **named)
-    dask.config.set({"distributed.scheduler.worker-ttl": "1s"})
-dask.config.refresh = refresh_and_set
-import extract
-from shardpress.run import budget
-budget._wanted_block_rows = lambda thread_bytes, row_bytes: 8
-sys.exit(extract.main())
-"""
-
-
-def test_a_stopped_local_worker_is_replaced(small: Small, tmp_path: Path) -> None:
-    """The worker is never continued."""
-    process = patch_program(small, SHORT_TIMEOUT).start(tmp_path / "out", "--workers", "2")
+def test_a_killed_local_worker_is_replaced(small: Small, tmp_path: Path) -> None:
+    process = small.program().start(tmp_path / "out", "--workers", "2")
     assert process.stdout is not None
     try:
         for line in process.stdout:
@@ -189,7 +152,7 @@ def test_a_stopped_local_worker_is_replaced(small: Small, tmp_path: Path) -> Non
                 nannies = {pid for pid, parent in below if parent == process.pid}
                 children = [pid for pid, parent in below if parent in nannies]
                 worker = next(pid for pid in children if "spawn_main" in " ".join(arguments_of(pid)))
-                os.kill(worker, signal.SIGSTOP)
+                os.kill(worker, signal.SIGKILL)
                 break
         ends_well(process)
     finally:

@@ -119,12 +119,3 @@ def test_each_worker_computes_on_its_device(opencl: None, small: Small, tmp_path
     workers = Result.open(tmp_path / "out").report()["cluster"]["workers"]
     assert [re.match(r"[^ ]+", worker["device"])[0] for worker in workers] == ["opencl0:0"] * 2  # type: ignore[index]
     assert len({worker["pid"] for worker in workers}) == 2, "each with a context of its own"
-
-
-def test_a_worker_without_its_device_does_not_stop_the_others(small: Small, tmp_path: Path) -> None:
-    """On a machine with a card, cuda9 does not exist."""
-    ended = small.program().run(tmp_path / "out", "--devices", "cpu,cuda9")
-    assert ended.code == 0, ended.lines
-    assert ended.has_line(r" WARNING cluster: worker 1\b")
-    assert ended.has_line(r" INFO cluster: 1 worker: 0 cpu \(")
-    assert features_of(tmp_path / "out") == small.features

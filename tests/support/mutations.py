@@ -527,7 +527,7 @@ _RUN = (
         "pipeline/shardpress/run/use.py",
         "Use.TRAINING if may_have_trained else Use.LATER",
         "Use.TRAINING",
-        ("tests/run/test_trained_rows.py::test_rows_of_new_files_are_test_rows",),
+        ("tests/run/test_trained_rows.py::test_rows_of_new_files_are_test_rows_but_copies_are_not",),
     ),
     Mutation(
         "rows-that-are-left-out-are-trained-on",
@@ -569,7 +569,7 @@ _RUN = (
         "pipeline/shardpress/run/difference.py",
         "> MOST_PARTS:",
         "> MOST_PARTS + 1:",
-        ("tests/run/test_spanning.py::test_the_number_of_parts_is_bounded",),
+        ("tests/run/test_difference.py::test_parts_that_are_mostly_dead_or_small_do_not_stay",),
     ),
     Mutation(
         "parts-of-unreadable-files-are-rewritten",
@@ -618,7 +618,7 @@ _RUN = (
         "pipeline/shardpress/run/request.py",
         "Stat(identity.size, identity.mtime_ns, identity.ctime_ns, identity.inode)",
         "Stat(identity.size, 0, 0, 0)",
-        ("tests/run/test_replacing.py::test_a_changed_input_of_a_finished_run_is_detected",),
+        ("tests/run/test_replacing.py::test_a_changed_input_is_detected",),
     ),
     Mutation(
         "files-are-compared-with-those-of-an-unfinished-run",
@@ -681,7 +681,7 @@ _RUN = (
         "pipeline/shardpress/run/use.py",
         "may_have_trained = unknown or shard.rows in trained",
         "may_have_trained = unknown",
-        ("tests/run/test_trained_rows.py::test_copies_of_training_rows_are_no_test_rows",),
+        ("tests/run/test_trained_rows.py::test_rows_of_new_files_are_test_rows_but_copies_are_not",),
     ),
     Mutation(
         "bad-rows-of-an-append-hide-among-earlier-rows",
