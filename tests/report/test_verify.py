@@ -24,7 +24,7 @@ from shardpress.run import encoding_stage
 from tests.support import standin
 from tests.support.helpers import refused, write_shard
 from tests.support.interruptions import SIZES, FullAfter
-from tests.support.soak_protocol import edit
+from tests.support.protocol import edit
 from tests.support.standin import Workspace, features_of
 
 N_ROWS = sum(SIZES)

@@ -19,7 +19,7 @@ from tests.support.cases import case, each
 from tests.support.faulty import RecordingDisk
 from tests.support.interruptions import parts, stamps
 from tests.support.logged import mentions
-from tests.support.soak_protocol import invalid_entries, leftovers
+from tests.support.protocol import invalid_entries, leftovers
 from tests.support.standin import Workspace, features_of
 
 SKIP = ("--on-bad-data", "skip", "--max-bad", "50%")

@@ -16,7 +16,7 @@ from shardpress.output.lock import locked
 from tests.support.cases import each
 from tests.support.interruptions import DAMAGE, STEPS, FullAfter
 from tests.support.logged import resumed_step
-from tests.support.soak_protocol import leftovers, records
+from tests.support.protocol import leftovers, records
 from tests.support.standin import Workspace, features_of
 
 N_CHECKPOINTS = 4  # two epochs of two steps

@@ -16,7 +16,7 @@ from shardpress.result import Result
 from tests.support.faulty import RecordingDisk, journal_lines
 from tests.support.interruptions import OTHER, STEPS, FullAfter, FullDisk, flip, undisturbed_features
 from tests.support.logged import mentions, resumed_step, reuses
-from tests.support.soak_protocol import edit, invalid_entries, leftovers, records, run_seen_by_readers
+from tests.support.protocol import edit, invalid_entries, leftovers, records, run_seen_by_readers
 from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.slow

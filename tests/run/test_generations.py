@@ -19,7 +19,7 @@ from shardpress.report.verify import verify
 from shardpress.result import Result
 from tests.support.faulty import RecordingDisk
 from tests.support.interruptions import flip
-from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_readers
+from tests.support.protocol import invalid_entries, leftovers, run_seen_by_readers
 from tests.support.standin import Workspace
 
 pytestmark = pytest.mark.slow

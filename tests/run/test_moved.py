@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.faulty import RecordingDisk, forked
 from tests.support.interruptions import OTHER, STEPS
-from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_readers
+from tests.support.protocol import invalid_entries, leftovers, run_seen_by_readers
 from tests.support.standin import Workspace, features_of
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.soak_protocol import (
+from tests.support.protocol import (
     KINDS,
     Scenario,
     cut_power,

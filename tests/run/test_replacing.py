@@ -26,7 +26,7 @@ from tests.support.interruptions import (
     undisturbed_features,
 )
 from tests.support.logged import differs, mentions, resumes_encoding, reuses
-from tests.support.soak_protocol import edit, invalid_entries, leftovers, records
+from tests.support.protocol import edit, invalid_entries, leftovers, records
 from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.slow

@@ -26,7 +26,7 @@ from tests.support.interruptions import (
     stamps,
 )
 from tests.support.logged import mentions, n_recomputed, reuses_anything
-from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_readers
+from tests.support.protocol import invalid_entries, leftovers, run_seen_by_readers
 from tests.support.standin import Workspace, features_of
 
 

@@ -24,7 +24,7 @@ from tests.support.fields import run_with_sizes
 from tests.support.helpers import write_shard
 from tests.support.interruptions import FullAfter, parts
 from tests.support.logged import differs, mentions, resumes_encoding
-from tests.support.soak_protocol import invalid_entries, leftovers
+from tests.support.protocol import invalid_entries, leftovers
 from tests.support.standin import PART_BYTES, UnsyncedDisk
 
 N_ROWS = (5, 9, 3, 7, 6, 20, 4)

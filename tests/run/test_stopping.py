@@ -19,7 +19,7 @@ from tests.support.interpreters import REPOSITORY
 from tests.support.killing import EndedRun, Victim, features_of
 from tests.support.logged import mentions, resumed_step
 from tests.support.processes import DEADLINE, LAST_LINE, Small
-from tests.support.soak_protocol import committed
+from tests.support.protocol import committed
 
 pytestmark = pytest.mark.process
 

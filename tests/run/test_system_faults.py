@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.cases import sample
 from tests.support.faulty import forked
-from tests.support.soak_protocol import Scenario
+from tests.support.protocol import Scenario
 from tests.support.standin import install
 
 pytestmark = pytest.mark.process

@@ -22,7 +22,7 @@ from tests.support.clusters import Cluster, until
 from tests.support.killing import features_of as digest_of
 from tests.support.logged import mentions
 from tests.support.processes import DEADLINE, Small, arguments_of, descendants, ends_well
-from tests.support.soak_protocol import invalid_entries, leftovers, records
+from tests.support.protocol import invalid_entries, leftovers, records
 from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.process

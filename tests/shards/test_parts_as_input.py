@@ -20,7 +20,7 @@ from shardpress.shards.rows import read_extras
 from tests.support.helpers import refused, whole
 from tests.support.interruptions import FullAfter
 from tests.support.parts import feature_rows, finished_parts, part_bytes
-from tests.support.soak_protocol import edit
+from tests.support.protocol import edit
 from tests.support.standin import Workspace, install
 
 pytestmark = pytest.mark.process

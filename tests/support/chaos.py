@@ -27,7 +27,7 @@ from tests.support.cases import case
 from tests.support.clusters import Cluster, until
 from tests.support.killing import PHASES, Victim
 from tests.support.processes import DEADLINE
-from tests.support.soak_protocol import records
+from tests.support.protocol import records
 
 _WORKERS = 4
 # Enough steps for two replicas, in rounds whose tasks go to the workers.

@@ -10,7 +10,7 @@ from typing import Any
 
 from shardpress.result import Result
 from tests.support.faulty import RecordingDisk
-from tests.support.soak_protocol import unreferenced
+from tests.support.protocol import unreferenced
 from tests.support.standin import Workspace, features_of
 
 STEPS = ["checkpoint_seconds=0"]

@@ -35,7 +35,7 @@ from shardpress.result import INDEX, USE, Result
 from tests.support.cases import case
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
-from tests.support.soak_protocol import committed, invalid_entries, leftovers, run_seen_by_readers
+from tests.support.protocol import committed, invalid_entries, leftovers, run_seen_by_readers
 from tests.support.standin import bits_of
 
 # Log line at which each phase begins, in a first run and in one that resumes.

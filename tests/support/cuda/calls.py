@@ -35,18 +35,17 @@ def code_of(function: Callable[..., object], *arguments: object) -> int:
 
 
 class Card:
-    """The first card. By default, its context is made current in this thread."""
+    """The first card, whose context is made current in this thread."""
 
-    def __init__(self, with_context: bool = True) -> None:
+    def __init__(self) -> None:
         device = ctypes.c_int()
         self.context = ctypes.c_void_p()
         self.stream = ctypes.c_void_p()
         call("cuInit", 0)
         call("cuDeviceGet", ctypes.byref(device), 0)
         call("cuDevicePrimaryCtxRetain", ctypes.byref(self.context), device)
-        if with_context:
-            call("cuCtxPushCurrent_v2", self.context)
-            call("cuStreamCreate", ctypes.byref(self.stream), 0)
+        call("cuCtxPushCurrent_v2", self.context)
+        call("cuStreamCreate", ctypes.byref(self.stream), 0)
 
     def allocate(self, n_bytes: int) -> ctypes.c_void_p:
         place = ctypes.c_void_p()
