@@ -26,7 +26,7 @@ from shardpress.records import Entry, Part, Range, Request, ShardFacts, Stat
 from shardpress.run import difference as module
 from shardpress.run.difference import Base, Change, Matching, Wanted, _Place, compacted, difference, needed_digests
 
-_SHARD = re.compile(r"(?P<path>\w+)=(?P<content>\w)(?P<marks>(?:[*?!xe]|/f8|/\d|@\d)*)")
+_SHARD = re.compile(r"(?P<path>[\w/]+)=(?P<content>\w)(?P<marks>(?:[*?!xe]|/f8|/\d|@\d)*)")
 _TRAINING = {"seed": 0}
 _ENCODING = {"storage_dtype": "float32", "include": []}
 
@@ -62,6 +62,7 @@ ROWS = [
     Row("an edited file", "a=1 b=2", "a=3* b=2", "~a =b train"),
     Row("edited with restored times", "a=1 b=2", "a=3! b=2", "~a =b train"),
     Row("other extras", "a=1 b=2", "a=1*e b=2", ",a =b train"),
+    Row("other extras of the second file", "a=1 b=2", "a=1 b=2*e", "=a ,b train"),
     Row("a new file", "a=1 b=2", "a=1 b=2 c=3", "=a =b +c train"),
     Row("a new file that comes first", "b=2 c=3", "a=1 b=2 c=3", "=b =c +a train"),
     Row("a file is gone", "a=1 b=2", "a=1", "=a -b train"),
@@ -91,7 +92,8 @@ ROWS = [
     # sizes only
     Row("a touched file, without digests", "a=1 b=2", "a=1* b=2", "~a =b train", sizes=True),
     Row("edited with restored times, without digests", "a=1 b=2", "a=3! b=2", "=a =b", sizes=True),
-    Row("a moved file, without digests", "a=1 b=2", "c=1 b=2", "=b +c -a train", sizes=True),
+    Row("a file with another name, without digests", "a=1 b=2", "c=1 b=2", "=b +c -a train", sizes=True),
+    Row("a file in another folder, without digests", "a=1 b=2", "f/a=1 b=2", "=f/a =b", sizes=True),
     append("a new file, without digests", "a=1", "a=1 b=2", "=a +b", sizes=True),
     # appends
     append("nothing is new", "a=1 b=2", "a=1 b=2", "=a =b"),
@@ -181,6 +183,7 @@ def in_words(base: Base | None, wanted: Wanted, change: Change) -> str:
         if place.wanted is None:
             assert base is not None
             assert place.base is not None
+            assert place.is_same
             facts = base.request.shards[place.base]
         else:
             facts = wanted.request.shards[place.wanted]
@@ -210,6 +213,11 @@ def test_the_table(row: Row) -> None:
     assert not change.kept or not (change.trains or change.encodes_again)
     for part in change.kept:
         assert all(change.places[each.shard].is_same for each in part.ranges)
+
+
+def test_changed_settings_are_given_with_both_values() -> None:
+    base, wanted = base_and_wanted(Row("", "a=1", "a=1", "", seed=1, storage="float16"))
+    assert difference(base, wanted).settings == {"seed": (0, 1), "storage_dtype": ("float32", "float16")}
 
 
 def test_digests_are_needed_only_where_something_may_be_the_same() -> None:
