@@ -45,6 +45,19 @@ def test_results_of_a_row_do_not_depend_on_rows_after_it_or_splits(rng):
 
 
 @pytest.mark.usefixtures("path")
+@each("bad", [np.nan, np.inf, -np.inf])
+def test_row_that_is_not_finite_affects_no_other(rng, bad):
+    rows = rng.random((TILE_ROWS + 9, 100), dtype=np.float32)
+    autoencoder = random_autoencoder(rng, DEEP)
+    expected = autoencoder.encode(rows), autoencoder.errors(rows)
+    others = np.delete(np.arange(len(rows)), [5, TILE_ROWS + 3])
+    rows[[5, TILE_ROWS + 3], 17] = bad
+    for found, clean in zip((autoencoder.encode(rows), autoencoder.errors(rows)), expected, strict=True):
+        np.testing.assert_array_equal(found[others], clean[others])
+    assert not np.isfinite(autoencoder.errors(rows)[[5, TILE_ROWS + 3]]).any()
+
+
+@pytest.mark.usefixtures("path")
 def test_functions_are_compiled_once_for_each_dtype(rng, compiled):
     autoencoder = random_autoencoder(rng)
     step = step_of(autoencoder)

@@ -68,20 +68,45 @@ def test_a_restored_index_is_repaired_by_its_command(
     assert is_clean(out)
 
 
-def test_without_the_journal_parts_are_removed_only_by_a_restart(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes]
+def test_deleting_work_keeps_the_result(
+    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert workspace.run(out, disk=FullDisk("parts/part", 2)) == 74
+    assert workspace.run(out, *OTHER) == 0
+    before = run_seen_by_readers(out)
+    assert workspace.run(out, "--overwrite", disk=FullDisk("parts/part", 2)) == 74
     shutil.rmtree(out / "work")
-    parts = sorted((out / "parts").iterdir())
-    assert workspace.run(out) == 65
-    assert sorted((out / "parts").iterdir()) == parts
-    assert workspace.run(out, "--restart") == 0
-    assert features_of(out) == expected()
+    assert run_seen_by_readers(out) == before
+    caplog.clear()
+    assert workspace.run(out, "--overwrite") == 0
+    assert not reuses(caplog.text, "training")
     assert is_clean(out)
+    first = out.with_name("first")  # a first run is discarded only with --restart
+    assert workspace.run(first, disk=FullDisk("parts/part", 2)) == 74
+    shutil.rmtree(first / "work")
+    parts = sorted((first / "parts").iterdir())
+    assert workspace.run(first) == 65
+    assert sorted((first / "parts").iterdir()) == parts
+    assert workspace.run(first, "--restart") == 0
+    assert features_of(first) == expected()
+    assert is_clean(first)
 
 
 # -- interrupted runs ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_stops_right_after_its_commit_is_complete(
+    workspace: Workspace, out: Path, expected: Callable[..., bytes]
+) -> None:
+    """The disk is full, so that neither the new journal nor the report can be written."""
+    assert workspace.run(out, *OTHER) == 0
+    assert workspace.run(out, "--overwrite", disk=FullDisk("out/index.h5", 1)) == 74
+    assert features_of(out) == expected()
+    assert records(out) == []
+    before = (out / "index.h5").read_bytes()
+    assert workspace.run(out) == 0
+    assert (out / "index.h5").read_bytes() == before
+    assert is_clean(out)
+    assert Result.open(out).digest in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize("flag", ["--append", "--retrain"])

@@ -25,8 +25,8 @@ from tests.support.interruptions import (
     stamps,
     undisturbed_features,
 )
-from tests.support.logged import differs, mentions, resumes_encoding, reuses
-from tests.support.protocol import edit, invalid_entries, leftovers, records
+from tests.support.logged import differs, mentions, resumed_step, resumes_encoding, reuses, reuses_anything
+from tests.support.protocol import edit, invalid_entries, leftovers, records, run_seen_by_readers
 from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.slow
@@ -53,6 +53,28 @@ def test_overwriting_reuses_results_that_still_fit(
     assert "scan:" not in caplog.text
     assert "training:" not in caplog.text
     assert features_of(out) == expected(*OTHER, "--storage-dtype", "float16")
+    assert invalid_entries(out) == leftovers(out) == []
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "part"])
+def test_an_interrupted_restart_keeps_the_earlier_result_and_resumes(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    assert workspace.run(out, *STEPS) == 0
+    result = Result.open(out)
+    flags = [*STEPS, *OTHER]
+    caplog.clear()
+    assert workspace.run(out, *flags, "--restart", disk=FullAfter(kind, 2)) == 74
+    assert not reuses_anything(caplog.text)
+    assert Result.open(out).digest == result.digest
+    assert run_seen_by_readers(out) is not None
+
+    caplog.clear()
+    assert workspace.run(out, *flags) == 0, "no option is needed to resume"
+    assert resumed_step(caplog.text) == (2 if kind == "checkpoint" else None)
+    assert reuses(caplog.text, "training") == resumes_encoding(caplog.text) == (kind == "part")
+    assert features_of(out) == undisturbed_features(workspace, *flags)
+    assert Result.open(out).facts.generation == 1
     assert invalid_entries(out) == leftovers(out) == []
 
 
