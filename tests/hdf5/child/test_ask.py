@@ -118,6 +118,15 @@ def test_answer_to_an_interrupted_query_is_discarded(path, child_runs):
     assert vet(Path(path)).shape == (3, 2)
 
 
+def test_later_runs_of_a_process_start_no_other_child(path, fresh):
+    ask_module.start_early()
+    vet(path)
+    pid = child_pid()
+    ask_module.start_early()
+    vet(path)
+    assert child_pid() == pid
+
+
 def test_fork_of_the_driver_has_its_own_child(path, fresh):
     vet(Path(path))
     before = child_pid()

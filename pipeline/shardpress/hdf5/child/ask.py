@@ -203,7 +203,9 @@ def ask(function: str, descriptor: int, arguments: Sequence[Any], kind: type[T],
 
 
 def start_early() -> None:
-    """Start a child, which loads its libraries while this process loads others."""
+    """Start a child, which loads its libraries while this process loads others, unless an earlier run has left one."""
+    if len(_idle) > 0:
+        return
     with suppress(OSError):  # the first request tries again, and reports the error
         child = _Child()
         _idle.put(id(child), child)
