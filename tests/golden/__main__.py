@@ -155,10 +155,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m tests.golden", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("scenarios", nargs="*", choices=NAMES, metavar="SCENARIO", help="(default: all)")
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"some of {', '.join(NAMES)} (default: all)")
     parser.add_argument("--against", default="HEAD", metavar="COMMIT", help="(default: %(default)s)")
     parser.add_argument("--store", action="store_true", help="store values for `make test`")
     options = parser.parse_args(argv)
+    unknown = set(options.scenarios) - set(NAMES)
+    if unknown:
+        parser.error(f"found {', '.join(unknown)}, expected some of {', '.join(NAMES)}")
     scenarios = [scenario for scenario in SCENARIOS if scenario.name in (options.scenarios or NAMES)]
     shutil.rmtree(FOLDER, ignore_errors=True)
     write_inputs(INPUTS)
