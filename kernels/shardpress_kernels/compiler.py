@@ -58,8 +58,8 @@ def check_compiler(config: Any) -> None:
 class _WatchedCompiler:
     """A replacement for Theano's function that runs the compiler; it measures the duration of compilations.
 
-    A process has one instance, and compiles one module at a time. The setting ``compiledir`` must be
-    private at the first call.
+    A process has one instance, and compiles one module at a time. The setting ``compiledir`` must be private at the
+    first call.
     """
 
     def __init__(self, run: Callable[..., Any], config: Any) -> None:

@@ -79,6 +79,7 @@ def make_plan(config: Config) -> Plan:
     plan = Plan()
     with collect_warnings() as warnings, theanos_errors():
         start = time.monotonic()
+        compiled = seconds_compiling()  # by earlier work of this process
         prepared = plan.attempt(_prepared, config, plan, warnings.first)
         if prepared is not None:
             run = _PlannedRun(prepared, plan)
@@ -87,7 +88,7 @@ def make_plan(config: Config) -> Plan:
             if not run.is_complete:
                 run.check_space()
                 device = plan.attempt(start_device, config.machine.require_device)
-                seconds = time.monotonic() - start - seconds_compiling()
+                seconds = time.monotonic() - start - (seconds_compiling() - compiled)
                 plan.stages.append(StageEstimate("start", seconds, "checks of the inputs, Theano and the device"))
                 if device is not None:
                     run.estimate_memory(device)
