@@ -246,7 +246,7 @@ def edit_range(**fields: Any) -> Callable[[h5py.Group], None]:
 
 FORGERIES: dict[str, Callable[[h5py.Group], object]] = {
     **{
-        f"part {name!r}": edit("parts", lambda parts, name=name: parts[1]["entry"].update(file=name))
+        f"part {name!r}": name_part(name)
         for name in (
             "",
             "index.h5",

@@ -37,9 +37,6 @@ from typing import NamedTuple
 
 from shardpress_kernels.activations import ACTIVATIONS
 
-_HEADS = ("classes", "numbers")
-"""Kinds of targets that a head can predict."""
-
 OUTPUT_LAYERS = ("code", "hidden")
 """Layers whose outputs can be written: the last layer of the encoder, or the last hidden layer."""
 

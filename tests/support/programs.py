@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shlex
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,13 @@ def words_of(command: str) -> list[str]:
 def call(command: str) -> str:
     """Call the function of a command, which must succeed, and return its output. It is also written after ``>``."""
     command, _, file = command.partition(" > ")
-    with redirect_stdout(io.StringIO()) as output, suppress(SystemExit):
-        assert main(words_of(command)) == 0, command
+    code = 0
+    with redirect_stdout(io.StringIO()) as output:
+        try:
+            code = main(words_of(command))
+        except SystemExit as end:  # after --help
+            code = int(end.code or 0)
+    assert code == 0, command
     if file:
         Path(file).write_text(output.getvalue())
     return output.getvalue()
