@@ -43,24 +43,18 @@ test: setup .venv-readers/.complete ## run all tests; ISA=avx2 restricts the ins
 golden: setup ## compare results with those of HEAD bit for bit; COMMIT=main selects another commit
 	$(PYTHON_OF_VENV) -m tests.golden $(if $(COMMIT),--against $(COMMIT))
 
-SOAK_TARGETS := soak-tests soak-chaos soak-mutants soak-cards
+SOAK_TARGETS := soak-tests soak-mutants
 .PHONY: $(SOAK_TARGETS)
 
-# Two run at a time, the longest first. A failure does not stop the others.
+# Both run at a time. A failure of one does not stop the other.
 soak: setup .venv-readers/.complete .nvrtc/.complete ## run the long tests (hours): all cases, kills, failing calls, mutated files and code
 	$(MAKE) --keep-going --jobs=2 $(SOAK_TARGETS)
 
 soak-tests:
 	TEST_CASES=all $(PYTHON_OF_VENV) -m pytest --numprocesses auto
 
-soak-chaos:
-	$(PYTHON_OF_VENV) -m tests.support.chaos 10
-
 soak-mutants:
 	$(PYTHON_OF_VENV) -m tests.support.mutants all
-
-soak-cards:
-	$(PYTHON_OF_VENV) -m tests.support.architectures .nvrtc/*
 
 bench: setup .venv-peers/.complete ## compare speed with JAX, PyTorch and scikit-learn
 	$(PYTHON_OF_VENV) scripts/make_data.py

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 import shardpress
 
@@ -169,8 +165,6 @@ PIPELINE = sorted(path for ending in ("py", "pyi") for path in PACKAGE.rglob(f"*
 KERNELS = sorted((SOURCE_ROOTS["shardpress_kernels"] / "shardpress_kernels").glob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
-# Packages that take too long to load only to report a wrong command line. All other large ones import one of these.
-HEAVY = ["numpy", "dask", "pyarrow", "tqdm"]
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -281,12 +275,3 @@ def test_public_names_are_used_in_other_modules() -> None:
             continue
         public = {name for name in defined_names(path) if not name.startswith("_")}
         assert {name for name in public if n_files[name] == 1} == set(), path
-
-
-@pytest.mark.process
-def test_the_command_line_imports_no_heavy_library() -> None:
-    program = f"import sys, shardpress.cli; print([name for name in {HEAVY} if name in sys.modules])"
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
-    )
-    assert result.stdout.strip() == "[]"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -98,17 +97,3 @@ def _is_ended_with_parent(folder: Path, *arguments: str) -> bool:
     finally:
         parent.kill()
         parent.communicate()
-
-
-@pytest.mark.process
-def test_a_slow_child_is_killed_with_its_descendants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "slow_child.py").write_text(GRANDCHILD + "time.sleep(1000)")
-    monkeypatch.syspath_prepend(tmp_path)
-    child = ChildProcess("slow_child", stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    other = os.pidfd_open(int(child.stdout.readline()))
-    _, _, is_in_time = child.answer(0.1)
-    assert not is_in_time
-    assert child.returncode == -signal.SIGKILL
-    assert select.select([other], [], [], 60)[0]
-    os.close(other)

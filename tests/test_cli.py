@@ -21,23 +21,6 @@ def outcome(caplog: pytest.LogCaptureFixture, *flags: str) -> tuple[int, str]:
     return code, message
 
 
-@pytest.mark.parametrize(
-    ("flags", "code", "phrase"),
-    [
-        (["--n-featurs", "3"], 64, "--n-features?"),
-        (["--config", "none.yaml"], 78, "none.yaml: "),
-        (["--input", "nowhere/*.h5"], 66, "nowhere/*.h5: "),
-        (["--quiet", "--verbose"], 64, "verbose"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_invalid_settings_are_refused(
-    caplog: pytest.LogCaptureFixture, flags: list[str], code: int, phrase: str
-) -> None:
-    found = outcome(caplog, *flags)
-    assert (found[0], phrase in found[1]) == (code, True), found
-
-
 def test_all_settings_that_do_not_fit_the_shards_are_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_shard(tmp_path / "x.h5", numbered(10, 4))
     flags = ["--input", str(tmp_path / "x.h5"), "--output", str(tmp_path / "out")]

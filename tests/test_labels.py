@@ -10,19 +10,12 @@ from tests.support.cases import each
 LABELS = {
     "integers": ({"y": np.arange(60) % 3}, ("y", ("0", "1", "2"))),
     "texts": ({"kind": np.array(["b", "a"] * 30, object)}, ("kind", ("a", "b"))),
-    "whole floats": ({"y": np.arange(60) % 2 + 0.0}, ("y", ("0", "1"))),
     "a usual name first": ({"a": np.arange(60) % 2, "target": np.arange(60) % 3}, ("target", ("0", "1", "2"))),
-    "bools": ({"ok": np.arange(60) % 2 == 0}, ("ok", ("False", "True"))),
     "ids": ({"row_id": np.arange(60)}, None),
     "measurements": ({"y": np.linspace(0, 1, 60)}, None),
     "one label": ({"y": np.zeros(60, int)}, None),
     "not a mask": ({"y_present": np.arange(60) % 2 == 0}, ("y_present", ("False", "True"))),
-    "extreme integers": ({"y": np.array([0, 255] * 30, "u1")}, ("y", ("0", "255"))),
     "the smallest integer": ({"y": np.array([-128, 127] * 30, "i1")}, ("y", ("-128", "127"))),
-    "a batch": (
-        {"batch": np.arange(60) % 2, "batch_y": np.arange(60) % 2, "y": np.arange(60) % 3},
-        ("y", ("0", "1", "2")),
-    ),
     "batches and ids": ({"batchId": np.arange(60) % 2, "CV-fold": np.arange(60) % 2, "id": np.arange(60) % 9}, None),
     "names that contain a word": ({"kidney": np.arange(60) % 2}, ("kidney", ("0", "1"))),
 }
@@ -42,20 +35,6 @@ def test_codes_are_named_by_category_and_missing_ones_ignored() -> None:
     found = LabelChoice().find({"y": np.array([0, 1, np.nan, np.inf, -np.inf] * 5)}, {})
     assert found is not None
     assert (found.names, found.codes.tolist()) == (("0", "1"), [0, 1, NONE, NONE, NONE] * 5)
-
-
-def test_included_labels_come_first_unless_they_are_batches() -> None:
-    kinds = np.arange(60) % 3
-    extras = {"batch": kinds, "cell_type": kinds, "y": kinds, "depth": np.linspace(0, 1, 60)}
-    for include, expected in (
-        (["obs/batch", "obs/cell_type"], "cell_type"),
-        (["obs/depth", "obs/cell_type"], "cell_type"),
-        (["obs/batch"], "y"),
-        ([], "y"),
-    ):
-        found = LabelChoice(tuple(include)).find(extras, {})
-        assert found is not None
-        assert found.name == expected
 
 
 def test_named_labels_are_used_even_if_they_are_a_batch_but_no_others() -> None:

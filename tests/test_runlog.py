@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from shardpress.runlog import SHOWN_BY_BAR, RunLog, Terminal, collect_warnings
+from shardpress.runlog import SHOWN_BY_BAR, RunLog, Terminal
 
 
 @pytest.fixture
@@ -23,25 +23,19 @@ def record(text):
     return logging.LogRecord("shardpress", logging.WARNING, "", 0, text, None, None)
 
 
-def test_earlier_lines_are_written_when_the_directory_is_known(tmp_path, run_log):
+def test_earlier_lines_and_those_hidden_by_a_bar_are_in_the_file(tmp_path, run_log, capsys):
     run_log.emit(record("one"))
     run_log.start(tmp_path)
-    run_log.emit(record("two"))
-    run_log.write("three")
-    assert [line.split(" ", 2)[2] for line in lines(tmp_path)] == ["WARNING one", "WARNING two", "INFO three"]
-
-
-def test_lines_hidden_by_a_bar_are_only_in_the_file(tmp_path, run_log, capsys):
-    run_log.start(tmp_path)
     terminal = Terminal()
-    for is_hidden in (True, False):
-        line = record(f"hidden by a bar: {is_hidden}")
+    for text, is_hidden in (("two", True), ("three", False)):
+        line = record(text)
         setattr(line, SHOWN_BY_BAR, is_hidden)
-        for handler in (run_log, terminal):
-            handler.handle(line)
-    assert [line.split(": ")[1] for line in lines(tmp_path)] == ["True", "False"]
-    assert capsys.readouterr().err.endswith("WARNING hidden by a bar: False\n")
-    assert "True" not in capsys.readouterr().err
+        run_log.handle(line)
+        terminal.handle(line)
+    assert [line.split(" ", 2)[2] for line in lines(tmp_path)] == ["WARNING one", "WARNING two", "WARNING three"]
+    shown = capsys.readouterr().err
+    assert shown.endswith("WARNING three\n")
+    assert "two" not in shown
 
 
 def test_a_file_that_cannot_be_the_log_stops_no_run(tmp_path, run_log):
@@ -65,15 +59,3 @@ def test_a_file_that_cannot_be_the_log_stops_no_run(tmp_path, run_log):
     assert victim.read_text() == "precious\n"
     run_log.start(tmp_path)
     assert len(lines(tmp_path)) == 5, "the lines of all attempts"
-
-
-def test_repeated_warnings_are_kept_once_but_counted() -> None:
-    log = logging.getLogger("shardpress.some.where")
-    with collect_warnings() as warnings:
-        log.info("no warning")
-        for i in range(70):
-            log.warning("warning %d", i)
-            log.warning("warning %d", i % 7)
-    log.warning("too late")
-    assert warnings.first == [f"warning {i}" for i in range(50)]
-    assert warnings.n == 70

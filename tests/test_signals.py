@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import signal
 import subprocess
 import sys
-import threading
-from typing import Any
 
 import pytest
 
@@ -46,33 +43,6 @@ def test_a_deferred_signal_waits_for_the_next_check() -> None:
             check()
 
 
-def test_a_signal_after_deferred_work_raises_at_once() -> None:
-    with stoppable():
-        with contextlib.suppress(KeyError), deferred():
-            raise KeyError
-        with pytest.raises(Stopped):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_deferral_in_another_thread_does_not_affect_the_main_one() -> None:
-    has_begun = threading.Event()
-    may_end = threading.Event()
-
-    def work() -> None:
-        with deferred():
-            has_begun.set()
-            may_end.wait(60)
-
-    thread = threading.Thread(target=work)
-    with stoppable():
-        thread.start()
-        has_begun.wait(60)
-        with pytest.raises(Stopped):
-            os.kill(os.getpid(), signal.SIGINT)
-        may_end.set()
-        thread.join()
-
-
 # -- the end of the process ------------------------------------------------------------------------------------------
 
 
@@ -86,20 +56,12 @@ leave({})
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("code", "expected"), [(65, 65), (143, -signal.SIGTERM)])
-def test_a_process_exits_after_handlers_and_all_output(code: int, expected: int) -> None:
-    result = run(LEAVE.format(code))
-    assert (result.returncode, result.stdout, result.stderr) == (expected, "last\ndone\n", "")
-
-
-@pytest.mark.process
-def test_output_that_cannot_be_written_at_exit_is_reported() -> None:
+def test_a_process_exits_after_handlers_and_all_output() -> None:
+    command = [sys.executable, "-c"]
+    for code, expected in ((65, 65), (143, -signal.SIGTERM)):
+        ended = subprocess.run([*command, LEAVE.format(code)], capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (expected, "last\ndone\n", "")
     with open("/dev/full", "w") as full:
-        result = run(LEAVE.format(0), stdout=full, stderr=subprocess.PIPE)
-    assert result.returncode != 0
-    assert "No space left" in result.stderr
-
-
-def run(program: str, **streams: Any) -> subprocess.CompletedProcess[str]:
-    streams = streams or {"capture_output": True}
-    return subprocess.run([sys.executable, "-c", program], text=True, check=False, **streams)
+        ended = subprocess.run([*command, LEAVE.format(0)], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode != 0
+    assert "No space left" in ended.stderr, "output that cannot be written is reported"

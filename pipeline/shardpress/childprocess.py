@@ -48,7 +48,8 @@ class ChildProcess(subprocess.Popen[bytes]):
     earlier.
 
     The child gets the given environment, or that of this process, without variables ``PYTHON...``. When this process
-    has ended, the child removes the directory `scratch`.
+    has ended, a thread of the child removes the directory `scratch`, if there is one, and then kills the process group.
+    The thread cannot run while the child is stopped, or while a library holds the interpreter's lock.
     """
 
     def __init__(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -15,7 +13,7 @@ import pytest
 
 from shardpress.cluster import executor as module
 from shardpress.cluster.executor import compute, reduce
-from shardpress.cluster.threads import check, stop, threads
+from shardpress.cluster.threads import check, threads
 from shardpress.signals import Stopped, stoppable
 
 SIZES = [0, 1, 2, 16, 17, 257]
@@ -45,6 +43,15 @@ def test_results_are_ordered_and_reported_once_in_the_caller() -> None:
         assert results == [i * i for i in range(n_tasks)], f"{n_tasks} tasks"
         assert sorted(result for result, _ in reported) == results, f"{n_tasks} tasks"
         assert {thread for _, thread in reported} <= {threading.current_thread()}
+
+
+def test_results_are_merged_in_order_and_reported_once() -> None:
+    letters = [chr(ord("a") + i % 26) for i in range(257)]
+    reported = list[str]()
+    with threads(3) as pool:
+        merged = reduce([(str, letter) for letter in letters], "".join, pool, 3, reported.append)
+    assert merged == "".join(letters)
+    assert sorted(reported) == sorted(letters)
 
 
 def test_a_result_is_reported_as_soon_as_it_exists() -> None:
@@ -129,30 +136,6 @@ def test_a_signal_stops_and_waits_for_running_tasks() -> None:
     assert sum(events) == 0
 
 
-def test_no_thread_is_running_after_an_error() -> None:
-    futures = []
-
-    def fail() -> None:
-        has_begun = threading.Event()
-        with threads(2) as pool:
-            futures.append(pool.submit(run_until_stopped, has_begun))
-            assert has_begun.wait(timeout=30)
-            raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"):
-        fail()
-    assert isinstance(futures[0].exception(), InterruptedError)
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("dask")] == []
-
-
-def test_stopping_a_pool_stops_no_other_thread() -> None:
-    with threads(1) as one, threads(1) as other:
-        stop(one)
-        assert isinstance(one.submit(check).exception(), InterruptedError)
-        assert other.submit(check).exception() is None
-        check()
-
-
 def test_a_batch_gives_the_results_of_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = list[str]()
     reported = list[int]()
@@ -163,15 +146,6 @@ def test_a_batch_gives_the_results_of_its_tasks(monkeypatch: pytest.MonkeyPatch)
         assert compute([(square, i) for i in range(200)], pool, 3, reported.append, 5) == [i * i for i in range(200)]
     assert sorted(reported) == [i * i for i in range(200)]
     assert (len(calls), calls[0]) == (40, "0; 1; 2; 3; 4")
-
-
-def test_results_are_merged_in_order_and_reported_once() -> None:
-    for n_tasks in SIZES[1:]:
-        letters = [chr(ord("a") + i % 26) for i in range(n_tasks)]
-        reported = list[str]()
-        with threads(3) as pool:
-            merged = reduce([(str, letter) for letter in letters], "".join, pool, 3, reported.append)
-        assert (merged, sorted(reported)) == ("".join(letters), sorted(letters))
 
 
 def test_few_results_are_held_while_merging() -> None:
@@ -189,32 +163,3 @@ def test_few_results_are_held_while_merging() -> None:
     with threads(1) as pool:
         reduce([(Result, i) for i in range(1000)], Result, pool, 1)
     assert max(most) < 100, "results of 1000 tasks"
-
-
-HOSTILE = """
-import sys, threading
-from shardpress.cluster.executor import compute, reduce
-from shardpress.cluster.threads import threads
-names = set()
-def task(i):
-    names.add(threading.current_thread().name.split("_")[0])
-    return 3
-with threads(2) as pool:
-    tasks = [(task, i) for i in range(20)]
-    print(compute(tasks, pool, 2), reduce(tasks, sum, pool, 2), names, "distributed" in sys.modules)
-    try:
-        compute([(int, "x")], pool, 1)
-    except ValueError:
-        print("error raised")
-"""
-
-
-@pytest.mark.process
-def test_the_environment_does_not_choose_the_executor() -> None:
-    """Without an explicit executor, Dask would import distributed (0.1 s) to look up the name of a scheduler."""
-    settings = {"SCHEDULER": "processes", "POOL": "3", "NUM_WORKERS": "99", "CHUNKSIZE": "50", "CACHE": "7"}
-    environment = {**os.environ, **{f"DASK_{name}": value for name, value in settings.items()}}
-    environment["DASK_RERUN_EXCEPTIONS_LOCALLY"] = "True"
-    command = [sys.executable, "-c", HOSTILE]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert result.stdout.split("\n")[:2] == [f"{[3] * 20} 60 {{'dask'}} False", "error raised"], result.stderr

@@ -14,10 +14,6 @@ from tests.support.helpers import refused
 
 
 def test_invalid_cluster_settings_are_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    check_settings(ClusterSettings(workers=2, devices=("cpu", "opencl0:0")))
-    for address in ("tcp://10.0.0.7:8786", "node-7:8786"):
-        with refused(78, address):
-            check_settings(ClusterSettings(scheduler=address))
     file = tmp_path / "scheduler.json"
     check_settings(ClusterSettings(scheduler=str(file)))  # the scheduler may write the file later
     file.touch()

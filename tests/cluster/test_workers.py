@@ -1,4 +1,7 @@
-"""Tests of the pool of a scheduler's workers: results arrive, and lost workers or devices are handled."""
+"""Tests of the pool of a scheduler's workers: results arrive, and lost connections and workers are handled.
+
+`tests/run/test_worker_faults.py` kills and stops workers, and `tests/run/test_cuda.py` takes their cards away.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,26 +18,16 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from distributed import Client, LocalCluster, Security, get_worker
+from distributed import Client, LocalCluster, Security
 from distributed import Future as DaskFuture
 
-from shardpress.cluster import workers
 from shardpress.cluster.executor import compute, reduce
 from shardpress.cluster.probe import Probe
 from shardpress.cluster.workers import Cluster, ClusterPool, quiet_dask
-from shardpress.errors import DataError, DeviceLost
+from shardpress.errors import DataError
 from shardpress.signals import Stopped, stoppable
 from tests.support.clusters import until
 from tests.support.helpers import refused
-from tests.support.logged import mentions
-
-HAS_FAILED = threading.Event()  # set when worker 0 fails; other workers wait for this, so that worker 0 gets tasks
-
-
-@pytest.fixture(autouse=True)
-def reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    HAS_FAILED.clear()
-    monkeypatch.setattr(workers, "_WATCH_INTERVAL", 0.01)
 
 
 @contextmanager
@@ -137,31 +129,3 @@ def test_workers_may_be_absent_while_no_task_needs_them(tmp_path: Path, monkeypa
             cluster.scale(n_workers)
             until(lambda n_workers=n_workers: pool.n_workers == n_workers, "workers to leave and join")
         assert run(pool, [(abs, -1)]) == [1]
-
-
-def work(i: int) -> tuple[int, object]:
-    """Return a square and the name of the worker. On worker 0, fail from task 6 on, as if the card were lost."""
-    worker = get_worker()
-    if worker.name == 0 and i > 5:
-        HAS_FAILED.set()
-        lost = DeviceLost(f"{worker.name}: its card is lost. Run the same command again.")
-        lost.why = "the device is lost: CUDA_ERROR_ECC_UNCORRECTABLE"
-        raise lost
-    if i > 5:
-        assert HAS_FAILED.wait(60)
-    return i * i, worker.name
-
-
-def test_tasks_of_a_worker_that_lost_its_device_move_to_others(caplog: pytest.LogCaptureFixture) -> None:
-    with pool_of(3) as pool:
-        found = run(pool, [(work, i) for i in range(200)])
-        assert [each for each, _ in found] == [i * i for i in range(200)]
-        assert {by for i, (_, by) in enumerate(found) if i > 5} == {1, 2}
-        until(lambda: pool.n_remote_threads == 4, "worker 0 to leave")
-    reports = [mentions(line, "worker 0", "CUDA_ERROR_ECC_UNCORRECTABLE") for line in caplog.messages]
-    assert sum(reports) == 1, "independent of the number of failed tasks"
-
-
-def test_a_run_without_any_worker_left_can_be_resumed() -> None:
-    with pool_of(1, patience=0.1) as pool, refused(75, "worker"):
-        run(pool, [(work, i) for i in range(200)])

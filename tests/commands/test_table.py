@@ -35,20 +35,11 @@ def test_each_help_page_starts_with_a_summary_and_examples(name: str, capsys: py
         assert set(re.findall(r"^  (?:-h, )?(--[\w-]+)", options, re.M)) == {"--help", "--json", "--all"}
 
 
-@each("command", [["verify", "x"], ["compare", "x", "x"]])
-def test_invalid_numbers_of_rows_are_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    for number in ("0", "-5", "1.5", "", "²", "9" * 30):
-        assert main([*command, f"--rows={number}"]) == 64
-        assert f"--rows: {number!r}, " in capsys.readouterr().err
-
-
 def test_an_unknown_command_is_refused_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     suggestions = {
         "runn": " run?",
-        "train": "shardpress run.",
         "fit": "shardpress run.",
         "version": "shardpress --version.",
-        "classify": "scripts/classify.py",
     }
     for name, suggestion in suggestions.items():
         assert main([name]) == 64

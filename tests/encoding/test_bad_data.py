@@ -19,12 +19,12 @@ LOW = np.array([0.0, -1.0])
 HIGH = np.array([1.0, 2.0])
 
 
-def judge(bad_data: BadData, rows: Any, suspects: Any = None) -> tuple[list[int], RowFacts]:
+def judge(bad_data: BadData, rows: Any) -> tuple[list[int], RowFacts]:
     """Return the positions of the bad rows among rows 100, 101 and so on, and facts about all rows."""
     array = np.array(rows, dtype=np.float32)
     block = Block(Shard("a.h5", "X", (1000, array.shape[1]), "<f4"), 100, 100 + len(array))
     features = np.zeros((len(array), 2), np.float32)
-    bad, facts = bad_data.judge(block, (array, array), features, lambda rows, out: None, suspects)
+    bad, facts = bad_data.judge(block, (array, array), features, lambda rows, out: None)
     assert np.isnan(features[bad]).all()
     return bad.tolist(), facts
 
@@ -57,10 +57,3 @@ def test_rows_below_or_above_the_range_are_counted() -> None:
                 assert (facts.n_outside, bad) == (1, [2, 4])
     for rows in ([LOW, HIGH, [0.5, 0], [np.nan, 5]], [[7, np.inf]], np.empty((0, 2))):
         assert judge(with_range("raise"), rows)[1].n_outside == 0
-
-
-def test_only_suspect_rows_are_checked_and_keep_their_numbers() -> None:
-    rows = np.array([[0, 0], [0, np.nan], [0, 0], [9, 0], [np.inf, 0]])
-    bad, facts = judge(with_range("pass"), rows, suspects=np.array([1, 3, 4]))
-    assert (bad, facts.n_outside) == ([1, 4], 1)
-    assert [reason["row"] for reason in facts.bad] == [101, 104]

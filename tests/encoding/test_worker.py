@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,8 @@ import pytest
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.encoding import worker as module
-from shardpress.encoding.encode import EncodeTask
-from shardpress.encoding.parts import Piece
 from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, Worker, worker_of
 from shardpress.errors import ReadFailed
-from shardpress.hdf5.shard import Block, Shard
 from shardpress.model import Model
 from shardpress.output.disk import Disk
 from shardpress.output.files import unique_name, write_file
@@ -102,15 +98,3 @@ def test_another_file_in_place_of_the_model_is_refused(compiled: list[Any], sett
     with pytest.raises(ReadFailed, match=rf"file={path}\b.*{os.strerror(errno.ENOENT)}"):
         worker_of(settings)
     assert compiled == []
-
-
-def test_the_size_of_a_task_does_not_depend_on_the_model(settings: EncodeSettings) -> None:
-    n_bytes = []
-    for n_inputs in (3, 30_000):
-        edges = np.zeros(n_inputs), np.ones(n_inputs)
-        shapes = Network((n_inputs, 2)).shapes
-        model = Model(Scaler(*edges), Network((n_inputs, 2)), {k: np.zeros(v, np.float32) for k, v in shapes.items()})
-        of_model = replace(settings, model=write_model(Path(settings.directory), model), has_range=True)
-        piece = Piece(0, Block(Shard("a.h5", "X", (9, n_inputs), "float32"), 0, 8))
-        n_bytes.append(len(pickle.dumps(EncodeTask([piece], of_model))))
-    assert n_bytes[1] < n_bytes[0] + 20 < 2000

@@ -18,7 +18,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,122 +34,69 @@ Arrays = Mapping[str, np.ndarray]
 NAMES = [scenario.name for scenario in SCENARIOS]
 
 
-class Results:
-    """Arrays of the scenarios that one tree has run.
+def arrays_of(tree: Tree, scenario: Scenario) -> Arrays:
+    """Run a scenario and read its last output, both with the code of a tree. Return the arrays by name."""
+    folder = FOLDER / tree.name.replace(" ", "-") / scenario.name
 
-    Attributes
-    ----------
-    tree : Tree
-    errors : dict of str to str
-        The last message of each scenario that failed.
-    """
+    def call(command: Sequence[str]) -> None:
+        done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{scenario.name} failed in {tree.name}: {done.stderr}")
 
-    def __init__(self, tree: Tree, folder: Path) -> None:
-        self.tree = tree
-        self.errors: dict[str, str] = {}
-        self._folder = folder
-
-    def run(self, scenario: Scenario) -> None:
-        """Run a scenario in a directory of its own."""
-        folder = self._folder / scenario.name
-
-        def extract(arguments: list[str]) -> None:
-            command = [*self.tree.extract, *arguments]
-            subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=True)
-
-        try:
-            run_scenario(scenario, INPUTS, folder, extract)
-        except subprocess.CalledProcessError as error:
-            self.errors[scenario.name] = f"exit code {error.returncode}: {error.stderr.strip().splitlines()[-1:]}"
-
-    def read(self, scenarios: Sequence[Scenario]) -> None:
-        """Read the outputs of all scenarios that have succeeded."""
-        jobs = [
-            {
-                "name": each.name,
-                "output": str(self._folder / each.name / each.runs[-1].output),
-                "reads": each.reads,
-                "target": str(self._path(each)),
-            }
-            for each in scenarios
-            if each.name not in self.errors
-        ]
-        # -P leaves the directory of the program out of the search path.
-        command = [str(self.tree.python), "-P", str(READER)]
-        run = partial(
-            subprocess.run, cwd=self._folder, env=environment(), stdout=subprocess.PIPE, text=True, check=True
-        )
-        self.errors |= json.loads(run(command, input=json.dumps(jobs)).stdout)
-
-    def arrays(self, scenario: Scenario) -> dict[str, np.ndarray]:
-        """Return the arrays of a scenario by name."""
-        with np.load(self._path(scenario)) as file:
-            return dict(file)
-
-    def _path(self, scenario: Scenario) -> Path:
-        return self._folder / f"{scenario.name}.npz"
+    run_scenario(scenario, INPUTS, folder, lambda arguments: call([*tree.extract, *arguments]))
+    target = folder / "arrays.npz"
+    # -P leaves the directory of the program out of the search path.
+    reader = [str(tree.python), "-P", str(READER)]
+    call([*reader, scenario.runs[-1].output, json.dumps(scenario.reads), str(target)])
+    with np.load(target) as file:
+        return dict(file)
 
 
-def run_scenarios(scenarios: Sequence[Scenario], trees: Sequence[Tree]) -> list[Results]:
-    """Run all scenarios with each tree, and return the results of each."""
-    results = [Results(tree, FOLDER / f"results-{i}") for i, tree in enumerate(trees)]
+def run_scenarios(scenarios: Sequence[Scenario], tree: Tree) -> list[Arrays]:
+    """Return the arrays of each scenario. The runs of several scenarios overlap."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        runs = [pool.submit(each.run, scenario) for scenario in scenarios for each in results]
-        for run in runs:
-            run.result()
-        list(pool.map(lambda each: each.read(scenarios), results))
-    return results
+        return list(pool.map(lambda scenario: arrays_of(tree, scenario), scenarios))
 
 
-def compare(scenarios: Sequence[Scenario], ours: Results, reference: Results) -> int:
-    """Print the comparison of each scenario, and return the exit code."""
+def compare(scenarios: Sequence[Scenario], tree: Tree) -> int:
+    """Print the comparison of each scenario with another tree, and return the exit code."""
+    ours = run_scenarios(scenarios, THIS_TREE)
+    theirs = run_scenarios(scenarios, tree)
     n_equal = 0
-    for scenario in scenarios:
-        name = scenario.name
-        problems = [f"{each.tree.name}: {each.errors[name]}" for each in (ours, reference) if name in each.errors]
-        if not problems:
-            problems = differences(ours.arrays(scenario), reference.arrays(scenario))
-        n_equal += not problems
-        print(f"{'DIFFERENT' if problems else 'equal':9}  {name} {'; '.join(problems)}".rstrip())
-    print(f"{n_equal} of {len(scenarios)} scenarios are as in {reference.tree.name}")
+    for scenario, arrays, expected in zip(scenarios, ours, theirs, strict=True):
+        found = differences(arrays, expected)
+        n_equal += not found
+        print(f"{'DIFFERENT' if found else 'equal':9}  {scenario.name} {', '.join(found)}".rstrip())
+    print(f"{n_equal} of {len(scenarios)} scenarios are as in {tree.name}")
     return int(n_equal < len(scenarios))
 
 
 def differences(arrays: Arrays, reference: Arrays) -> list[str]:
-    """Return a description of each array that is not bit for bit the same."""
-    found = [f"{name} is in one tree only" for name in sorted(arrays.keys() ^ reference.keys())]
-    for name in sorted(arrays.keys() & reference.keys()):
-        values = arrays[name]
-        expected = reference[name]
-        if values.dtype.kind == expected.dtype.kind == "U":  # texts may be stored with other widths
-            is_same = np.array_equal(values, expected)
-        else:
-            is_same = (values.dtype, values.tobytes()) == (expected.dtype, expected.tobytes())
-        if values.shape != expected.shape or not is_same:
-            found.append(f"{name}: {_size_of(values, expected)}")
-    return found
+    """Return the names of arrays that are in one tree only, or are not bit for bit the same."""
+    common = arrays.keys() & reference.keys()
+    return sorted(
+        name
+        for name in arrays.keys() | reference.keys()
+        if name not in common or not _is_same(arrays[name], reference[name])
+    )
 
 
-def _size_of(values: np.ndarray, expected: np.ndarray) -> str:
-    """Return how much an array differs from the expected one."""
-    if values.shape != expected.shape or values.dtype.kind != "f":
-        return f"is {values.dtype} {values.shape}, was {expected.dtype} {expected.shape}"
-    gaps = np.abs(values.astype(np.float64) - expected)
-    return f"{np.count_nonzero(gaps):,} of {values.size:,} values differ, by up to {np.nanmax(gaps, initial=0):.2g}"
+def _is_same(values: np.ndarray, expected: np.ndarray) -> bool:
+    if values.dtype.kind == expected.dtype.kind == "U":  # texts may be stored with other widths
+        return np.array_equal(values, expected)
+    facts = [(array.dtype, array.shape, array.tobytes()) for array in (values, expected)]
+    return facts[0] == facts[1]
 
 
-def store(scenarios: Sequence[Scenario], ours: Results) -> int:
-    """Store the values of scenarios, and return the exit code. Values of scenarios that no longer exist are removed."""
-    if ours.errors:
-        print(ours.errors)
-        return 1
+def store(scenarios: Sequence[Scenario]) -> None:
+    """Store the values of scenarios. Values of scenarios that no longer exist are removed."""
     stored = read_values()
-    stored |= {scenario.name: selection(ours.arrays(scenario)["features"]) for scenario in scenarios}
+    for scenario, arrays in zip(scenarios, run_scenarios(scenarios, THIS_TREE), strict=True):
+        stored[scenario.name] = selection(arrays["features"])
     write_values({name: stored[name] for name in NAMES if name in stored})
-    return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Run the scenarios and return the exit code."""
     parser = argparse.ArgumentParser(
         "python -m tests.golden", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -158,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"some of {', '.join(NAMES)} (default: all)")
     parser.add_argument("--against", default="HEAD", metavar="COMMIT", help="(default: %(default)s)")
     parser.add_argument("--store", action="store_true", help="store values for `make test`")
-    options = parser.parse_args(argv)
+    options = parser.parse_args()
     unknown = set(options.scenarios) - set(NAMES)
     if unknown:
         parser.error(f"found {', '.join(unknown)}, expected some of {', '.join(NAMES)}")
@@ -166,8 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
     write_inputs(INPUTS)
     if options.store:
-        return store(scenarios, *run_scenarios(scenarios, [THIS_TREE]))
-    return compare(scenarios, *run_scenarios(scenarios, [THIS_TREE, other_tree(options.against)]))
+        store(scenarios)
+        return 0
+    return compare(scenarios, other_tree(options.against))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Read the outputs of scenarios with the code of a tree, whatever format it stores them in.
 
 The golden set starts this program with the interpreter of each tree, so it must import only names that both trees have.
-It reads jobs as JSON from standard input, and prints the errors of those that fail.
 """
 
 from __future__ import annotations
@@ -55,17 +54,11 @@ def _plain(values: np.ndarray) -> np.ndarray:
     return values.astype(str) if values.dtype == object else values
 
 
-def main() -> None:
-    """Write the arrays of each job to a file of NumPy."""
-    errors = {}
-    for job in json.load(sys.stdin):
-        output = Path(job["output"])
-        try:
-            np.savez(job["target"], **arrays_of(output, job["reads"]), **arrays_of_model(output))
-        except Exception as error:
-            errors[job["name"]] = f"{type(error).__name__}: {error}"
-    print(json.dumps(errors))
+def main(output: str, reads: str, target: str) -> None:
+    """Write the arrays to a file of NumPy. `reads` is JSON."""
+    folder = Path(output)
+    np.savez(target, **arrays_of(folder, json.loads(reads)), **arrays_of_model(folder))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

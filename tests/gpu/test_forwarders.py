@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sysconfig
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -86,21 +84,6 @@ def test_thread_without_a_context_gets_one_once() -> None:
     assert without == {"code": 201}
 
 
-SEVERAL = """
-card = Card()
-other = ctypes.c_void_p()
-call("cuDevicePrimaryCtxRetain", ctypes.byref(other), 1)
-call("cuCtxPushCurrent_v2", other)
-call("cuCtxPushCurrent_v2", card.context)
-facts["code"] = in_thread(card.allocate, 4)
-"""
-
-
-def test_no_context_is_chosen_among_several() -> None:
-    ours, without = with_and_without(SEVERAL, cards=2)
-    assert ours == without == {"code": 201}
-
-
 # ---- NVRTC
 
 
@@ -110,32 +93,6 @@ def test_libgpuarray_computes_on_cards_with_unknown_architecture() -> None:
     ours, without = with_and_without(code, capability="12.1")
     assert ours == {"right": True}
     assert set(without) == {"error"}  # the message depends on the build of pygpu
-
-
-NVRTC = r"""
-import ctypes, re
-for name in ("libnvrtc.so", "libnvrtc.so.12"):
-    nvrtc = ctypes.CDLL(f"FOLDER/{name}")
-    program = ctypes.c_void_p()
-    facts[name] = {}
-    for n in (75, 90, 100, 10, 12):
-        nvrtc.nvrtcCreateProgram(ctypes.byref(program), b"__global__ void f(int *x) { *x = 1; }", None, 0, None, None)
-        code = nvrtc.nvrtcCompileProgram(program, 2, (ctypes.c_char_p * 2)(b"-arch", f"compute_{n}".encode()))
-        ptx = ctypes.create_string_buffer(9999)
-        nvrtc.nvrtcGetPTX(program, ptx)
-        facts[name][n] = [code, *re.findall(r"^.target (\w+)$", ptx.value.decode(), re.MULTILINE)]
-"""
-
-
-def test_truncated_architecture_is_replaced_by_compute_90(tmp_path: Path) -> None:
-    for path in Path(sysconfig.get_path("purelib"), "nvidia/cuda_nvrtc/lib").iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "libnvrtc.so").symlink_to("libnvrtc.so.12")  # earlier versions of setup-gpu left this link
-    _build_forwarders(tmp_path)
-    found = run_python(NVRTC.replace("FOLDER", str(tmp_path))).facts
-    whole = {"75": [0, "sm_75"], "90": [0, "sm_90"], "100": [0, "sm_100"]}
-    assert found["libnvrtc.so"] == {**whole, "10": [0, "sm_90"], "12": [0, "sm_90"]}
-    assert found["libnvrtc.so.12"] == {**whole, "10": [5], "12": [5]}
 
 
 # ---- building
@@ -154,10 +111,10 @@ def test_missing_driver_is_named_and_found_once_installed(tmp_path: Path) -> Non
     )
 
 
-@pytest.mark.parametrize("compiler", ["/nowhere/g++", "false -m64"])
-def test_failing_compiler_replaces_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: str) -> None:
+def test_failing_compiler_replaces_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "libcuda.so").write_text("an earlier one")
-    monkeypatch.setenv("CXX", compiler)
-    with pytest.raises(DeviceError, match=re.escape(compiler.partition(" ")[0])):
-        _build_forwarders(tmp_path)
+    for compiler in ("/nowhere/g++", "false -m64"):
+        monkeypatch.setenv("CXX", compiler)
+        with pytest.raises(DeviceError, match=r"g\+\+|false"):
+            _build_forwarders(tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier one"]

@@ -111,16 +111,3 @@ def test_incomplete_installation_is_repaired_or_kept(venv: Environment, source: 
     assert failed.returncode == 69
     assert failed.stderr.splitlines()[-1].startswith("DeviceError: ")
     assert libraries(venv) == whole
-
-
-def test_old_drivers_and_invalid_arguments_are_refused(venv: Environment, source: Path, tmp_path: Path) -> None:
-    file = driver(tmp_path / "driver", (11, 4))
-    for arguments, code, phrase in (
-        (("--from", source), 69, f"DeviceError: {file}: "),
-        (("--for", "11.8"), 64, "argument --for: CUDA 11.8, expected 12.0"),
-        (("--from", "nowhere"), 64, "argument --from: 'nowhere', expected"),
-    ):
-        result = set_up(venv, *arguments, library_path=file.parent)
-        assert (result.returncode, result.stdout) == (code, "")
-        assert phrase in result.stderr
-    assert not (venv.path / "lib/shardpress-gpu").exists()

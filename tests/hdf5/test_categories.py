@@ -6,7 +6,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pytest
 
 from shardpress.hdf5.categories import ATTRIBUTE, array_of, attribute_value, read_categories
 from tests.support.cases import each
@@ -16,10 +15,8 @@ from tests.support.cases import each
     "categories, is_long",
     [
         ([], False),
-        (["T cell", "größe", ""], False),
         (["a\udcff"], False),  # bytes that are not UTF-8
         ([3, -(2**62)], False),
-        ([0.1, 1e300], False),
         ([True, False], False),
         ([i / 3 for i in range(20_000)], True),
         (["ö" * 50_000, "\udcff"], True),
@@ -34,12 +31,3 @@ def test_categories_are_read_as_they_were_written(tmp_path: Path, categories: li
         found = read_categories(file["codes"].id)
     assert found == categories
     assert array_of(found).tolist() == categories
-
-
-@each("text", ["fish", '{"a": 1}'])
-def test_text_that_is_not_a_list_is_an_error(tmp_path: Path, text: str) -> None:
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        file["codes"] = np.zeros(3, "i1")
-        file["codes"].attrs[ATTRIBUTE] = text
-        with pytest.raises(ValueError, match=r"."):
-            read_categories(file["codes"].id)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import pickle
 import re
 import tracemalloc
@@ -21,12 +19,11 @@ from sklearn.datasets import load_digits
 from shardpress import TiedAutoencoder, load_model, open_features
 from shardpress.device import TILE_ROWS
 from shardpress.interop import applying
-from shardpress.interop.applying import compute
 from shardpress.run.engine import run
-from shardpress.settings.config import SETTINGS, Config
+from shardpress.settings.config import Config
 from tests.support.cases import case, each
 from tests.support.fields import set_sizes
-from tests.support.helpers import refused, write_shard
+from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, run_python
 
 pytestmark = pytest.mark.compiler
@@ -71,36 +68,11 @@ def test_all_checks_of_scikit_learn_pass() -> None:
     assert [check for check in checks if check[1] != "passed"] == []
 
 
-RENAMED = {"random_state": "seed", "value_transform": "transform"}
-
-
-def test_parameters_are_settings_with_their_defaults() -> None:
-    for name, value in TiedAutoencoder().get_params().items():
-        assert value == SETTINGS[RENAMED.get(name, name)].default, name
-    deciding = {each.name for each in SETTINGS.values() if each.has_flag and each.affects in ("scan", "model")}
-    # In a shard, a special value can mark missing values. An array uses NaN, and has no extras.
-    assert deciding - set(TiedAutoencoder().get_params()) == {"seed", "missing_value", "transform", "fit_on", "target"}
-
-
-def test_numpy_numbers_and_texts_are_valid_parameters() -> None:
-    x = rows()
-    expected = TiedAutoencoder(epochs=2, n_features=3, hidden=(8,), memory_budget=2**28, random_state=7).fit(x)
-    values = {"epochs": np.int64(2), "n_features": np.int32(3), "hidden": [8]}
-    found = TiedAutoencoder(**values, memory_budget="256MiB", random_state=np.int64(7)).fit(x)
-    assert same_models(found, expected)
-    state = np.random.RandomState(1)
-    one, other = (TiedAutoencoder(**QUICK, random_state=state).fit(x) for _ in range(2))
-    assert not same_models(one, other)
-
-
 @each(
     "parameters, y, words",
     [
-        ({"n_features": 9}, None, "n_features: 9.* 8"),
         ({"batch_size": 121}, None, "batch_size: 121.* 120"),
-        ({"optimizer": "sgd"}, None, "optimizer: 'sgd'"),
         ({"missing_indicator": True}, None, r"missing_indicator.*impute"),
-        ({"target_weight": -1}, np.arange(120) % 2, "target_weight"),
         ({"target_weight": 1}, None, "y is None"),
         ({"target_weight": 1}, np.zeros(7), "120"),
         ({"target_weight": 1}, np.ones(120), "only one value"),
@@ -226,14 +198,6 @@ def test_partial_fit_after_fit_keeps_the_network_and_the_scaling() -> None:
     assert fitted.score(others) > score
 
 
-def test_partial_fit_of_integers_equals_that_of_floats() -> None:
-    """Limits with fractions were lost when cleaned rows were stored as integers."""
-    fitted = TiedAutoencoder(**QUICK, clip_quantile=0.1).fit(rows())
-    later = np.random.default_rng(3).integers(-2, 3, rows().shape)
-    one, other = (pickle.loads(pickle.dumps(fitted)).partial_fit(later.astype(dtype)) for dtype in ("i1", "f8"))
-    assert same_models(one, other)
-
-
 @pytest.mark.slow
 @each("kind", ["texts", "numbers"])
 def test_targets_give_the_same_bits_as_a_run(tmp_path: Path, kind: str) -> None:
@@ -263,17 +227,6 @@ def test_targets_are_ignored_without_a_weight_and_matter_with_one() -> None:
     assert same_models(TiedAutoencoder(**QUICK, target_weight=1).fit(x, y[:, None]), learned)
     assert learned.model_.target == {"name": "y", "kind": "classes", "fit_on": None}
     assert plain.model_.target is None
-
-
-def test_missing_values_of_pandas_are_no_targets() -> None:
-    x = rows()
-    texts = np.array(["a", "b", None] * 40, dtype=object)
-    expected = TiedAutoencoder(**QUICK, target_weight=1).fit(x, texts)
-    strings = pd.array(texts, dtype="string")
-    objects = np.array(["a", "b", pd.NA] * 40, dtype=object)
-    for y in (strings, pd.Series(strings).astype("category"), pd.Series(texts), objects):
-        with case(type(y).__name__, y.dtype):
-            assert same_models(TiedAutoencoder(**QUICK, target_weight=1).fit(x, y), expected)
 
 
 def test_lazy_arrays_are_fitted_and_encoded_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,18 +287,6 @@ def test_frames_and_any_memory_order_give_the_same_bits(tmp_path: Path) -> None:
     assert fitted.transform(x[-7:]).tobytes() == features[-7:].tobytes(), "independent of other rows"
 
 
-def test_new_gaps_get_no_indicator() -> None:
-    x = rows_with_gaps()
-    fitted = TiedAutoencoder(**QUICK, impute="mean", missing_indicator=True).fit(x)
-    later = x.copy()
-    later[3, 0] = np.nan
-    filled = x.copy()
-    filled[3, 0] = fitted.model_.scaler.fill[0]
-    assert fitted.transform(later).tobytes() == fitted.transform(filled).tobytes()
-    fitted.partial_fit(later)
-    assert fitted.model_.scaler.indicators.tolist() == [2, 7]
-
-
 def test_wide_sparse_rows_are_made_dense_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     n_rows = 6 * TILE_ROWS
     x = scipy.sparse.random_array((n_rows, 400), density=0.01, rng=np.random.default_rng(0), format="csr")
@@ -360,18 +301,6 @@ def test_wide_sparse_rows_are_made_dense_block_by_block(monkeypatch: pytest.Monk
         tracemalloc.stop()
     assert peak < dense.nbytes
     assert found.tobytes() == fitted.transform(dense).tobytes()
-
-
-def test_full_disk_is_found_before_computing_a_lazy_array(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    lazy = da.from_array(rows(), chunks=(40, 9)).map_blocks(pytest.fail, dtype=np.float64, meta=np.empty((0, 0)))
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with refused(74, "8640 bytes", "No space left on device", "TMPDIR"):
-        compute(lazy, 8639)
 
 
 @pytest.mark.process

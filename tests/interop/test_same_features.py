@@ -155,18 +155,14 @@ def _values(model: Model, rows: np.ndarray) -> np.ndarray:
 
 def _sizes(x: np.ndarray, row_scale: str) -> np.ndarray:
     """Return the size (n_rows, 1) of each row."""
-    sizes = []
-    for row in x:
-        present = row[~np.isnan(row)]
-        absolute = np.abs(present)
-        size = {
-            "total": absolute.sum() / 10_000,
-            "median": abs(np.median(present)),
-            "norm": np.linalg.norm(present),
-            "max": absolute.max(),
-        }[row_scale]
-        sizes.append(size or 1.0)
-    return np.array(sizes)[:, None]
+    absolute = np.abs(x)
+    sizes = {
+        "total": np.nansum(absolute, axis=1) / 10_000,
+        "median": np.abs(np.nanmedian(x, axis=1)),
+        "norm": np.sqrt(np.nansum(x**2, axis=1)),
+        "max": np.nanmax(absolute, axis=1),
+    }[row_scale]
+    return np.where(sizes > 0, sizes, 1.0)[:, None]
 
 
 ACTIVATIONS: dict[str, Any] = {

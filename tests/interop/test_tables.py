@@ -10,7 +10,6 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 from pyarrow import parquet as arrow_parquet
 
@@ -87,22 +86,6 @@ def test_names_of_rows_are_the_index_of_pandas(tmp_path: Path, extras: dict[str,
     assert set(extras) < set(arrow_parquet.read_table(parquet_of(output)).column_names)
 
 
-def test_arrow_reads_plain_types(tmp_path: Path) -> None:
-    """Features are float32 without nulls. Arrays become nested lists, and half precision becomes float32."""
-    values = np.arange(6 * N).reshape(N, 2, 3)
-    words = np.array([[b"a", b"b"]] * N, "S1")
-    extras = {"place": values, "words": words, "half": np.arange(N, dtype=np.float16)}
-    output = write_part(tmp_path, extras, storage=Storage("float16", "gzip"))
-    table = arrow_parquet.read_table(parquet_of(output))
-    types = [table[name].type for name in ("feature0", "feature1", "valid", "half", "append_id")]
-    assert types == [pa.float32(), pa.float32(), pa.bool_(), pa.float32(), pa.int32()]
-    np.testing.assert_array_equal(np.stack([table["feature0"], table["feature1"]], 1), open_features(output).features)
-    assert table["feature0"].null_count == 0, "NaN is not null"
-    assert table["place"].to_pylist() == values.tolist()
-    assert table["words"].to_pylist() == [["a", "b"]] * N
-    assert table["half"].to_pylist() == list(range(N))
-
-
 def test_categories_become_values_unless_they_are_distinct_texts(tmp_path: Path) -> None:
     name = 'list.element."x"'
     output = write_part(tmp_path, {name: np.zeros(N, np.int8)}, {name: ["a", "unused"]})
@@ -131,20 +114,3 @@ def test_anndata_reads_features_names_and_columns(tmp_path: Path) -> None:
         assert found.obs[name].cat.categories.tolist() == values
         assert found.obs[name].cat.codes.tolist() == CODES.tolist()
     assert len(str(found.uns["shardpress_encoder"])) == 64
-
-
-@pytest.mark.parametrize(
-    ("extras", "categories", "expected"),
-    [
-        ({"index": np.arange(7, 7 + N)}, {}, [str(i) for i in range(7, 7 + N)]),
-        ({"index": np.zeros((N, 2))}, {}, [str(i) for i in range(N)]),
-        ({"_index": CODES}, {"_index": ["a", "b", "c"]}, ["a", "c", "", "b", "b", "a", "a"]),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Observation names are not unique")
-def test_rows_without_names_are_numbered_for_anndata(
-    tmp_path: Path, extras: dict[str, np.ndarray], categories: dict[str, Any], expected: list[str]
-) -> None:
-    output = write_part(tmp_path, extras, categories)
-    export(output, "anndata")
-    assert list(anndata.read_h5ad(output / "features.h5ad").obs_names) == expected

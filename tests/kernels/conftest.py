@@ -22,18 +22,3 @@ def path(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(20240229)
-
-
-@pytest.fixture
-def compiled(monkeypatch):
-    """Return the list of calls of ``theano.function`` so far."""
-    theano = backend.load()
-    calls = []
-    original = theano.function
-
-    def compile_and_count(*args, **kwargs):
-        calls.append(args)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(theano, "function", compile_and_count)
-    return calls

@@ -1,6 +1,7 @@
 """Tests of the compile cache: missing directories, and protection against code of other users."""
 
 import os
+import pickle
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from shardpress_kernels import compilecache
+from shardpress_kernels import backend, compilecache
 from shardpress_kernels.compatibility import fingerprint_adaptation
 from shardpress_kernels.compiler import watch_compiler
 from tests.support.interpreters import run_python
@@ -28,40 +29,31 @@ def test_compile_cache_replaces_a_missing_temporary_directory():
     assert facts["temporary"] == facts["cache"]
 
 
+@pytest.mark.compiler
 def test_key_of_a_module_is_replaced_atomically(tmp_path):
     # Theano reads the file of keys without a lock. It would delete a module whose file is empty, although other
     # processes use the module.
-    (tmp_path / "key.pkl").write_text("before")
-    code = f"""
-    import os, pickle
-    from shardpress_kernels import backend
-    backend.load()
-    from theano.gof.cmodule import KeyData
-    folder = {str(tmp_path)!r}
+    path = tmp_path / "key.pkl"
+    path.write_text("before")
     seen = []
+
     class Key:
         def __reduce__(self):
-            seen.append(open(folder + "/key.pkl").read())
+            seen.append(path.read_text())
             return str, ("a key",)
-    KeyData({{Key()}}, "hash", folder + "/key.pkl", "entry").save_pkl()
-    facts["seen"] = seen
-    with open(folder + "/key.pkl", "rb") as file:
-        facts["after"] = sorted(pickle.load(file).keys)
-    facts["files"] = os.listdir(folder)
-    """
-    facts = run_python(code).facts
-    assert facts == {"seen": ["before"], "after": ["a key"], "files": ["key.pkl"]}
+
+    backend.load().gof.cmodule.KeyData({Key()}, "hash", str(path), "entry").save_pkl()
+    assert seen == ["before"]
+    assert pickle.loads(path.read_bytes()).keys == {"a key"}
+    assert os.listdir(tmp_path) == ["key.pkl"]
 
 
 # ---- files of libgpuarray
 
-CACHE_PATH = """
-from shardpress_kernels import backend
-facts["path"] = backend.load().config.gpuarray.cache_path
-"""
 INFORMATION = "Model: \t\t NVIDIA {}\nIRQ:   \t\t 41\nGPU UUID: \t GPU-{}\n"
 
 
+@pytest.mark.compiler
 def test_cache_of_kernels_is_named_after_the_models_of_cards(tmp_path: Path) -> None:
     machines = {"one": ["B200"], "another": ["B200", "B200"], "newer": ["B300"], "none": []}
     found = {}
@@ -73,8 +65,7 @@ def test_cache_of_kernels_is_named_after_the_models_of_cards(tmp_path: Path) -> 
         found[machine] = compilecache._fingerprint_cards(tmp_path / machine)
     assert found["one"] == found["another"]
     assert len(set(found.values())) == 3
-    path = Path(run_python(CACHE_PATH).facts["path"])
-    assert path.name == compilecache._fingerprint_cards()
+    assert Path(backend.load().config.gpuarray.cache_path).name == compilecache._fingerprint_cards()
 
 
 # ---- trust
@@ -129,24 +120,14 @@ def test_code_in_a_private_cache_runs_below_a_sticky_directory(trap):
     assert marker.exists(), "the trap works"
 
 
-@pytest.mark.parametrize(("level", "mode"), [("cache", 0o770), ("cache", 0o705), ("base", 0o702), ("above", 0o777)])
+@pytest.mark.parametrize(("level", "mode"), [("cache", 0o770), ("above", 0o777)])
 def test_cache_that_others_can_write_is_refused_before_use(trap, level, mode):
     cache, marker = trap
-    path = {"cache": cache, "base": cache.parent, "above": cache.parents[1]}[level]
+    path = {"cache": cache, "above": cache.parents[1]}[level]
     path.chmod(mode)
     ended = run_python(UNSAFE, THEANO_FLAGS=flags_for(cache))
     assert f"{path} " in ended.facts["error"]
     assert f"mode {mode:04o}" in ended.facts["error"]
-    assert not marker.exists()
-
-
-@pytest.mark.skipif(os.getuid() != 0, reason="missing on this machine: root, who can make directories for other users")
-def test_cache_in_a_directory_of_another_user_is_refused(trap):
-    cache, marker = trap
-    os.chown(cache.parents[1], 12345, -1)
-    ended = run_python(UNSAFE, THEANO_FLAGS=flags_for(cache))
-    assert f"{cache.parents[1]} " in ended.facts["error"]
-    assert "user 12345" in ended.facts["error"]
     assert not marker.exists()
 
 

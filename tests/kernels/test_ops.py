@@ -1,10 +1,9 @@
 """Tests of the CPU Ops against their NumPy reference: for all networks, at all edges of tiles, for any threads.
 
-Sample: if a test combines dtypes, rules or networks, each value occurs in one combination; errors and steps are
-computed for three dtypes of rows. With TEST_CASES=all, all combinations are tested.
+Sample: if a test combines dtypes, rules or networks, each value occurs in one combination; rows have 5 dtypes, and
+errors and steps are computed for two of them. With TEST_CASES=all, all combinations are tested.
 """
 
-import os
 import sys
 import threading
 
@@ -31,7 +30,7 @@ pytestmark = pytest.mark.compiler
 # 5 s to compile, so these networks have few different options, and tests share them.
 WIDTHS = [(1, 1), (7, 3), (15, 16), (17, 15), (64, 64), (65, 33), (100, 130), (512, 48), (513, 17), (1030, 70)]
 ONE_LAYER = [Network(widths) for widths in WIDTHS]
-SHALLOW = [Network((65, 33), code="linear", gain=True), Network((64, 17), code="linear", gain=True)]
+SHALLOW = Network((65, 33), code="linear", gain=True)
 EVERY_OPTION = Network((70, 513, 66), "leaky-relu", "linear", gain=True)
 DEEP = [
     Network((2049, 129, 8)),
@@ -173,7 +172,7 @@ def test_features_and_errors_of_one_layer_equal_numpy_at_edges(rng, network, kin
     check_features_and_errors(rng, network, kind)
 
 
-@each("kind, network", cross(["floats", "bytes"], [*SHALLOW, *DEEP]))
+@each("kind, network", cross(["floats", "bytes"], [*DEEP, SHALLOW]))
 def test_features_and_errors_of_networks_equal_numpy(rng, network, kind):
     check_features_and_errors(rng, network, kind)
 
@@ -186,7 +185,7 @@ def test_gradients_of_one_layer_equal_numpy_at_edges(rng, network):
 @each(
     "network, corruption",
     [
-        *((network, 0.0) for network in (*SHALLOW, DEEP[0], DEEP[2], MANY_CLASSES, WITH_NUMBERS)),
+        *((network, 0.0) for network in (DEEP[2], MANY_CLASSES, WITH_NUMBERS)),
         *((network, CORRUPTION) for network in WITH_CLASSES),
     ],
 )
@@ -200,7 +199,10 @@ def test_network_with_every_option_equals_numpy(rng):
     check_error_and_gradients(rng, EVERY_OPTION, CORRUPTION)
 
 
-@each("working, dtype", cross(["float32", "float64", None], sorted(ops.DTYPES)))
+DTYPES = sorted(ops.DTYPES) if ALL_CASES else ["float64", "int16", "int64", "uint64", "uint8"]
+
+
+@each("working, dtype", cross(["float32", "float64", None], DTYPES))
 def test_features_and_gradients_of_every_dtype_equal_numpy(rng, dtype, working):
     rows = (rng.random((40, 19)) * (200 if np.dtype(dtype).kind != "i" else 100)).astype(dtype)
     scaling = ()
@@ -216,7 +218,7 @@ def test_features_and_gradients_of_every_dtype_equal_numpy(rng, dtype, working):
     x = reference.scaled(rows, scaling)
     expected = reference.features(network, x, float64(parameters))
     assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
-    if not ALL_CASES and dtype not in ("uint8", "int8", "int64"):
+    if not ALL_CASES and dtype not in ("uint8", "int64"):
         return
     expected = reference.row_errors(network, x, float64(parameters))
     assert_close(autoencoder.errors(rows), expected, "cpu", "float32", "cost")
@@ -231,8 +233,8 @@ def test_features_and_gradients_of_every_dtype_equal_numpy(rng, dtype, working):
 
 @pytest.mark.process
 @pytest.mark.usefixtures("path")
-@each("working, dtype", cross(["float32", "float64"], ["u1", "f8", "f4", "i8"]))
-@each("n_inputs", [1, 64, 100])
+@each("working, dtype", cross(["float32", "float64"], ["u1", "f8", "f4"]))
+@each("n_inputs", [1, 65])
 def test_rows_outside_the_range_are_reported(rng, working, dtype, n_inputs):
     # Some rows contain one value just outside the range, in any column, or NaN or Inf. Other rows are just inside it.
     low = np.full(n_inputs, 10, working)
@@ -275,14 +277,13 @@ def hard_columns(kind, rng, n_inputs=300):
         high[::30] = 1
     elif kind == "of all ranges":
         high[:] = 2 ** (np.arange(n_inputs) % 8 + 1) - 1
-    elif kind.startswith("constant"):
         low[::3] = high[::3] = np.arange(n_inputs)[::3] % 256
-    scale = np.where(high > low, 1 / np.maximum(high - low, 1), kind == "constant and scaled by 1")
+    scale = np.where(high > low, 1 / np.maximum(high - low, 1), 1)
     rows = rng.integers(low, high + 1, (500, n_inputs)).astype(np.uint8)
     return rows, low.astype(np.float32), scale.astype(np.float32)
 
 
-HARD_COLUMNS = ["even", "far from zero", "a few narrow ones", "of all ranges", "constant", "constant and scaled by 1"]
+HARD_COLUMNS = ["even", "far from zero", "a few narrow ones", "of all ranges"]
 
 
 def hard_weights(kind, rng, n_inputs=300, n_features=60):
@@ -291,8 +292,6 @@ def hard_weights(kind, rng, n_inputs=300, n_features=60):
         W[rng.random(W.shape) < 0.01] *= 100
     elif kind == "of all sizes":
         W *= np.exp(2 * rng.normal(size=(n_inputs, 1))) / 10
-    elif kind == "of one sign":
-        W = np.abs(W) / 3
     elif kind == "tiny":
         W *= 1e-35
     elif kind == "mostly 0":
@@ -301,7 +300,7 @@ def hard_weights(kind, rng, n_inputs=300, n_features=60):
     return W.astype(np.float32)
 
 
-HARD_WEIGHTS = ["normal", "a few huge ones", "of all sizes", "of one sign", "tiny", "mostly 0"]
+HARD_WEIGHTS = ["normal", "a few huge ones", "of all sizes", "tiny", "mostly 0"]
 
 
 @each("weights", HARD_WEIGHTS)
@@ -320,23 +319,9 @@ def test_features_of_bytes_are_as_exact_as_those_of_floats(rng, columns, weights
     expected = reference.code(network, exact, float64(parameters))
     errors = [np.sqrt(np.mean((found - expected) ** 2)) for found in (features, of_floats)]
     assert errors[0] <= 1.05 * errors[1]
-
-
-@pytest.mark.process
-@each(
-    "n_inputs, columns, in_integers",
-    [(300, name, name in [*HARD_COLUMNS[:3], "constant"]) for name in HARD_COLUMNS]
-    + [(n, "even", n > 20) for n in (10, 100, 1000)],
-)
-def test_bytes_use_integer_products_where_these_are_exact(rng, n_inputs, columns, in_integers):
-    # Values of other dtypes are multiplied as floats. Bytes are multiplied as floats if the processor lacks the
-    # instruction.
-    rows, *scaling = hard_columns(columns, rng, n_inputs)
-    network = Network((n_inputs, 60))
-    autoencoder = autoencoder_of(network, random_parameters(rng, network), scaling)
-    of_bytes = autoencoder.encode(rows)
-    of_floats = autoencoder.encode(rows.astype(np.uint16))
-    assert np.array_equal(of_bytes, of_floats) != (in_integers and has_products_of_bytes())
+    if weights == "normal":  # bytes are multiplied as integers, if the processor can, and where this is exact
+        in_integers = columns != "of all ranges" and has_products_of_bytes()
+        assert np.array_equal(features, of_floats) != in_integers
 
 
 @each("dtype, bad", [("u1", np.nan), ("u1", np.inf), ("u1", -np.inf), ("f4", np.nan), ("f4", np.inf), ("f4", 3e38)])
@@ -353,7 +338,7 @@ def test_bytes_and_floats_are_scaled_first_for_extreme_parameters(rng, dtype, wh
     np.testing.assert_allclose(autoencoder.encode(rows.astype(dtype)), scaled_first, rtol=0, atol=1e-6)
 
 
-@each("n_inputs", [65_535, 65_536, 65_537, 140_001])
+@each("n_inputs", [65_536, 65_537, 140_001])
 def test_sums_of_bytes_do_not_overflow(n_inputs):
     # All bytes are 255, and the digits of the weights are the largest of either sign.
     rows = np.full((7, n_inputs), 255, np.uint8)
@@ -390,15 +375,14 @@ def test_changed_parameter_of_bytes_is_noticed_between_calls(rng, name):
     assert_same_bits(autoencoder.encode(rows), expected)
 
 
-@each("n_inputs", [1, 64, 101])
+@each("n_inputs", [1, 101])
 def test_bytes_are_compared_with_ranges_of_any_numbers(rng, n_inputs):
     # The limits of one column are varied: whole numbers or fractions, inside or outside the range of a byte, or NaN.
     network = Network((n_inputs, 5))
     parameters = random_parameters(rng, network)
     rows = rng.integers(50, 200, (256, n_inputs), dtype=np.uint8)
     limits = [(low, high) for low in (-1, 0, 1, 254, 255, 256) for high in (-1, 0, 1, 254, 255, 256)]
-    limits += [(-0.5, 254.5), (0.5, 255.5), (254.5, 300.0), (-3e38, 3e38), (100, 99), (99.5, 100.4), (99.5, 99.6)]
-    limits += [(np.nan, 255), (0, np.nan), (np.nan, np.nan)]
+    limits += [(0.5, 255.5), (254.5, 300.0), (-3e38, 3e38), (100, 99), (99.5, 99.6), (np.nan, 255), (0, np.nan)]
     center = np.full(n_inputs, 120.5, np.float32)
     scale = np.full(n_inputs, 1 / 149, np.float32)
     for low, high in limits:
@@ -450,8 +434,8 @@ def test_no_memory_is_read_after_the_last_row():
 # ---- rows of floats
 
 
-@each("offset", [0, 0.5, -1, 1, 1.5, 1000])
-@each("n_features", [8, 64, 65])
+@each("offset", [0, -1, 1.5, 1000])
+@each("n_features", [64, 65])
 def test_rows_of_floats_are_not_scaled_if_columns_begin_near_0(rng, n_features, offset):
     # If a column begins far from 0, rows are scaled first, like rows of other dtypes. With more than 64 features, all
     # rows are scaled first.
@@ -503,16 +487,16 @@ def test_row_has_the_same_bits_next_to_any_rows(rng, network, kind):
 
 
 @each("rule", RULES if ALL_CASES else ["momentum"])
-@each("network, corruption", [(WITH_CLASSES[1], CORRUPTION), (WITH_NUMBERS, 0.0)])
-def test_training_gives_the_same_bits_for_any_threads_and_place(rng, rule, network, corruption):
+def test_training_gives_the_same_bits_for_any_threads_and_place(rng, rule):
+    network = WITH_CLASSES[1]
     parameters = random_parameters(rng, network)
     rows, _ = random_rows(rng, 700, network, "floats")
     minibatches = [rng.permutation(700)[:n_rows] for n_rows in (259, 7, 512)]
-    arrays = [arrays_of_step(rng, network, len(numbers), corruption) for numbers in minibatches]
+    arrays = [arrays_of_step(rng, network, len(numbers), CORRUPTION) for numbers in minibatches]
     results = []
     for n_threads, resident in [(1, rows), (2, rows), (4, rows), (2, None)]:
         autoencoder = autoencoder_of(network, parameters, scaling_of(network, "floats"), n_threads)
-        step = TrainingStep(autoencoder, rule, rows.dtype, resident, corruption, LOSS)
+        step = TrainingStep(autoencoder, rule, rows.dtype, resident, CORRUPTION, LOSS)
         costs = []
         for numbers, own in zip(minibatches, arrays, strict=True):
             minibatch = rows[numbers] if resident is None else numbers
@@ -526,8 +510,7 @@ def test_training_gives_the_same_bits_for_any_threads_and_place(rng, rule, netwo
 # ---- NaN and Inf
 
 
-@each("kind", ["bytes", "floats"])
-@each("network", [Network((20, 3), code="linear", gain=True), Network((20, 40, 3))])
+@each("kind, network", [("bytes", Network((20, 3), code="linear", gain=True)), ("floats", Network((20, 40, 3)))])
 def test_rows_with_features_that_are_not_finite_are_reported(rng, network, kind):
     # All sums are finite, except in the rows in which a column with huge weights is not zero.
     parameters = random_parameters(rng, network)
@@ -565,24 +548,6 @@ def test_sigmoid_is_exact_in_float32_and_saturates():
     assert (np.diff(found[:200_001]) >= -6e-8).all()
 
 
-@pytest.mark.process
-def test_subnormal_numbers_are_not_flushed_to_zero():
-    code = """
-    import numpy as np
-    from shardpress_kernels.autoencoder import Autoencoder
-    from shardpress_kernels.network import Network
-    from shardpress_kernels.step import TrainingStep
-    autoencoder = Autoencoder(Network((5, 3)))
-    rows = np.full((40, 5), 1e-40, np.float32)
-    autoencoder.encode(rows)
-    step = TrainingStep(autoencoder, "momentum", rows.dtype)
-    step.begin(rows, None, len(rows))
-    step.take([0.1])
-    facts["tiny"] = float(np.float32(1e-39) * np.float32(0.5))
-    """
-    assert run_python(code).facts["tiny"] == pytest.approx(5e-40)
-
-
 # ---- arrays
 
 
@@ -613,7 +578,9 @@ def test_arrays_of_wrong_shapes_are_refused_by_name(rng):
     parameters = random_parameters(rng, network)
     rows = np.zeros((4, 5), np.float32)
     autoencoder = autoencoder_of(network, parameters, scaling_of(network, "floats"))
-    for name, shape in {"W_2": (6, 3), "b_hidden_1": (5,), "b_output_2": (3,), "gain": (2,)}.items():
+    with pytest.raises(ValueError, match=r"\bW_2\b.*\(3, 4\).*\(4, 3\)"):
+        autoencoder.set_parameters(parameters | {"W_2": np.ones((3, 4))})
+    for name, shape in {"W_2": (6, 3), "gain": (2,)}.items():
         variable = autoencoder.shared[name]
         before = variable.get_value()
         variable.set_value(np.zeros(shape, np.float32))
@@ -632,8 +599,9 @@ def test_arrays_that_a_step_cannot_use_are_refused(rng):
     network = Network((5, 3), gain=True, nested=True, head=Head("classes", 3))
     autoencoder = autoencoder_of(network, random_parameters(rng, network), scaling_of(network, "floats"))
     step = TrainingStep(autoencoder, "momentum", np.dtype("f4"), corruption=CORRUPTION, loss=LOSS)
-    usable = {"rows": np.zeros((4, 5), np.float32), **arrays_of_step(rng, network, 4, CORRUPTION)}
-    take(step, usable)
+    rows = np.zeros((4, 5), np.float32)
+    others = arrays_of_step(rng, network, 4, CORRUPTION)
+    take_step(step, rows, 0.1, **others)
     before = autoencoder.parameters()
     for name, value, words in [
         ("noise", None, "noise"),
@@ -645,19 +613,11 @@ def test_arrays_that_a_step_cannot_use_are_refused(rng):
         ("kept", np.full(4, np.nan, np.float32), "keeps"),
     ]:
         with case(name, words), pytest.raises(ValueError, match=words):
-            take(step, usable | {name: value})
+            take_step(step, rows, 0.1, **(others | {name: value}))
     with pytest.raises(ValueError, match="minibatch has no rows"):
-        take(step, {name: array[:0] for name, array in usable.items()})
-    plain = TrainingStep(Autoencoder(Network((5, 3))), "momentum", np.dtype("f4"))
-    with pytest.raises(ValueError, match="noise"):
-        take(plain, {"rows": usable["rows"], "noise": usable["noise"]})
+        take_step(step, rows[:0], 0.1, **{name: array[:0] for name, array in others.items()})
     for name, array in autoencoder.parameters().items():
         np.testing.assert_array_equal(array, before[name])
-
-
-def take(step, arrays):
-    others = dict(arrays)
-    return take_step(step, others.pop("rows"), 0.1, **others)
 
 
 @each("number", [-1, 9])
@@ -681,31 +641,29 @@ def test_other_python_threads_run_during_a_call(rng):
     rows = rng.random((3_000, 784), dtype=np.float32)
     autoencoder = autoencoder_of(network, random_parameters(rng, network), n_threads=1)
     autoencoder.encode(rows)
-    n_yields = [0]
-    stop = threading.Event()
+    lock = threading.Lock()
+    lock.acquire()
+    has_run = threading.Event()
 
-    def yield_repeatedly():
-        while not stop.is_set():
-            n_yields[0] += 1
-            os.sched_yield()  # releases the lock
+    def run():
+        with lock:
+            has_run.set()
 
-    thread = threading.Thread(target=yield_repeatedly)
-    before = sys.getswitchinterval()
+    thread = threading.Thread(target=run)
     thread.start()
+    before = sys.getswitchinterval()
     sys.setswitchinterval(10**6)
+    lock.release()
+    n_calls = 0
     try:
-        n_meanwhile = 0
-        for _ in range(1000):  # a busy machine may have no core for the thread during one call
-            n_before = n_yields[0]
+        while n_calls < 1000 and not has_run.is_set():  # a busy machine may have no core for the thread during one call
             autoencoder.encode(rows)
-            n_meanwhile += n_yields[0] - n_before
-            if n_meanwhile:
-                break
+            n_calls += 1
+        assert has_run.is_set()
+        assert n_calls
     finally:
         sys.setswitchinterval(before)
-        stop.set()
         thread.join()
-    assert n_meanwhile
 
 
 @pytest.mark.process
@@ -755,13 +713,13 @@ def test_flags_of_the_user_hardly_change_results():
     out = np.zeros((40, 7), np.float32)
     autoencoder.encode(rows, out)
     facts["features"] = out.tolist()
+    facts["tiny"] = float(np.float32(1e-39) * np.float32(0.5))
     """
     expected = run_python(code).facts
     assert expected["uses_ops"]
+    assert expected["tiny"] == pytest.approx(5e-40), "the process does not flush subnormal numbers to zero"
     assert run_python(code, THEANO_FLAGS="optimizer_excluding=inplace").facts == expected
-    for flags in ("mode=FAST_COMPILE", "linker=py"):  # Theano's own operations, in NumPy
-        with case(flags):
-            found = run_python(code, THEANO_FLAGS=flags).facts
-            assert not found["uses_ops"]
-            np.testing.assert_allclose(found["costs"], expected["costs"], rtol=1e-4)
-            np.testing.assert_allclose(found["features"], expected["features"], atol=1e-4)
+    found = run_python(code, THEANO_FLAGS="mode=FAST_COMPILE").facts
+    assert not found["uses_ops"]  # but Theano's own operations, in NumPy
+    np.testing.assert_allclose(found["costs"], expected["costs"], rtol=1e-4)
+    np.testing.assert_allclose(found["features"], expected["features"], atol=1e-4)

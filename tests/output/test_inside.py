@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from shardpress.output.inside import files_inside
 from shardpress.output.journal import Journal
-from tests.support.faulty import bind, forked
 from tests.support.journals import add
 
 
@@ -30,24 +27,3 @@ def test_linked_paths_of_an_output_are_inside(journal: Journal, tmp_path: Path) 
         assert files_inside(directory, [foreign, *paths]) == paths
     for directory in (tmp_path / "nowhere", foreign):
         assert files_inside(directory, paths) == []
-
-
-@pytest.mark.process
-@pytest.mark.parametrize("name", ["", "parts"])
-def test_a_bind_mount_of_the_output_is_inside(journal: Journal, tmp_path: Path, name: str) -> None:
-    source = journal.directory / name
-    part = journal.directory / add(journal).entry.file
-    target = tmp_path / "mount"
-    target.mkdir()
-    path = target / part.relative_to(source)
-
-    def inside_after_bind() -> list[str] | None:
-        if not bind(source, target):
-            return None
-        return [str(found) for found in files_inside(journal.directory, [path])]
-
-    code, found = forked(inside_after_bind)
-    assert code == 0
-    if found is None:
-        pytest.skip("this machine does not allow mounts")
-    assert found == [str(path)]

@@ -49,18 +49,6 @@ def test_ridge_equals_scikit_learn_with_the_best_penalty(
         assert not W[2].any()
 
 
-@each("n_from", [4, 7])
-def test_a_rotation_is_undone(rng: np.random.Generator, n_from: int) -> None:
-    target = rng.normal(size=(300, 4)).astype(np.float32) * np.float32([1, 10, 0.1, 1]) + 3
-    mixed = (target @ rng.normal(size=(4, n_from)) - 2).astype(np.float32)
-    found = fit_map(mixed.astype(float), target.astype(float), third(300), "b", "a")
-    assert (found.n_rows, found.n_held_out) == (300, 100)
-    assert found.r2.min() > 0.9999
-    np.testing.assert_allclose(found.map.apply(mixed), target, atol=0.02)
-    assert found.map.apply(mixed).dtype == np.float32
-    assert np.isnan(found.map.apply(np.full((1, n_from), np.nan, np.float32))).all()
-
-
 def test_noise_is_not_fitted(rng: np.random.Generator) -> None:
     """The penalty is large if the features have nothing in common; R2 is then about 0, instead of far below."""
     for n_rows in (60, 90, 600):

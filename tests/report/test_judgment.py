@@ -23,7 +23,7 @@ from shardpress.report.sample import Sample, SampleSpec, draw_sample
 from shardpress.settings.config import Config
 from shardpress.training.components import Baseline, principal_components
 from shardpress.training.verdict import count_units
-from tests.report.test_newrows import Mixture, components_model
+from tests.report.test_newrows import components_model, mixture
 from tests.support.cases import each
 from tests.support.logged import mentions
 from tests.support.pages import make_parts, model_of
@@ -107,21 +107,6 @@ def test_baselines_equal_scikit_learn_on_the_same_split() -> None:
     assert regression["columns"] > regression["components"] + regression["margins"]["components"]
 
 
-def test_units_missing_values_and_outliers_change_no_r2() -> None:
-    rows, _, _ = unequal_rows()
-    numbers = rows[:, 0] + rows[:, 2]
-    before = facts_of(rows, rows[:, :1], Numbers("t", numbers), 4)
-    scaled = facts_of(rows, rows[:, :1], Numbers("t", 1e200 * numbers + 1e201), 4)
-    for name in ("features", *BASELINES, "constant"):
-        assert scaled[name] == pytest.approx(before[name], abs=1e-6)
-    numbers[[3, 5]] = np.nan
-    numbers[[7, 8]] = (1e9, -1e12)  # in a training row, and in a test row
-    after = facts_of(rows, rows[:, :1], Numbers("t", numbers), 4)
-    assert before["n_train"] + before["n_test"] - after["n_train"] - after["n_test"] == 4
-    for name in ("features", *BASELINES):
-        assert after[name] == pytest.approx(before[name], abs=0.02), name
-
-
 def test_error_bar_is_two_standard_errors_of_paired_differences() -> None:
     rows, _, labels = unequal_rows()
     found = facts_of(rows, rows[:, :3], labels, 3)
@@ -139,15 +124,12 @@ def test_error_bar_is_two_standard_errors_of_paired_differences() -> None:
 @each(
     "probe, errors, is_good",
     [
-        (probe_of(0.6), {}, True),
         (probe_of(0.6, components=0.61), {}, True),
-        (probe_of(0.6, components=0.63), {}, False),
         (probe_of(0.6, columns=0.63), {}, False),
         (probe_of(0.6, columns=0.63, margin=0.04), {}, True),
         (probe_of(0.912, -0.01, 0.025, "R2", columns=0.951), {}, False),
         (probe_of(0.59, 0.59, components=0.59, standardized=0.59, columns=0.59), {}, False),
         (None, {"cost": 0.97}, False),
-        (None, {"cost": 1.2, "components": 1.3}, False),
         (None, {"cost": None, "components": None, "mean": None}, True),
     ],
 )
@@ -171,17 +153,13 @@ def test_features_are_good_unless_a_baseline_is_better(
 def test_suggested_flags_differ_from_the_settings_of_the_run() -> None:
     """Only flags that were measured to help are suggested, and none if no column shows the labels."""
     supervised = {"target": "kind", "fit_on": "split == train"}
-    narrow = {}
-    wide = {"n_inputs": 784}
     for baseline, config, summary, flags in (
-        ("columns", {}, narrow, ["--output-layer hidden", "--target kind", "--fit-on", "--n-features 16"]),
-        ("columns", {"output_layer": "hidden"}, narrow, ["--target kind", "--fit-on", "--n-features 16"]),
-        ("columns", supervised, narrow, ["--output-layer hidden", "--n-features 16"]),
-        ("columns", supervised, wide, []),
+        ("columns", {}, {}, ["--output-layer hidden", "--target kind", "--fit-on", "--n-features 16"]),
         ("columns", supervised, {"n_features": 19}, ["--output-layer hidden"]),
-        ("components", {}, narrow, ["--hidden none"]),
-        ("components", {"hidden": []}, narrow, []),
-        ("columns", {"model": "features"}, narrow, ["--model"]),
+        ("columns", supervised, {"n_inputs": 784}, []),
+        ("components", {}, {}, ["--hidden none"]),
+        ("components", {"hidden": []}, {}, []),
+        ("columns", {"model": "features"}, {}, ["--model"]),
     ):
         found = judged(probe_of(0.5, **{baseline: 0.7}), {**SETTINGS, **config}, **summary)
         assert [flag for flag in flags if flag not in found.suggestion] == []
@@ -218,7 +196,7 @@ def test_a_damaged_validation_row_does_not_decide_the_comparison(factor: float, 
 def test_a_damaged_row_of_a_sample_changes_no_judgment(tmp_path: Path, i: int) -> None:
     """The damaged row is a training row or a test row of the linear models."""
     rng = np.random.default_rng(0)
-    rows = Mixture.of(rng, 20, has_heavy_tails=False).draw(rng, 1000)
+    rows = mixture(rng, 1000, 20)
     model = components_model(rows, 8)
     kinds = (rows[:, 3] > np.median(rows[:, 3])).astype(np.int64)
     found = []

@@ -1,14 +1,13 @@
 """Tests of the verdict on new rows: estimates against slow ones, degenerate samples, and the rate of false alarms.
 
 Models are linear networks of principal components, which need no training. `tests/run/test_append_scenarios.py` counts
-how many changes are found.
+how many changes are found, and false alarms for independent rows.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -28,32 +27,20 @@ SEEDS = sample(range(400), 20)
 FILES = ["new.h5"]
 
 
-@dataclass(frozen=True, eq=False)
-class Mixture:
-    """Three clusters of rows with correlated columns, whose deviations are normal or have heavy tails."""
-
-    centers: np.ndarray
-    mixing: np.ndarray
-    has_heavy_tails: bool
-
-    @classmethod
-    def of(cls, rng: np.random.Generator, n_columns: int, has_heavy_tails: bool) -> Mixture:
-        spectrum = np.geomspace(3, 0.1, n_columns) / np.sqrt(n_columns)
-        mixing = rng.normal(size=(3, n_columns, n_columns)) * spectrum
-        return cls(rng.normal(0, 1.5, (3, n_columns)), mixing, has_heavy_tails)
-
-    def draw(self, rng: np.random.Generator, n_rows: int) -> np.ndarray:
-        clusters = rng.integers(0, 3, n_rows)
-        shape = (n_rows, self.centers.shape[1])
-        noise = rng.standard_t(3, shape) if self.has_heavy_tails else rng.normal(size=shape)
-        return self.centers[clusters] + np.einsum("ni,nij->nj", noise, self.mixing[clusters])
+def mixture(rng: np.random.Generator, n_rows: int, n_columns: int) -> np.ndarray:
+    """Return rows of three clusters with correlated columns."""
+    spectrum = np.geomspace(3, 0.1, n_columns) / np.sqrt(n_columns)
+    mixing = rng.normal(size=(3, n_columns, n_columns)) * spectrum
+    centers = rng.normal(0, 1.5, (3, n_columns))
+    clusters = rng.integers(0, 3, n_rows)
+    noise = rng.normal(size=(n_rows, n_columns))
+    return np.asarray(centers[clusters] + np.einsum("ni,nij->nj", noise, mixing[clusters]))
 
 
-def components_model(rows: np.ndarray, n_features: int, trained_on: np.ndarray | None = None) -> Model:
+def components_model(rows: np.ndarray, n_features: int) -> Model:
     """Return a linear model of principal components, and a scaler for the range of all rows."""
     scaler = Scaler(rows.min(axis=0), rows.max(axis=0))
-    scaled = scaler.scaled(rows if trained_on is None else trained_on)
-    found = principal_components(scaled, n_features, np.random.default_rng(0))
+    found = principal_components(scaler.scaled(rows), n_features, np.random.default_rng(0))
     parameters = {
         "W": found.components.astype(np.float32),
         "b_hidden": (-found.mean @ found.components).astype(np.float32),
@@ -62,12 +49,12 @@ def components_model(rows: np.ndarray, n_features: int, trained_on: np.ndarray |
     return Model(scaler, Network((rows.shape[1], n_features), code="linear"), parameters)
 
 
-def sample_of(model: Model, rows: np.ndarray, stretch_rows: int = 8) -> Sample:
-    """Return a sample of consecutive rows, in stretches of equal length."""
+def sample_of(model: Model, rows: np.ndarray) -> Sample:
+    """Return a sample of consecutive rows, in stretches of eight."""
     numbers = np.arange(len(rows))
     features = model.encode(rows).astype(np.float32)
     scaled = model.scaler.transform(rows)
-    return Sample(scaled, features, {}, 0 * numbers, numbers, numbers // stretch_rows, numbers < 0)
+    return Sample(scaled, features, {}, 0 * numbers, numbers, numbers // 8, numbers < 0)
 
 
 def judged(reference: Reference, model: Model, rows: np.ndarray) -> Verdict:
@@ -78,15 +65,15 @@ def judged(reference: Reference, model: Model, rows: np.ndarray) -> Verdict:
     return judge_new_rows(reference, sample_of(model, rows), model, NO_COLUMNS, n_outside, len(rows), FILES)
 
 
-def reference_of(model: Model, rows: np.ndarray, n_rows: int = 0, stretch_rows: int = 8) -> Reference:
+def reference_of(model: Model, rows: np.ndarray, n_rows: int = 0) -> Reference:
     """Return the reference of held-out rows. The run has `n_rows` rows, or those."""
-    return Reference.of(sample_of(model, rows, stretch_rows), model, FILES, n_rows or len(rows))
+    return Reference.of(sample_of(model, rows), model, FILES, n_rows or len(rows))
 
 
 def small_case(n_rows: int = 400, n_columns: int = 6, n_features: int = 3) -> tuple[Model, np.ndarray, Reference]:
     """Return a model, rows of its distribution, and the reference of the first half of these rows."""
     rng = np.random.default_rng(3)
-    rows = Mixture.of(rng, n_columns, has_heavy_tails=False).draw(rng, 2 * n_rows)
+    rows = mixture(rng, 2 * n_rows, n_columns)
     model = components_model(rows, n_features)
     return model, rows, reference_of(model, rows[:n_rows], 2 * n_rows)
 
@@ -109,11 +96,7 @@ def test_features_of_lower_rank_use_fewer_directions(rank: int) -> None:
     dependent = replace(model, parameters={**model.parameters, "W": W})
     reference = reference_of(dependent, rows[:400])
     assert reference.basis.shape == (3, rank)
-    verdict = judged(reference, dependent, rows[400:])
-    assert (verdict.mean_shift is None) == (verdict.covariance_shift is None) == (rank == 0)
-    assert verdict.verdict == "keep"
-    equal = np.repeat(rows[:1], 800, axis=0)
-    assert judged(reference_of(dependent, equal[:400]), dependent, equal[400:]).verdict == "keep"
+    assert judged(reference, dependent, rows[400:]).verdict == "keep"
 
 
 @each("factor", [10, 1e30])
@@ -178,21 +161,6 @@ def test_constant_missing_indicators_are_not_stuck() -> None:
     verdict = judged(reference_of(model, rows[:400], 800), model, np.nan_to_num(rows[400:]))
     assert verdict.stuck_columns == ()
     assert any("is missing" in reason for reason in verdict.reasons)
-
-
-@pytest.mark.slow
-@each("has_heavy_tails, sizes", [(False, (20, 50, 500)), (True, (50, 500))])
-def test_rows_of_the_same_distribution_are_kept(has_heavy_tails: bool, sizes: tuple[int, ...]) -> None:
-    n_alarms = Counter[int]()
-    for seed in SEEDS:
-        rng = np.random.default_rng(seed)
-        mixture = Mixture.of(rng, 20, has_heavy_tails)
-        rows = mixture.draw(rng, 4000)
-        model = components_model(rows, 8, trained_on=rows[2000:])
-        reference = reference_of(model, rows[:2000], len(rows), 16)
-        for n_rows in sizes:
-            n_alarms[n_rows] += judged(reference, model, mixture.draw(rng, n_rows)).verdict != "keep"
-    assert max(n_alarms.values()) <= 0.05 * len(SEEDS)
 
 
 @pytest.mark.slow

@@ -12,12 +12,9 @@ import pytest
 
 from shardpress.report.page.build import html_of, page_of, text_of
 from shardpress.report.page.document import Figure, Page, Table
-from shardpress.report.page.pictures import scatter
 from shardpress.report.page.quality import quality
-from shardpress.report.page.run import time_spent
-from shardpress.report.page.svg import COMPARED, FEATURES, LABELS, Scale
+from shardpress.report.page.svg import Scale
 from shardpress.report.page.verdict import action_needed
-from shardpress.report.words import cut, path
 from tests.support.pages import Parsed, largest
 
 DIGEST = "0a" * 32
@@ -101,49 +98,6 @@ def test_attention_section_comes_first_and_has_each_problem_once(report: dict[st
     assert [text.count(words) for words in (shortened, "scan-of-17-shards")] == [1, 1]
 
 
-def test_workers_are_listed_slowest_first(report: dict[str, Any], page: Page) -> None:
-    """A worker that died has no device, and a worker that joined late has no scan time."""
-    worker = {"host": "node-1", "pid": 7, "device": "cuda0"}
-    done = {"n_tasks": 5, "n_rows": 1000, "seconds": 10.0}
-    workers = [
-        {**worker, "name": "fast", "stages": {"encoding": {**done, "n_rows": 2000}, "scan": done}},
-        {**worker, "name": "slow", "device": None, "stages": {"encoding": done}},
-        {**worker, "name": "idle", "stages": {}},
-    ]
-    section = time_spent({**report, "cluster": {"kind": "workers", "workers": workers}})
-    table = section.items[-1]
-    assert isinstance(table, Table)
-    assert table.columns[2:] == ("tasks", "scan", "encoding")
-    assert table.rows == (
-        ("idle on node-1", "cuda0", "0", "-", "-"),
-        ("slow on node-1", "-", "5", "-", "100"),
-        ("fast on node-1", "cuda0", "10", "100", "200"),
-    )
-    assert " 10 slowest of 1,000" in text_of(page)
-
-
-def test_long_paths_keep_their_end_and_are_escaped() -> None:
-    long = "/folder" * 50 + "/\u202eshard-17.h5"
-    assert path(long).endswith("\\u202eshard-17.h5")
-    assert len(path(long)) == 80
-    assert path("a.h5") == "a.h5"
-    assert cut("x" * 400).endswith("…")
-
-
-def dots_of(figure: Figure) -> list[tuple[str, str]]:
-    """Return the colour and shape of each dot in a figure, including those of the legend."""
-    found = []
-    for attributes, _ in Parsed(figure.svg).named("path"):
-        if attributes.get("class") == "dots":
-            style = (str(attributes["stroke"]), str(attributes["stroke-linecap"]))
-            found += [style] * str(attributes["d"]).count("M")
-    return found
-
-
-def words_of(figure: Figure) -> list[str]:
-    return [words for _, words in Parsed(figure.svg).named("text")]
-
-
 def test_usual_values_fit_on_an_axis_and_outliers_are_at_its_ends() -> None:
     rng = np.random.default_rng(0)
     for values in (rng.normal(size=500), rng.uniform(size=40), np.arange(3.0), np.ones(5)):
@@ -157,20 +111,3 @@ def test_usual_values_fit_on_an_axis_and_outliers_are_at_its_ends() -> None:
     scale = Scale.over(costs, 0, 100, allows_log=True)
     assert scale(1e9) == 100
     assert 0 <= scale(-1.0) < scale(0.01) < scale(0.5) <= 100
-
-
-def test_labels_are_in_a_legend_and_rare_ones_are_joined() -> None:
-    codes = np.concatenate([np.repeat(np.arange(20), 10), np.repeat([3, 19], 5), [-1]])
-    points = np.random.default_rng(0).normal(size=(len(codes), 2))
-    names = [f"label {i}" for i in range(20)]
-    figure = scatter("rows", points, codes, names, FEATURES)
-    words = words_of(figure)
-    assert len(words) == 13
-    assert {"label 3", "label 19"} <= set(words)
-    styles = dots_of(figure)
-    assert len(set(styles)) == 13, "each label has its own colour and shape"
-    assert {colour for colour, _ in styles} <= {COMPARED, *LABELS}
-    assert len(styles) == len(codes) + 13
-    assert figure.table.rows[0][:2] == ("all others", "81")
-    few = scatter("rows", points, np.where(codes < 0, -1, codes % 2), names[:2], FEATURES)
-    assert words_of(few) == ["no label", "label 0", "label 1"]

@@ -216,27 +216,6 @@ def test_rounding_error_is_allowed_once(workspace: Workspace, out: Path) -> None
         assert len(verify(str(out), 1000).faults) == n_faults, share
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--on-bad-data", "skip", "--max-bad", "50%", "--missing-value", "0.5"],
-        ["--impute", "median", "--missing-value", "0.5", "--clip-quantile", "0.1", "--scale", "std"],
-        ["--row-scale", "norm", "--transform", "log1p", "--storage-dtype", "float16"],
-    ],
-    ids=lambda flags: flags[0],
-)
-def test_verification_applies_every_encoding_setting(workspace: Workspace, out: Path, flags: list[str]) -> None:
-    rows = np.random.default_rng(2).normal(size=(20, 4)).astype(np.float32)
-    rows[3, 1] = 0.5
-    workspace.add_shard("3.h5", rows)
-    workspace.add_shard("4.h5", (10 * rows).astype(np.int16))
-    assert workspace.run(out, *flags) == 0
-    found = verify(str(out), 1000)
-    assert (found.faults, found.unchecked) == ((), ())
-    assert found.rows.n_rows + found.rows.n_bad == N_ROWS + 40
-    assert found.rows.n_bad == (flags[0] == "--on-bad-data")
-
-
 def test_rows_of_a_partly_unreadable_shard_are_no_fault(workspace: Workspace, out: Path) -> None:
     """All of its rows are stored as bad, but most of them can be read if only these rows are requested."""
     rows = np.random.default_rng(3).normal(size=(64, 4)).astype(np.float32)

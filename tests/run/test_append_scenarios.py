@@ -19,7 +19,7 @@ import pytest
 
 from shardpress.report.page.build import page_of, text_of
 from shardpress.result import Result
-from shardpress.run import budget, new_rows
+from shardpress.run import budget
 from tests.support.cases import ALL_CASES
 from tests.support.standin import Workspace, features_of
 
@@ -119,18 +119,6 @@ def test_without_held_out_rows_there_is_no_verdict(month: Month) -> None:
     assert month.run("--validation-fraction", "0", "--append") == 0
     assert Result.open(month.output).facts.appends[-1]["drift"] is None
     assert "held out no rows" in text_of(page_of(Result.open(month.output).report()))
-
-
-def test_rows_that_cannot_be_judged_are_not_published_with_fail(month: Month, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_arguments: object) -> None:
-        raise ValueError("cannot be judged")
-
-    assert month.run() == 0
-    month.arrive(n_files=1)
-    monkeypatch.setattr(new_rows, "judge_new_rows", fail)
-    assert month.run("--append", "--on-append-drift", "fail") == 80
-    assert month.run("--append") == 0
-    assert Result.open(month.output).n_rows == 21 * N_ROWS
 
 
 @pytest.mark.process

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 
 from shardpress.features import open_features
-from shardpress.result import INDEX, Result, load_model
+from shardpress.result import INDEX, load_model
 from tests.support import standin
 from tests.support.bad_shards import NO_LIMITS, Shards, bad_lines, check, errors, results
 from tests.support.cases import case, cross, each, sample
 from tests.support.logged import mentions
-from tests.support.tolerances import assert_close
 
 SKIP = ["--on-bad-data", "skip", *NO_LIMITS]
 
@@ -92,6 +91,27 @@ def test_values_of_a_bad_row_affect_nothing(shards: Shards, tmp_path: Path) -> N
     assert len(bits) == 1
 
 
+@pytest.mark.process
+def test_rows_with_inf_or_without_values_stay_bad_if_gaps_are_filled(shards: Shards) -> None:
+    """Also with the model, as a given one."""
+    rows = np.random.default_rng(0).normal(100, 20, (90, 4)).astype(np.float32)
+    rows[::5, 2] = -7
+    rows[11] = [-7, np.nan, np.nan, -7]
+    rows[3, 1] = np.inf
+    rows[41, [0, 2]] = [np.nan, -np.inf]
+    shards.add(rows)
+    assert shards.run(*SKIP, "--missing-value", "-7", "--impute", "mean", "--clip-quantile", "0.01") == 0
+    model = load_model(shards.output)
+    again = shards.folder.with_name("again")
+    assert shards.run(*SKIP, "--missing-value", "-7", "--model", str(shards.output), output=again) == 0
+    expected = model.encode(np.where(rows == -7, np.nan, rows))
+    expected[[3, 11, 41]] = np.nan
+    for output in (shards.output, again):
+        np.testing.assert_allclose(open_features(output).features.compute(), expected, atol=1e-5)
+        lines = [(line["row"], line["columns"]) for line in bad_lines(output)]
+        assert lines == [(3, [1]), (11, [0, 1, 2, 3]), (41, [2])]
+
+
 # -- columns and ranges --------------------------------------------------------------------------------------------
 
 UNUSABLE = {
@@ -121,15 +141,6 @@ def test_the_advice_allows_all_bad_rows_and_shards(shards: Shards, caplog: pytes
     assert shards.run(*advice.split()) == 0
 
 
-def test_a_range_stretched_by_an_outlier_causes_a_warning(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
-    shards.fill(300)
-    shards.arrays[0][7, 2] = 3e5
-    shards.rewrite(0, shards.arrays[0])
-    assert shards.run() == 0
-    assert "--clip-quantile" in caplog.text
-    assert list(Result.open(shards.output).report()["scan"]["narrow_columns"]) == ["2"]
-
-
 # -- limits --------------------------------------------------------------------------------------------------------
 
 
@@ -156,18 +167,3 @@ def test_the_limit_of_bad_rows_is_exact(
     assert shards.run(*flags, "--overwrite") == 65
     assert mentions(errors(caplog), 8, 7)
     assert results(shards.output) == before
-
-
-# -- on the real kernels -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.compiler
-def test_kernels_encode_extreme_and_constant_columns(tmp_path: Path) -> None:
-    low = np.array([-3e38, 0, 7, 0], np.float32)
-    high = np.array([3e38, 1e-45, 7, 99], np.float32)
-    rows = np.where(np.arange(60)[:, None] % 3 > 0, low, high)
-    shards = Shards(tmp_path)
-    shards.add(rows)
-    assert shards.run() == 0
-    features = open_features(shards.output).features.compute()
-    assert_close(features, load_model(shards.output).encode(rows), "cpu", "float32", "features")

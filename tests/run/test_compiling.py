@@ -1,10 +1,9 @@
-"""Tests of real processes whose device, compiler or compile cache is missing."""
+"""Tests of real processes whose compiler or compile cache is missing."""
 
 from __future__ import annotations
 
 import os
 import re
-import resource
 import signal
 import time
 from pathlib import Path
@@ -18,18 +17,11 @@ pytestmark = pytest.mark.process
 
 # -- missing and broken compilers --------------------------------------------------------------------------------------
 
-MISSING = {
-    "device": ({"THEANO_FLAGS": "device=cuda103"}, "device=cuda103 "),
-    "compiler": ({"PATH": "/nonexistent"}, r".* g\+\+ .* PATH=/nonexistent\b"),
-}
 
-
-@pytest.mark.parametrize("what", MISSING)
-def test_a_required_device_or_compiler_that_is_missing_ends_the_run(small: Small, tmp_path: Path, what: str) -> None:
-    variables, words = MISSING[what]
-    ended = small.program(**variables).run(tmp_path / "out", "--require-device")
+def test_a_run_without_a_compiler_ends_before_it_starts(small: Small, tmp_path: Path) -> None:
+    ended = small.program(PATH="/nonexistent").run(tmp_path / "out", "--require-device")
     assert ended.code == 69
-    assert ended.has_line(f"DeviceError: {words}")
+    assert ended.has_line(r"DeviceError: .* g\+\+ .* PATH=/nonexistent\b")
     assert LAST_LINE.search(ended.lines[-1])
     assert not ended.has_line("Traceback")
 
@@ -40,7 +32,7 @@ BROKEN = {
     "fails": ("*-shared*", r"DeviceError: .* x\.cpp:0: error: number 0\. .*\brun\.log\b"),
     "hides the processor": ("*-march=native*", "march=native"),
 }
-ERRORS = ["In file included from x:", *(f"x.cpp:{i}: error: number {i}" for i in range(500))]
+ERRORS = [f"x.cpp:{i}: error: number {i}" for i in range(500)]
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -59,17 +51,6 @@ def test_the_error_of_a_failing_compiler_is_quoted(small: Small, tmp_path: Path,
     assert not ended.has_line("number 1|temporary file|command line")
     assert kind != "fails" or "number 499" in (tmp_path / "out" / "run.log").read_text()
     assert [path.name for path in broken.parent.iterdir()] == ["g++"], "no temporary files are left"
-
-
-def test_the_compiler_finds_its_linker_without_a_path(small: Small, tmp_path: Path) -> None:
-    program = small.program(PATH=None, XDG_CACHE_HOME=tmp_path / "cache")
-    ended = program.run(tmp_path / "out", *small.with_model)
-    assert ended.code == 0, ended.lines
-    assert features_of(tmp_path / "out") == small.features
-    assert sum(re.search(r" INFO compiling\b", line) is not None for line in ended.lines) == 1
-    assert ended.has_line(r"^Done: .*\bcompiling\b.* [\d.]+ s\.")
-    second = program.run(tmp_path / "second", *small.with_model)
-    assert not second.has_line("compiling"), "compiled code is cached"
 
 
 # -- the compile cache -------------------------------------------------------------------------------------------------
@@ -102,15 +83,3 @@ def test_a_temporary_compile_cache_replaces_an_unusable_one(small: Small, tmp_pa
     stopped = program.run(tmp_path / "stopped", at=" WARNING .* cache ", by=signal.SIGTERM)
     assert stopped.code == -signal.SIGTERM, stopped.lines
     assert list((tmp_path / "tmp").iterdir()) == []
-
-
-def test_a_full_compile_cache_ends_the_run(small: Small, tmp_path: Path) -> None:
-    def limit_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**13, 2**13))
-
-    program = small.program(XDG_CACHE_HOME=tmp_path / "cache")
-    process = program.start(tmp_path / "out", preexec_fn=limit_files)
-    output = process.communicate(timeout=DEADLINE)[0].decode()
-    assert process.returncode == 74, output
-    assert re.search(r"WriteFailed: .*\bbase_compiledir\b", output)
-    assert LAST_LINE.search(output.splitlines()[-1])

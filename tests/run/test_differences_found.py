@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 from shardpress.features import open_features
 from shardpress.report.verify import verify
 from shardpress.result import Result, load_model
+from shardpress.run.encoding_stage import EncodingStage
+from shardpress.run.scan_stage import ScanStage
 from tests.support.helpers import write_shard
-from tests.support.interruptions import FullAfter
-from tests.support.standin import Workspace
+from tests.support.interruptions import FullAfter, undisturbed_features
+from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +89,28 @@ def test_a_retraining_does_not_stop_twice_because_of_an_edit(workspace: Workspac
     codes = [workspace.run(out, "--retrain", "--seed", "7", "--verify", "sizes") for _ in range(2)]
     assert codes == [65, 0]
     check_features(out, some_rows(0), some_rows(10), some_rows(2))
+
+
+@pytest.mark.parametrize(("stage", "is_restored"), [(ScanStage, False), (EncodingStage, True)])
+def test_contents_that_change_during_a_run_stop_it(
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch, stage: Any, is_restored: bool
+) -> None:
+    """Results of the stopped run are not used if they have rows of both contents."""
+    path = workspace.add_shard("0.h5", some_rows(0))
+    make = stage.make
+
+    def make_and_change(*arguments: Any) -> Any:
+        found = make(*arguments)
+        write_in_place(path, some_rows(10, n=1))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "make", make_and_change)
+        assert workspace.run(out) == 65
+    if is_restored:
+        write_in_place(path, some_rows(0))
+    assert workspace.run(out) == 0
+    assert features_of(out) == undisturbed_features(workspace)
 
 
 # -- categories ----------------------------------------------------------------------------------------------------

@@ -12,20 +12,17 @@ from shardpress.errors import DataError
 from shardpress.features import open_features
 from shardpress.hdf5.shard import Block, array_shard
 from shardpress.interop.onnx import encoder_onnx
-from shardpress.report.verify import verify
 from shardpress.result import load_model
 from shardpress.scan import ranges
 from shardpress.scan.scaler import Scaler
 from shardpress.shards.conversion import Conversion
-from tests.support.cases import case, cross, each
+from tests.support.cases import cross, each
 from tests.support.interruptions import FullAfter
-from tests.support.standin import Workspace, features_of, install
+from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.slow
 
 ROWS = 100 * np.random.default_rng(3).normal(size=(60, 4)) + 1000
-
-
 FLAGS: list[tuple[str, ...]] = [(), ("--row-scale", "norm"), ("--transform", "log1p"), ()]
 
 
@@ -45,33 +42,13 @@ def test_an_append_equals_a_run_over_all_files(
     assert features_of(out) == features_of(other)
 
 
-def test_appended_integers_are_shifted_like_those_of_the_training(empty: Workspace, out: Path) -> None:
-    rows = (1e6 * ROWS).astype(np.int64) + 2**60
-    empty.add_shard("a.h5", rows[:40])
-    assert empty.run(out) == 0
-    empty.add_shard("b.h5", rows[40:] - 10**9)
-    assert empty.run(out, "--append") == 0
-    model = load_model(out)
-    assert model.offset is not None
-    stored = np.concatenate([rows[:40], rows[40:] - 10**9])
-    expected = model.encode(stored - model.offset.astype(np.int64))
-    assert np.allclose(open_features(out).features.compute(), expected, atol=1e-5)
-
-
 # -- large integers -------------------------------------------------------------------------------------------------
 
 LARGE = 2**60
 
 
-@pytest.fixture
-def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """Return a data set of int64 columns whose values differ by at most 3."""
-    install(monkeypatch)
-    return with_offset(tmp_path / "large", LARGE)
-
-
 def with_offset(folder: Path, offset: int) -> Workspace:
-    """Return a data set whose values differ from those of another one by the offset."""
+    """Return a data set of int64 columns whose values, without the offset, differ by at most 3."""
     folder.mkdir()
     workspace = Workspace(folder)
     rng = np.random.default_rng(0)
@@ -80,35 +57,26 @@ def with_offset(folder: Path, offset: int) -> Workspace:
     return workspace
 
 
-def features(output: Path) -> np.ndarray:
-    return np.asarray(open_features(output).features)
-
-
 @pytest.mark.process
-def test_large_integers_give_the_features_of_their_differences(large: Workspace, tmp_path: Path) -> None:
-    """So does an interrupted run, and one with a given model."""
+@pytest.mark.usefixtures("empty")
+def test_large_integers_give_the_features_of_their_differences(tmp_path: Path) -> None:
+    """Also if the run was interrupted after the scan."""
+    large = with_offset(tmp_path / "large", LARGE)
     small = with_offset(tmp_path / "differences", 0)
     assert small.run(tmp_path / "small") == 0
-    expected = features(tmp_path / "small")
-    assert np.ptp(expected) > 0
-    for kind in ("scan", "part"):
-        out = tmp_path / kind
-        with case(kind):
-            assert large.plan(out).problems == []
-            assert large.run(out, disk=FullAfter(kind, 1)) == 74
-            assert large.run(out, "--threads", "2", "block_rows=5") == 0
-            np.testing.assert_array_equal(features(out), expected)
+    out = tmp_path / "large-features"
+    assert large.run(out, disk=FullAfter("scan", 1)) == 74
+    assert large.run(out, "--threads", "2", "block_rows=5") == 0
+    found = open_features(out).features.compute()
+    np.testing.assert_array_equal(found, open_features(tmp_path / "small").features.compute())
     model = load_model(out)
     assert model.offset is not None
     assert model.offset.tolist() == [float(LARGE)] * 4
-    assert large.run(tmp_path / "again", "--model", str(out)) == 0
-    np.testing.assert_array_equal(features(tmp_path / "again"), expected)
-    assert not verify(str(out), 100).faults
     with pytest.raises(DataError, match="above 2"):
         encoder_onnx(model)
 
 
-@each("dtype, offset", [("int64", LARGE), ("uint64", 2**63), ("int64", -LARGE), ("int32", LARGE), ("uint8", 2**55)])
+@each("dtype, offset", [("int64", LARGE), ("uint64", 2**63), ("int64", -LARGE), ("uint8", 2**55)])
 def test_differences_are_exact_or_at_the_limit(dtype: str, offset: int) -> None:
     limits = np.iinfo(np.int64)
     info = np.iinfo(dtype)

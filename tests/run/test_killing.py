@@ -1,27 +1,61 @@
-"""Tests of killed real runs. With TEST_CASES=all, there are hundreds of them."""
+"""Tests of real runs that are killed at random moments, with equal bits after the same command.
+
+A round kills a run in one of its phases, checks the output directory and that no process of the run is left, and
+repeats the command until it ends. Every third round also kills the repeated runs, and every fourth one has two workers.
+With TEST_CASES=all, there are hundreds of rounds.
+"""
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.support.cases import ALL_CASES
+from tests.support.cases import ALL_CASES, case
 from tests.support.clusters import until
-from tests.support.killing import Victim, processes_of, rounds
+from tests.support.killing import Victim, processes_of
 from tests.support.processes import Small
+from tests.support.protocol import invalid_entries, run_seen_by_readers
 
 pytestmark = pytest.mark.process
 
 PHASES = ("start", "scan", "training", "encoding", "finishing")
+ATTEMPTS = 20
 
 
-def test_a_run_killed_in_any_phase_resumes_with_the_same_bits(victim: Victim) -> None:
-    n_rounds = 200 if ALL_CASES else len(PHASES)
-    assert len(list(rounds(victim, n_rounds, seed=9))) == n_rounds
+@pytest.mark.parametrize("number", range(200 if ALL_CASES else len(PHASES)))
+def test_a_run_killed_in_any_phase_resumes_with_the_same_bits(victim: Victim, tmp_path: Path, number: int) -> None:
+    flags = ("--workers", "2") if number % 4 == 3 else ()
+    for attempt in range(ATTEMPTS):
+        rng = random.Random(f"{number} {attempt}")
+        more = rng.choices(PHASES, k=rng.randint(1, 3)) if number % 3 == 2 else []
+        output = tmp_path / f"{attempt}"
+        with case(attempt=attempt):
+            is_killed = kill(victim, output, flags, [PHASES[number % len(PHASES)], *more], rng)
+            victim.resume(output, *flags)
+        if is_killed:  # otherwise the run ended before it was killed
+            return
+    raise AssertionError("the run always ended before it was killed")
+
+
+def kill(victim: Victim, output: Path, flags: Sequence[str], phases: Sequence[str], rng: random.Random) -> bool:
+    """Kill one run after another in these phases, until one ends by itself. Return whether any was killed.
+
+    A resumed run may skip a phase, and a chosen moment may be after the end of a run.
+    """
+    for number, phase in enumerate(phases):
+        ended = victim.program.run(output, *flags, at=phase, delay=rng.random() * victim.seconds[phase])
+        if ended.code == 0:
+            return number > 0
+        assert ended.code == -signal.SIGKILL, ended.lines[-3:]
+        assert invalid_entries(output) == []
+        run_seen_by_readers(output)
+    return True
 
 
 @pytest.mark.parametrize("n_processes", [2, 4, 5])

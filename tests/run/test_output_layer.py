@@ -11,9 +11,7 @@ from sklearn.datasets import load_digits
 from shardpress import cli
 from shardpress.commands.table import main
 from shardpress.features import open_features
-from shardpress.interop.estimator import TiedAutoencoder
 from shardpress.result import Result, load_model
-from tests.run.test_cleaning import features_of
 from tests.support.helpers import write_shard
 
 pytestmark = [pytest.mark.compiler, pytest.mark.process, pytest.mark.slow]
@@ -36,6 +34,10 @@ def run(folder: Path, output: str, *flags: str) -> int:
     return cli.main("", ["--input", str(folder / "digits.h5"), "--output", str(folder / output), *flags])
 
 
+def features_of(output: Path) -> bytes:
+    return bytes(open_features(output).features.compute().tobytes())
+
+
 def test_features_are_outputs_of_the_hidden_layer(folder: Path) -> None:
     model = load_model(folder / "out")
     assert (model.network.widths, model.n_features) == ((64, 48, 6), 48)
@@ -54,26 +56,6 @@ def test_one_model_can_write_both_layers(folder: Path) -> None:
     assert run(folder, "plain", *SETTINGS) == 0
     assert run(folder, "code", "--model", str(folder / "out"), "--output-layer", "code") == 0
     assert features_of(folder / "code") == features_of(folder / "plain")
-    assert run(folder, "again", "--model", str(folder / "out")) == 0
-    assert run(folder, "other", "--model", str(folder / "plain"), *HIDDEN) == 0
-    assert features_of(folder / "other") == features_of(folder / "again") == features_of(folder / "out")
-
-
-def test_the_estimator_transforms_rows_in_the_same_way(folder: Path) -> None:
-    features = open_features(folder / "out").features.compute()
-    estimator = TiedAutoencoder.from_run(folder / "out")
-    assert (estimator.output_layer, estimator.n_features) == ("hidden", 6)
-    np.testing.assert_array_equal(estimator.transform(ROWS), features)
-    assert len(estimator.get_feature_names_out()) == 48
-    fitted = TiedAutoencoder(output_layer="hidden", hidden=(48,), n_features=6, epochs=4).fit(ROWS)
-    np.testing.assert_array_equal(fitted.transform(ROWS), features)
-    restored = fitted.inverse_transform(features)
-    assert np.square(restored - ROWS).mean() < 0.5 * ROWS.var(axis=0).mean()
-    assert np.abs(fitted.partial_fit(ROWS).transform(ROWS) - features).max() > 0
-
-
-def test_a_network_without_hidden_layers_is_refused(folder: Path) -> None:
-    for flags in (["--hidden", "none"], ["--nested", "yes"]):
-        assert run(folder, "none", *HIDDEN, *flags) == 64
-    assert run(folder, "flat", "--hidden", "none", "--epochs", "1") == 0
-    assert run(folder, "none", "--model", str(folder / "flat"), *HIDDEN) == 78
+    assert run(folder, "hidden", "--model", str(folder / "plain"), *HIDDEN) == 0
+    assert features_of(folder / "hidden") == features_of(folder / "out")
+    assert run(folder, "none", *HIDDEN, "--hidden", "none") == 64

@@ -24,7 +24,7 @@ def rows_around_range(rng: np.random.Generator, size: int, dtype: Any) -> np.nda
     return rows.astype(dtype)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int8, np.int64])
+@pytest.mark.parametrize("dtype", [np.float32, np.int8])
 def test_rows_outside_the_range_are_counted_and_clipped_or_kept(
     shards: Shards, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: Any
 ) -> None:
@@ -61,13 +61,6 @@ def test_a_row_outside_the_range_stops_the_run_on_request(
     shards.rewrite(0, rows)
     assert shards.run(*flags, "--overwrite") == 65
     assert mentions(errors(caplog), f"file={shards.folder}/0.h5 dataset=X", "31.5", 13, 2)
-
-
-def test_training_rows_are_never_outside_the_range(shards: Shards, capsys: pytest.CaptureFixture[str]) -> None:
-    shards.fill(40)
-    assert shards.run("--on-drift", "raise") == 0
-    assert shards.run("--model", str(shards.output), "--on-drift", "raise", output=shards.output / "../again") == 0
-    assert "outside" not in capsys.readouterr().out
 
 
 def test_rows_that_overflow_float32_are_bad_rows(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:

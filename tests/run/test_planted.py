@@ -19,8 +19,6 @@ pytestmark = pytest.mark.process
 
 COMMAND = Path(sys.executable).parent / "shardpress"
 OTHER_USER = 12345
-# Modules that tests can import, ours included, and modules that Python imports by itself.
-NAMES = {*sys.stdlib_module_names, *packages_distributions(), "sitecustomize", "usercustomize"}
 # In the order of execution: later commands read the results of the run.
 COMMANDS = {
     "run": ["--input", ".", "--output", "out", "--epochs", "1", "--n-features", "2", "--workers", "2"],
@@ -37,9 +35,11 @@ COMMANDS = {
 
 def plant(folder: Path, canaries: Path) -> None:
     """Write modules of every name that create a file when they are executed, and a library for the linker."""
+    # Modules that tests can import, ours included, and modules that Python imports by itself.
+    names = {*sys.stdlib_module_names, *packages_distributions(), "sitecustomize", "usercustomize"}
     folder.mkdir()
     canaries.mkdir()
-    for name in filter(str.isidentifier, NAMES):
+    for name in filter(str.isidentifier, names):
         source = f"open({str(canaries / name)!r}, 'w').close()\nraise ImportError('planted: {name}')\n"
         (folder / f"{name}.py").write_text(source)
     (folder / "libgcc_s.so.1").write_text("INPUT(/planted/not-there.o)\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -43,10 +42,6 @@ class Cells:
     def run(self, *flags: str) -> int:
         settings = ("--epochs", "1", "--n-features", "2", "--hidden", "none", "--batch-size", "20")
         return main("", ["--input", str(self.shards), "--output", str(self.output), *settings, *flags])
-
-    def touch(self) -> None:
-        for path in self.shards.iterdir():
-            os.utime(path)
 
     def store_in_chunks(self) -> None:
         with h5py.File(self.shards / "0.h5", "r+") as file:
@@ -101,16 +96,13 @@ class Request(NamedTuple):
 DEPTH = ("depth", "group", "kind")
 REQUESTS = {
     "the same again": Request(),
-    "other labels": Request(("--labels", "group"), labels="group", judges=True),
     "corrected labels": Request(before=Cells.correct_labels, judges=True),
     "labels that do not exist": Request(("--labels", "depth"), exit_code=78),
     "another extra": Request(("--include", "obs/depth"), extras=DEPTH),
     "another extra as labels": Request(
         ("--include", "obs/depth", "--labels", "depth"), labels="depth", extras=DEPTH, judges=True
     ),
-    "touched files": Request(before=Cells.touch),
     "rows in chunks": Request(before=Cells.store_in_chunks),
-    "part damaged": Request(before=Cells.damage_part, warns=True),
     "part damaged, other labels": Request(("--labels", "group"), Cells.damage_part, "group", judges=True, warns=True),
     "file unreadable": Request(SKIP, Cells.damage_file),
     "file unreadable, other labels": Request(("--labels", "group", *SKIP), Cells.damage_file, exit_code=65),
@@ -158,25 +150,3 @@ def test_a_request_changes_only_what_it_names(
     result = Result.open(cells.output)
     assert tuple(sorted(result.extras())) == request.extras
     assert is_current(cells.output / REPORT, result.digest)
-
-
-def test_other_extras_and_errors_of_a_first_run_keep_its_labels(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    install(monkeypatch)
-    cells = Cells(tmp_path)
-    shutil.copytree(finished / "shards", cells.shards)
-    assert cells.run("--labels", "obs/depth") == 78
-    assert not cells.output.exists()
-    assert cells.run("--labels", "kind") == 0
-    before = cells.facts()
-    judged = cells.judgment()
-    for flags in (["--include", "obs/depth"], ["--include", "obs/depth", "--row-error"]):
-        assert cells.run(*flags) == 0
-        assert cells.judgment() == judged
-        after = cells.facts()
-        assert {**after, "worst": before["worst"]} == before
-    cells.damage_part()
-    assert cells.run(*flags) == 0
-    assert cells.facts()["worst"] == after["worst"]
-    assert cells.judgment() == judged

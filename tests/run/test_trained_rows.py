@@ -1,4 +1,7 @@
-"""Tests of what each row was used for: rows that may have trained the features are no test rows."""
+"""Tests of what each row was used for: rows that may have trained the features are no test rows.
+
+`tests/run/test_sequences.py` compares the use of each row with an independent account.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 
 from scripts import classify as script
-from shardpress.result import Result, Use
+from shardpress.result import Result
 from tests.support.bad_shards import Shards
 from tests.support.damage import damage
 from tests.support.helpers import write_shard
@@ -53,35 +56,17 @@ def trained(shards: Shards) -> Shards:
     return shards
 
 
-@pytest.mark.parametrize("selection", [(), ON_TRAIN], ids=["all", "fit_on"])
-def test_rows_of_new_files_are_test_rows_but_copies_are_not(
-    trained: Shards, capsys: Any, selection: tuple[str, ...]
-) -> None:
-    """If a file of the training has changed, its rows may be in any file that is added from then on."""
-    assert trained.run(*TARGET, *selection) == 0
-    assert ("no_test" in probe_of(trained.output)) == (not selection)
-    if not selection:
-        assert mentions(refusal(trained.output), "No honest test", "y", "--test")
+def test_rows_of_new_files_are_test_rows_but_copies_are_not(trained: Shards, capsys: Any) -> None:
+    assert trained.run(*TARGET) == 0
+    assert "no_test" in probe_of(trained.output)
+    assert mentions(refusal(trained.output), "No honest test", "y", "--test")
     add(trained, "copy.h5", seed=1)
     add(trained, "new.h5", seed=7)
     assert trained.run("--append") == 0
-    n_test = N + (3 * N // 2 if selection else 0)  # with the rows that were left out
     probe = probe_of(trained.output)
-    assert (probe["n_test"], probe["n_train"]) == (n_test, 5 * N - n_test)
+    assert (probe["n_test"], probe["n_train"]) == (N, 4 * N)
     script.main([str(trained.output)])
-    assert mentions(capsys.readouterr().out, f"{n_test} test rows", f"{5 * N - n_test} other rows")
-
-    add(trained, "2.h5", seed=5, n=N + 2)
-    add(trained, "newer.h5", seed=8)
-    assert trained.run("--append") == 0
-    result = Result.open(trained.output)
-    use = np.split(result.use(), np.cumsum([shard.shape[0] for shard in result.facts.request.shards])[:-1])
-    found = {Path(shard.path).name: set(use[i]) for i, shard in enumerate(result.facts.request.shards)}
-    assert found["new.h5"] == {Use.LATER}
-    assert found["2.h5"] == found["copy.h5"] == found["newer.h5"] == {Use.TRAINING}
-
-
-# -- other runs ----------------------------------------------------------------------------------------------------
+    assert mentions(capsys.readouterr().out, f"{N} test rows", f"{4 * N} other rows")
 
 
 def test_rows_of_a_given_supervised_model_may_have_trained_it(trained: Shards, tmp_path: Path, capsys: Any) -> None:
@@ -96,9 +81,6 @@ def test_rows_of_a_given_supervised_model_may_have_trained_it(trained: Shards, t
     assert other.run("--model", str(trained.output), output=tmp_path / "new") == 0
     script.main([str(trained.output), "--test", str(tmp_path / "new")])
     assert mentions(capsys.readouterr().out, f"{N} test rows")
-
-
-# -- masks and lost values -----------------------------------------------------------------------------------------
 
 
 def test_labels_that_cannot_be_read_are_no_labels_but_their_fill_value_is_one(trained: Shards) -> None:

@@ -123,7 +123,7 @@ def test_a_stopped_scheduler_ends_the_run(
     assert wide.run(tmp_path / "expected") == 0
     output = tmp_path / "out"
     with Cluster(tmp_path / "cluster") as cluster:
-        cluster.start_worker("w0", *PRELOAD, "--preload", "tests.support.slow")
+        cluster.start_worker("w0", *PRELOAD, **worker_faults(**{f"at{i}": "is slow" for i in range(len(SIZES))}))
         cluster.wait_for("w0")
 
         def stop_scheduler() -> None:

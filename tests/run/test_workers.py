@@ -111,8 +111,7 @@ def test_a_scheduler_with_certificates_refuses_other_clients(
 
 
 def test_each_worker_computes_on_its_device(opencl: None, small: Small, tmp_path: Path) -> None:
-    flags = ("--devices", "opencl0:0,opencl0:0", "--hidden", "none")
-    ended = small.program().run(tmp_path / "out", *flags)
+    ended = small.program().run(tmp_path / "out", "--devices", "opencl0:0,opencl0:0", *small.with_model)
     assert ended.code == 0, ended.lines
     assert ended.has_line(r" INFO cluster: 2 workers: (0 opencl0:0 \(.*\), 1|1 opencl0:0 \(.*\), 0) opencl0:0 \(")
     assert ended.has_line(r"^Done: .* Device: opencl0:0 \(")

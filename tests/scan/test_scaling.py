@@ -8,23 +8,20 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from shardpress.hdf5.shard import Shard
 from shardpress.scan.sample import moments
 from shardpress.scan.scaler import Scaler
 from shardpress.scan.scaling import chosen_scale, scaled_as
 from shardpress.shards.open import open_shards
-from tests.support.cases import case, each
+from tests.support.cases import case
 from tests.support.helpers import scanned, write_shard
 
-SCALES = ("std", "common", "none")
 DEVIATION = 0.25  # of scaled columns
 
 
-def rows_of(n_rows: int = 500, dtype: str = "f8", seed: int = 0) -> np.ndarray:
+def rows_of(n_rows: int = 500) -> np.ndarray:
     """Return columns of different sizes; the last one is constant."""
-    rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(n_rows, 5)) * [1, 30, 0.01, 5, 0] + [0, 1000, 3, -7, 42]
-    return rows.astype(dtype)
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(n_rows, 5)) * [1, 30, 0.01, 5, 0] + [0, 1000, 3, -7, 42]
 
 
 def scaler_for(rows: np.ndarray, scale: str) -> Scaler:
@@ -33,11 +30,7 @@ def scaler_for(rows: np.ndarray, scale: str) -> Scaler:
     return scaled_as(scale, ranges, *moments(wide, ranges))
 
 
-def shards_of(folder: Path, *arrays: np.ndarray) -> tuple[Shard, ...]:
-    return tuple(open_shards([write_shard(folder / f"{i}.h5", rows) for i, rows in enumerate(arrays)]))
-
-
-def test_std_equals_the_standard_scaler_of_scikit_learn() -> None:
+def test_std_equals_scikit_learn_and_common_uses_one_factor() -> None:
     rows = rows_of()
     expected = StandardScaler().fit_transform(rows[:, :4])
     found = scaler_for(rows, "std").transform(rows)
@@ -45,10 +38,6 @@ def test_std_equals_the_standard_scaler_of_scikit_learn() -> None:
     # The outermost values are winsorized, which changes the moments of 500 normal values by less than 2 %.
     np.testing.assert_allclose(found[:, :4], DEVIATION * expected, rtol=0.02, atol=0.02)
     np.testing.assert_array_equal(found[:, 4], 0)
-
-
-def test_common_divides_all_columns_by_one_number() -> None:
-    rows = rows_of()
     scaler = scaler_for(rows, "common")
     assert len(set(scaler.scale[:4])) == 1
     assert scaler.scale[4] == 0
@@ -68,28 +57,16 @@ def test_outliers_hardly_change_the_factors() -> None:
     assert largest <= 20 * DEVIATION, "rare values stay bounded"
 
 
-def test_a_column_of_subnormal_numbers_becomes_0() -> None:
-    rows = rows_of()
-    rows[:, 1] *= 1e-320
-    for scale in ("std", "common"):
-        x = scaler_for(rows, scale).transform(rows)
-        assert np.isfinite(x).all()
-    assert not scaler_for(rows, "std").transform(rows)[:, 1].any()
-
-
 def test_auto_chooses_a_scale_that_suits_the_columns() -> None:
     """Rare counts have ranges that are wider than 20 deviations."""
     rng = np.random.default_rng(0)
     rare = rng.poisson(0.002, (2000, 50))
     rare[:2] = 2
     cases = [
-        ("range", "pixels", rng.integers(0, 256, (500, 20))),
         ("range", "units", rng.normal(size=(500, 20)) * 10.0 ** np.arange(-10, 10)),
         ("range", "extremes", rng.standard_t(2, (5000, 8)) * 10.0 ** np.arange(8)),
-        ("range", "constant", np.ones((500, 3))),
         ("common", "spectra", rng.lognormal(0, 1.5, (2000, 1)) * (2 + rng.normal(size=(2000, 50)))),
         ("std", "different counts", rng.poisson(rng.gamma(0.2, rng.gamma(0.5, size=50) * 10, (2000, 50)))),
-        ("std", "similar counts", rng.poisson(rng.gamma(0.2, 5.0, (2000, 50)))),
         ("std", "rare counts", rare),
         ("std", "tails", rng.standard_t(4, (5000, 8)) * 10.0 ** np.arange(8)),
         ("std", "frequencies", rng.lognormal(0, 1, (5000, 8)) * (rng.random((5000, 8)) < 0.2) * 2.0 ** np.arange(8)),
@@ -101,25 +78,7 @@ def test_auto_chooses_a_scale_that_suits_the_columns() -> None:
             assert chosen_scale(ranges, moments(wide, ranges)[1], wide) == expected
 
 
-@each("scale", SCALES)
-def test_restored_rows_equal_the_rows(scale: str) -> None:
-    rows = rows_of()[:, : 4 if scale == "none" else 5]
-    scaler = scaler_for(rows, scale)
-    assert scaler.scale_setting == scale
-    if scale == "none":
-        np.testing.assert_array_equal(scaler.transform(rows), rows.astype(np.float32))
-    np.testing.assert_allclose(scaler.restore(scaler.transform(rows).astype(np.float64)), rows, rtol=1e-6, atol=1e-6)
-
-
-@each("dtype", ["u1", "i2", "f4"])
-def test_narrow_rows_are_scaled_in_float32(dtype: str) -> None:
-    rows = (rows_of() % 200).astype(dtype)
-    for scale in SCALES:
-        shift, factor = scaler_for(rows, scale).arrays(np.dtype(dtype))
-        assert (shift.dtype, factor.dtype) == (np.float32, np.float32), scale
-
-
-@each("dtype", ["i8", "f8"])
+@pytest.mark.parametrize("dtype", ["i8", "f8"])
 def test_columns_far_from_zero_keep_their_digits(dtype: str) -> None:
     rows = np.arange(1_600_000_000, 1_600_000_101).astype(dtype)[:, None]
     x = scaler_for(rows, "std").transform(rows)[:, 0]
@@ -131,5 +90,6 @@ def test_extreme_values_cause_no_warning(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).choice([-1.7e308, 0, 1e-308, 3, 1.7e308], (60, 120))
     rows[0] = 1.7e308
     rows[1] = -1.7e308
-    for scale in ("auto", *SCALES):
-        assert scanned(shards_of(tmp_path, rows), 10, 1, scale=scale).n_fitted == 60
+    shards = open_shards([write_shard(tmp_path / "x.h5", rows)])
+    for scale in ("auto", "std", "common", "none"):
+        assert scanned(shards, 10, scale=scale).n_fitted == 60

@@ -25,10 +25,3 @@ def test_comparison_with_a_commit_and_with_peers_runs(
         assert set(result["seconds"]) == programs
     assert run.main(["compare", "device", "--device", "cuda7", "--without-peers", *flags]) == 0
     assert "cuda7" in capsys.readouterr().out, "a missing card is named"
-
-
-def test_the_benchmark_of_an_append_measures_both_programs(tmp_path: Path) -> None:
-    flags = ["--files", "3", "--rows", "20", "--rounds", "1", "--output", str(tmp_path)]
-    assert run.main(["append", *flags]) == 0
-    seconds = json.loads((tmp_path / "append.json").read_text())
-    assert [len(each) for each in seconds.values()] == [1, 1]

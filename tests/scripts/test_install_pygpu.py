@@ -1,4 +1,4 @@
-"""Tests of scripts/install_pygpu.sh, which installs Debian packages into an environment, from a folder or from apt."""
+"""Tests of scripts/install_pygpu.sh, which installs Debian packages into an environment; `test_setup.py` uses apt."""
 
 from __future__ import annotations
 
@@ -38,14 +38,6 @@ try:
     pygpu.gpuarray.count_devices("cuda", 0)
 except Exception as error:
     print(error)
-"""
-
-APT_GET = """#!/bin/bash
-case $* in
-    indextargets*) echo https://own.example/debian/ trixie main; echo https://own.example/s trixie-security main ;;
-    *download*) cp {debs}/*.deb . ;;
-    *update) for each; do case $each in *sourcelist=*) cp "${{each#*sourcelist=}}" {sources} ;; esac; done ;;
-esac
 """
 
 
@@ -111,18 +103,6 @@ def test_packages_in_a_directory_are_installed(target: Environment, debs: Path, 
     assert files(target) == files_before
 
 
-def test_incomplete_or_earlier_installation_is_repaired(target: Environment, debs: Path) -> None:
-    (target.site / "pygpu").mkdir()
-    (target.site / "pygpu/__init__.py").write_text("from . import gpuarray\n")
-    (target.site / "pygpu.new").mkdir()
-    assert install(target, "--from", debs).returncode == 0
-    assert target.run("python", "-c", "import pygpu").returncode == 0
-    file = target.path / "lib/libgpuarray.so.3.0"
-    target.run("patchelf", "--set-rpath", "$ORIGIN", file)
-    assert install(target).returncode == 0
-    assert target.run("patchelf", "--print-rpath", file).stdout == "$ORIGIN/shardpress-gpu:$ORIGIN\n"
-
-
 def test_packages_that_are_missing_or_wrong_are_reported(debs: Path, tmp_path: Path) -> None:
     # Debian's build of pygpu does not work with NumPy 2, for which its source archive is needed.
     target = Environment(tmp_path / "env", "pygpu", "numpy")
@@ -137,21 +117,3 @@ def test_packages_that_are_missing_or_wrong_are_reported(debs: Path, tmp_path: P
         assert reason in result.stderr
         assert not (target.site / "pygpu").exists()
         assert not (target.path / "lib/libgpuarray.so.3.0").exists()
-    for arguments in (["--from"], ["a", "b"], ["--download"]):
-        result = install(target, *arguments)
-        assert result.returncode == 64
-        assert result.stderr.startswith("usage: ")
-
-
-def test_debian_12_is_taken_from_the_own_source_or_a_mirror(target: Environment, debs: Path, tmp_path: Path) -> None:
-    # A fake apt-get prints its sources, stores the source list that it receives, and copies the packages.
-    program = target.path / "bin/apt-get"
-    program.write_text(APT_GET.format(debs=debs, sources=tmp_path / "sources"))
-    program.chmod(0o755)
-    for flags, source in (([], "https://own.example/debian/"), (["--mirror", "https://mirror.example"], None)):
-        shutil.rmtree(target.site / "pygpu", ignore_errors=True)
-        result = install(target, *flags)
-        assert result.returncode == 0, result.stderr
-        lines = (tmp_path / "sources").read_text().splitlines()
-        assert [line.partition(" ")[0] for line in lines] == ["deb", "deb-src"]
-        assert all(line.endswith(f"{source or flags[1]} bookworm main") for line in lines)

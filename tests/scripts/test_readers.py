@@ -11,11 +11,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from scripts import extract
 from shardpress.features import open_features
 from shardpress.result import load_model
-from tests.support.helpers import write_shard
+from tests.support import standin
 from tests.support.interpreters import OTHER_PYTHONS, REPOSITORY
+from tests.support.interruptions import SIZES
 
 pytestmark = pytest.mark.process
 
@@ -90,23 +90,14 @@ def other_python(wheel, tmp_path):
     return other_python
 
 
-@pytest.fixture(scope="module")
-def finished_run(tmp_path_factory):
-    """Return the output of a run."""
-    folder = tmp_path_factory.mktemp("finished")
-    y = np.arange(300) % 2
-    write_shard(folder / "x.h5", np.random.default_rng(0).normal(size=(300, 8)) + 4 * y[:, None], extras={"y": y})
-    flags = ["--input", str(folder / "x.h5"), "--output", str(folder / "out"), "--epochs", "2", "--quiet"]
-    assert extract.main(flags) == 0
-    return folder / "out"
-
-
-@pytest.mark.compiler
 @pytest.mark.parametrize("version", OTHER_PYTHONS)
-def test_other_pythons_read_results_and_need_no_theano(finished_run, other_python, version):
-    rows = np.random.default_rng(1).normal(size=(9, 8))
-    np.save(finished_run.parent / "rows.npy", rows)
-    result = other_python(version, "-W", "error", "-c", PROGRAM, finished_run, finished_run.parent / "rows.npy")
+def test_other_pythons_read_results_and_need_no_theano(tmp_path, monkeypatch, other_python, version):
+    standin.install(monkeypatch)
+    finished_run = tmp_path / "out"
+    assert standin.Workspace(tmp_path, *SIZES).run(finished_run) == 0
+    rows = np.random.default_rng(1).normal(size=(9, 4))
+    np.save(tmp_path / "rows.npy", rows)
+    result = other_python(version, "-W", "error", "-c", PROGRAM, finished_run, tmp_path / "rows.npy")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["numpy"] >= "2"
@@ -117,14 +108,9 @@ def test_other_pythons_read_results_and_need_no_theano(finished_run, other_pytho
     np.testing.assert_array_equal(found["y"], expected.extras["y"])
     np.testing.assert_allclose(found["encoded"], load_model(finished_run).encode(rows), rtol=1e-13)
     np.testing.assert_allclose(found["transformed"], found["encoded"], rtol=1e-5, atol=1e-6)
-    outputs = {
-        name: other_python(version, "-m", "shardpress", name, *flags)
-        for name, flags in {
-            "verify": [finished_run],
-            "report": [finished_run, "--text"],
-            "run": ["--input", finished_run],
-        }.items()
-    }
-    codes = {name: done.returncode for name, done in outputs.items()}
-    assert codes == {**dict.fromkeys(outputs, 0), "run": 69}, {name: done.stderr for name, done in outputs.items()}
-    assert outputs["run"].stderr.endswith(" -I -m shardpress setup-theano\n")
+    for command in (["verify", finished_run], ["report", finished_run, "--text"]):
+        ended = other_python(version, "-m", "shardpress", *command)
+        assert ended.returncode == 0, ended.stderr
+    ended = other_python(version, "-m", "shardpress", "run", "--input", finished_run)
+    assert ended.returncode == 69
+    assert ended.stderr.endswith(" -I -m shardpress setup-theano\n")

@@ -8,26 +8,17 @@ import pytest
 from shardpress.settings.config import Config, problems
 from shardpress.settings.defaults import LEARNING_RATES
 from shardpress.settings.resolve import network_of, resolve
-from shardpress_kernels.network import Network
 from tests.support.cases import case
 from tests.support.logged import mentions
 
 RANGES = {
     "n_features": ([None, 1, 9], [0, -1, 2.5, "2", True]),
-    "learning_rate": ([None, 1e-9, 1e9], [0.0, -1.0, float("nan"), "fast"]),
     "hidden": ([None, [], [1], [512, 256]], [[0], [512, -1], 512]),
     "corruption": ([0.0, 0.004, 0.998], [-0.1, 0.999, 1.0, float("nan")]),
-    "seed": ([0, 2**70], [-1]),
-    "threads": ([None, 1], [0]),
-    "memory_budget": ([2**24], [2**24 - 1, 0]),
-    "workers": ([0, 1, 1000], [-1, None]),
-    "clip_quantile": ([0.0, 0.001, 0.499], [-0.1, 0.5, float("nan")]),
     "missing_value": ([None, 0, -9999, 10**300, 0.5], ["NA"]),
-    "scale": (["auto", "none"], ["all", None, ""]),
     "optimizer": (["adam", "momentum"], ["sgd", "adam\n", "xadam"]),
     "nested": ([False, True], [1, "yes"]),
     "include": ([[], ["a", "b/c"]], ["a", [1], None]),
-    "output": (["a"], [3]),
 }
 
 
@@ -68,8 +59,6 @@ def test_defaults_follow_the_data_and_other_settings():
         assert resolve(Config(), n_rows, 4).training.epochs == epochs
         config = Config.of(batch_size=10_000)
         assert resolve(config, n_rows, 4).training.epochs == epochs, "larger minibatches do not add epochs"
-    for rule, rate in LEARNING_RATES.items():
-        assert resolve(Config.of(optimizer=rule), 100, 4).training.learning_rate == rate
     wide = resolve(Config(), 100, 7840).training.learning_rate
     assert wide == pytest.approx(LEARNING_RATES["adam"] / 10), "the rate is lower for wide rows"
 
@@ -94,20 +83,3 @@ def test_the_default_network_follows_rows_and_columns():
     ):
         network = network_of(resolve(Config.of(**settings), n_rows, n_inputs).network, n_inputs)
         assert (network.code, network.gain) == expected
-
-
-def test_a_given_model_determines_the_network():
-    network = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
-    assert network_of(resolve(Config.of(activation="relu"), 100, 784, network).network, 784) == network
-
-
-def test_settings_that_are_given_are_kept():
-    network = {"hidden": (30, 20), "activation": "leaky-relu", "code_activation": "linear", "decoder_gain": True}
-    of_training = {"batch_size": 17, "learning_rate": 0.5, "epochs": 7, "corruption": 0.1, "replicas": 1}
-    config = Config.of(n_features=7, output_layer="hidden", **network, **of_training)
-    resolved = resolve(config, 100, 784)
-    assert resolved.flat() == config.flat()
-    expected = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True, output_layer="hidden")
-    assert network_of(resolved.network, 784) == expected
-    flat = config.changed(hidden=(), code_activation="sigmoid", decoder_gain=False, output_layer="code")
-    assert network_of(resolve(flat, 100, 784).network, 784) == Network((784, 7)), "there is no hidden activation"

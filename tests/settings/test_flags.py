@@ -11,10 +11,9 @@ from shardpress.settings.config import SETTINGS, Config, problems
 from shardpress.settings.flags import parse
 from shardpress.settings.kinds import SWITCH, YES_OR_NO
 from shardpress.settings.presets import values_of_preset
-from shardpress.settings.printed import as_yaml, summary_line
+from shardpress.settings.printed import as_yaml
 from tests.support.cases import case
 from tests.support.helpers import refused
-from tests.support.logged import mentions
 
 NUMBERS = [1, 2, 8, 0, 16, 2**20, 2**31, 10**9, 0.1, 0.25, 0.4, 0.001, 1e-5, 1e-300, 0.1 + 0.2, 0.5, 1.0, 5.0, 1e22]
 VALUES = {  # by the placeholders of values, or by the names of settings
@@ -118,38 +117,29 @@ def test_sources_add_up_and_lists_can_be_repeated_or_empty(file):
 
 
 def test_automatic_values_can_be_requested_by_name(file):
-    for name in ("dataset", "model", "n_features", "learning_rate"):
+    for name in ("dataset", "n_features", "learning_rate"):
         for text in ("none", "auto"):
             assert settings(*flags(name, text), **variable(name, 1)).flat()[name] is None, (name, text)
         assert settings(*file(f"{name}: null")).flat()[name] is None, name
-
-
-def test_hidden_layers_distinguish_none_and_automatic(file):
-    for sources in (["--hidden", "auto"], file("hidden:"), file("hidden: ''")):
+    for sources in (["--hidden", "auto"], file("hidden: ''")):
         assert settings(*sources).network.hidden is None, sources
-    for sources in (["--hidden", "none"], file("hidden: none"), file("hidden: []")):
+    for sources in (["--hidden", "none"], file("hidden: []")):
         assert settings(*sources).network.hidden == (), sources
     assert settings(*file("hidden: 512")).network.hidden == (512,)
-    assert settings(*file("hidden: 512, 256")).network.hidden == (512, 256)
-    assert settings("--hidden", "512,256").network.hidden == (512, 256)
 
 
 def test_a_tilde_is_expanded_in_every_path(file, tmp_path, monkeypatch):
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("input", "output", "model", "scheduler"):
         with case(name):
             value = ("~/x", "a~b/~") if name == "input" else "~/x"
-            expected = (f"{home}/x", "a~b/~") if name == "input" else f"{home}/x"
+            expected = (f"{tmp_path}/x", "a~b/~") if name == "input" else f"{tmp_path}/x"
             line = f"{name}: {json.dumps(value)}"
             for found in (settings(*flags(name, value)), settings(**variable(name, value)), settings(*file(line))):
                 assert found.flat()[name] == expected
-    (home / "settings.yaml").write_text("seed: 7")
+    file("seed: 7")
     for found in (settings("--config=~/settings.yaml"), settings(SHARDPRESS_CONFIG="~/settings.yaml")):
         assert found.training.seed == 7
-    with refused(64, "--output: '~missing-user/x', "):
-        settings("--output", "~missing-user/x")
 
 
 # -- values ------------------------------------------------------------------------------------------------------
@@ -157,12 +147,10 @@ def test_a_tilde_is_expanded_in_every_path(file, tmp_path, monkeypatch):
 
 BAD_VALUES = {
     "epochs": "ten",
-    "clip_quantile": "0.5",
     "memory_budget": "lots",
     "optimizer": "sgd",
     "max_bad": "150%",
     "hidden": "512,",
-    "nested": "perhaps",
     "finish_by": "25:00",
 }
 
@@ -182,14 +170,12 @@ WRONG_SHAPES = [  # lines of a file
     "epochs: [1, 2]",
     "patience:",
     "hidden: [a]",
-    "quiet: perhaps",
     "input: []",
-    "input: 3",
     "input: [[a.h5]]",
-    "input: [~]",
     "output: 2024_01",
-    "dataset: yes",
     "include: [1.50]",
+    "learning_rate: .nan",
+    "missing_value: -.inf",
     'dataset: "X\\0"',
 ]
 
@@ -202,10 +188,7 @@ def test_a_value_of_the_wrong_shape_is_refused(file):
 
 def test_a_missing_value_is_exact(file):
     """Missing 64-bit integers are often marked by their largest or smallest value, which no float64 equals."""
-    values = {
-        **{"-9999": -9999, "-999.9": -999.9, "1e3": 1000, "1e300": int(1e300), "none": None},
-        **{"9223372036854775807": 2**63 - 1, "18446744073709551615": 2**64 - 1},
-    }
+    values = {"-999.9": -999.9, "1e3": 1000, "none": None, "18446744073709551615": 2**64 - 1}
     for text, value in values.items():
         for found in (settings("--missing-value", text), settings(*file(f"missing_value: '{text}'"))):
             assert found.bad_data.missing_value == value, text
@@ -214,13 +197,9 @@ def test_a_missing_value_is_exact(file):
 UNKNOWN_FLAGS = [
     (["--epoch", "3"], ["--epoch", "--epochs?", "--help"]),
     (["--n_features=3"], ["--n_features", "--n-features?"]),
-    (["--zzzzzz"], ["--zzzzzz. ", "--help"]),
     (["data.h5"], ["data.h5", "--input data.h5?"]),
     (["--device", "cuda"], ["THEANO_FLAGS=device=cuda."]),
-    (["--device"], ["THEANO_FLAGS=device="]),
-    (["--", "-"], ["argument -"]),
     (["--epochs"], ["--epochs", "argument"]),
-    (["--quiet=yes"], ["--quiet", "yes"]),
     (["--bad\nflag"], ["--bad\\nflag"]),
 ]
 
@@ -229,21 +208,10 @@ def test_an_unknown_name_is_refused_with_a_suggestion(file):
     for arguments, phrases in UNKNOWN_FLAGS:
         with case(arguments), refused(64, *phrases):
             settings(*arguments)
-    with refused(78, "key config "):
-        settings(*file("config: other.yaml"))
     with refused(78, "settings.yaml: key n_feature ", "n_features?"):
         settings(*file("n_feature: 3"))
     with refused(78, "SHARDPRESS_EPOCH ", "SHARDPRESS_EPOCHS?"):
         settings(SHARDPRESS_EPOCH="3")
-
-
-def test_all_errors_of_a_source_are_listed_at_once(file):
-    with refused(78, "key epoch ", "seed: 'x'", "corruption: 'y'"):
-        settings(*file("epoch: 3\nseed: x\ncorruption: y\npatience: 3"))
-    with refused(64, "--seed: 'x'", "--corruption: 'y'"):
-        settings("--seed", "x", "--corruption", "y")
-    with refused(78, "SHARDPRESS_SEED: 'x'", "SHARDPRESS_CORRUPTION: 'y'", "SHARDPRESS_EPOCH "):
-        settings(SHARDPRESS_SEED="x", SHARDPRESS_CORRUPTION="y", SHARDPRESS_EPOCH="3")
 
 
 def test_invalid_flags_are_usage_errors(file):
@@ -276,12 +244,8 @@ def test_help_fits_on_two_screens_and_help_all_lists_all(capsys, monkeypatch):
     page = page_of(capsys, "--help")
     assert len(page.splitlines()) <= 2 * 50
     assert 20 <= len(flags_on(page)) <= 30
-    assert "--help-all" in page
     every = page_of(capsys, "--epochs", "3", "--help-all")
     assert flags_on(every) == sorted(WITH_FLAG)
-    assert "VALUE" not in every
-    for phrase in ("--verify {digests,sizes}", "--epochs N", "--memory-budget BYTES", "2048MiB"):
-        assert phrase in every
 
 
 # Texts that YAML would read as other types, or cannot write unquoted.
@@ -318,14 +282,5 @@ def test_printed_settings_can_be_read_again(file):
 def test_printed_defaults_are_comments(capsys):
     page = page_of(capsys, "--print-config", "--epochs", "5", SHARDPRESS_SEED="3")
     assert [line for line in page.splitlines() if line and not line.startswith("#")] == ["epochs: 5", "seed: 3"]
-    assert max(map(len, page.splitlines())) <= 120
     for name in WITH_FLAG:
         assert f"\n# {name}:" in page or name in ("epochs", "seed")
-        assert SETTINGS[name].help[:30] in page
-
-
-def test_a_line_lists_settings_that_differ_from_the_defaults():
-    assert summary_line(Config()) == "input data/*.h5, output features"
-    config = Config.of(input=("a", "b", "c", "d"), hidden=(), seed=2**20, memory_budget=2**32, quiet=True)
-    assert mentions(summary_line(config), "input a, b, c", 1, "output features", "hidden none", "seed 1048576")
-    assert summary_line(with_preset({"preset": "reference", "seed": 3})).endswith("features, preset reference, seed 3")

@@ -9,8 +9,6 @@ from shardpress.settings.flags import parse
 from shardpress.settings.presets import PRESETS, values_of_preset
 from shardpress.settings.resolve import network_of, resolve
 from shardpress_kernels.network import Network
-from tests.support.cases import case
-from tests.support.helpers import refused
 
 
 def test_each_preset_sets_every_setting_of_the_model() -> None:
@@ -36,16 +34,6 @@ def test_the_reference_is_the_published_model() -> None:
 def test_other_settings_override_a_preset(file: Callable[[str], list[str]]) -> None:
     expected = Config.of(**{**values_of_preset("reference"), "preset": "reference", "n_features": 3, "scale": "auto"})
     assert parse(["--preset", "reference", "--n-features", "3", "--scale", "auto"], {}, "") == expected
-    assert parse([*file("n_features: 3\nscale: auto"), "--preset", "reference"], {}, "") == expected
     variables = {"SHARDPRESS_N_FEATURES": "3", "SHARDPRESS_PRESET": "reference"}
     assert parse(["--scale", "auto"], variables, "") == expected
     assert parse([*file("preset: reference"), "--preset", "none"], {}, "") == Config()
-
-
-def test_a_setting_without_a_flag_is_refused(file: Callable[[str], list[str]]) -> None:
-    for setting in SETTINGS.values():
-        if not setting.has_flag:
-            with case(setting.name), refused(64, "--preset"):
-                parse([f"--{setting.name.replace('_', '-')}", str(setting.default)], {}, "")
-            with case(setting.name), refused(78, "--preset"):
-                parse(file(f"{setting.name}: {setting.default}"), {}, "")

@@ -29,53 +29,46 @@ ROWS = some_rows(n_rows=9)
 WAVELENGTHS = np.array([4000.0, 4100, 4200, 4300, 4400, 5007.25])
 
 
-def opened(paths: Sequence[Path], dataset: str | None = None, rule: ColumnRule | None = None) -> tuple[Shard, ...]:
-    return open_shards([str(path) for path in paths], dataset, check=ColumnCheck(rule or ColumnRule()))
+def opened(paths: Sequence[Path], rule: ColumnRule | None = None) -> tuple[Shard, ...]:
+    return open_shards([str(path) for path in paths], check=ColumnCheck(rule or ColumnRule()))
 
 
-def rows_of(paths: Sequence[Path], rule: ColumnRule = BY_NAME, dataset: str | None = None) -> list[np.ndarray]:
+def rows_of(paths: Sequence[Path], rule: ColumnRule = BY_NAME) -> list[np.ndarray]:
     """Return the rows of each file in the order of the model."""
     check = ColumnCheck(rule)
-    shards = open_shards([str(path) for path in paths], dataset, check=check)
+    shards = open_shards([str(path) for path in paths], check=check)
     return [whole(shard, Conversion(check.orders)) for shard in shards]
 
 
-def two(folder: Path, kind: str = "attribute", rows: np.ndarray = ROWS) -> tuple[list[Path], str | None]:
+def two(folder: Path, kind: str = "attribute", rows: np.ndarray = ROWS) -> list[Path]:
     """Write two files of one kind. The second one has the same columns in another order."""
-    write, dataset = named_columns.SOURCES[kind]
+    write = named_columns.SOURCES[kind]
     paths = [folder / "0.h5", folder / "1.h5"]
     write(paths[0], rows, NAMES)
     write(paths[1], rows[:, ORDER], [NAMES[place] for place in ORDER])
-    return paths, dataset
+    return paths
 
 
 # -- names -------------------------------------------------------------------------------------------------------
 
 
 @each("kind", named_columns.SOURCES)
-def test_names_in_files_of_every_kind_are_compared_and_matched(tmp_path: Path, kind: str) -> None:
-    paths, dataset = two(tmp_path, kind)
-    (shard,) = opened(paths[:1], dataset)
+def test_names_in_files_are_compared_and_matched(tmp_path: Path, kind: str) -> None:
+    paths = two(tmp_path, kind)
+    (shard,) = opened(paths[:1])
     assert (shard.columns.names, shard.columns.note) == (NAMES, "")
     with refused(65, f"file={paths[1]}", "column 0 ", "'MT-CO1'", "'ACTB'", f"file={paths[0]}", "name"):
-        opened(paths, dataset)
-    for rows in rows_of(paths, BY_NAME, dataset):
+        opened(paths)
+    for rows in rows_of(paths):
         assert rows.tobytes() == ROWS.tobytes()
 
 
 def test_many_rows_are_put_into_the_order_of_a_model(tmp_path: Path) -> None:
     rows = some_rows(n_rows=400_000)  # more than are put into another order at once
-    paths, _ = two(tmp_path, rows=rows)
+    paths = two(tmp_path, rows=rows)
     for match, expected in (("name", rows), ("ignore", rows[:, ORDER])):
         (found,) = rows_of(paths[1:], ColumnRule(match, Columns(NAMES, "somewhere"), "model=m"))
         assert found.tobytes() == expected.tobytes()
-
-
-def test_missing_and_surplus_columns_are_named(tmp_path: Path) -> None:
-    named_columns.attribute(tmp_path / "0.h5", ROWS, NAMES)
-    named_columns.attribute(tmp_path / "1.h5", ROWS[:, :3], [*NAMES[:2], "\x1b[2J" + "a" * 500])
-    with refused(65, f"file={tmp_path / '1.h5'}", "größer", "\\x1b[2Ja"):
-        opened([tmp_path / "0.h5", tmp_path / "1.h5"], rule=BY_NAME)
 
 
 def test_repeated_names_match_in_their_order_only(tmp_path: Path) -> None:
@@ -88,15 +81,16 @@ def test_repeated_names_match_in_their_order_only(tmp_path: Path) -> None:
         opened(paths, rule=BY_NAME)
 
 
-def test_files_without_names_cannot_be_matched_by_name(tmp_path: Path) -> None:
+def test_missing_names_and_columns_are_refused_by_name(tmp_path: Path) -> None:
     named_columns.with_coordinate(tmp_path / "0.h5", ROWS, np.arange(6.0))
     named_columns.attribute(tmp_path / "1.h5", ROWS, NAMES)
-    paths = [tmp_path / "0.h5", tmp_path / "1.h5"]
-    assert [shard.columns.names for shard in opened(paths)] == [NAMES, NAMES]
+    named_columns.attribute(tmp_path / "2.h5", ROWS[:, :3], [*NAMES[:2], "\x1b[2J" + "a" * 500])
+    paths = [tmp_path / f"{i}.h5" for i in range(3)]
+    assert [shard.columns.names for shard in opened(paths[:2])] == [NAMES, NAMES]
     with refused(65, f"file={paths[0]}", "--match-columns name"):
-        opened(paths, rule=BY_NAME)
-    with refused(65, "model=m", "--match-columns name"):
-        opened(paths[1:], rule=ColumnRule("name", where="model=m"))
+        opened(paths[:2], rule=BY_NAME)
+    with refused(65, f"file={paths[2]}", "größer", "\\x1b[2Ja"):
+        opened(paths[1:], rule=BY_NAME)
 
 
 def test_first_shard_with_names_decides_unless_it_is_bad(tmp_path: Path) -> None:
@@ -133,10 +127,8 @@ def test_other_coordinates_are_refused(tmp_path: Path, write: Callable[..., None
     "name, n_rows, values, is_found",
     [
         ("Wavelength", 9, WAVELENGTHS[:, None], True),
-        ("MZ", 9, WAVELENGTHS[None, :], True),
         ("mean", 9, WAVELENGTHS, False),
         ("energy", 6, WAVELENGTHS, False),  # perhaps of the rows
-        ("energy", 9, np.arange(9.0), False),
     ],
 )
 def test_only_coordinates_of_columns_are_used(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
 from tests.support.helpers import refused, whole
 from tests.support.interruptions import FullAfter
-from tests.support.parts import feature_rows, finished_parts, part_bytes
 from tests.support.protocol import edit
 from tests.support.standin import Workspace, install
 
@@ -88,25 +86,6 @@ def test_rows_and_extras_are_those_of_open_features(unchanged: Path) -> None:
     np.testing.assert_array_equal(np.concatenate(extras), found.extras["y"])
 
 
-def test_extras_of_any_kind_are_read_from_some_rows(tmp_path: Path) -> None:
-    extras = {
-        "codes": np.array([0, 1, -1, 1, 0, 0], np.int8),
-        "fixed": np.array([f"{i}".encode() for i in range(6)], "S3"),
-        "name": np.array([("ö" * i).encode() for i in range(6)], object),
-        "column": np.arange(6)[:, None],
-    }
-    data = part_bytes(feature_rows(6), np.ones(6, bool), extras, categories={"codes": ["a", "b"]})
-    used = [(1, 2), (4, 6)]
-    finished_parts(tmp_path / "out", [(6, data)], used={0: used})
-    shards = open_shards([str(tmp_path / "out")], dataset="features", include=list(extras))
-    assert len(shards) == len(used)
-    for shard, (start, stop) in zip(shards, used, strict=True):
-        np.testing.assert_array_equal(whole(shard), feature_rows(6)[start:stop])
-        found = read_extras(Block(shard, 0, shard.n_rows))
-        for name, values in extras.items():
-            np.testing.assert_array_equal(found[name], values[start:stop].ravel(), err_msg=name)
-
-
 def test_a_part_with_dead_rows_is_counted_once(unchanged: Path) -> None:
     parts = sorted({str(unchanged / file) for file in Result.open(unchanged).files})
     for inputs in ([unchanged, unchanged / "index.h5"], [unchanged, *parts], [*parts, unchanged]):
@@ -127,31 +106,6 @@ def test_a_damaged_part_with_dead_rows_is_refused(unchanged: Path, tmp_path: Pat
     shards = open_shards([str(first)], on_bad_shard=lambda path, error: left_out.append(path))
     assert left_out == [path]
     assert sum(shard.n_rows for shard in shards) == Result.open(first).n_rows - part.n_live
-
-
-def test_bad_rows_are_listed_with_their_row_in_the_part(workspace: Workspace) -> None:
-    first = make_first(workspace)
-    rows = np.ones((5, 4), np.float32)
-    rows[[1, 3]] = np.nan
-    for name in ("90.h5", "91.h5", "92.h5"):
-        workspace.add_shard(name, rows)
-    skips = ["--on-bad-data", "skip", "--max-bad", "50%"]
-    model = str(workspace.folder / "model")
-    assert workspace.run(first, "--model", model, "--append", *skips) == 0
-    (workspace.shards / "91.h5").unlink()
-    assert workspace.run(first, "--model", model, "--append", "--drop-missing") == 0
-    second = workspace.folder / "second"
-    assert workspace.run_on([first], second, "--n-features", "1", *skips) == 0
-    places = set()
-    for line in (second / "bad_rows.jsonl").read_text().splitlines():
-        bad = json.loads(line)
-        places.add((bad["file"], bad["row"]))
-        with h5py.File(bad["file"]) as file:
-            assert np.isnan(file[bad["dataset"]][bad["row"]]).all()
-    assert len(places) == 4
-    result = Result.open(second)
-    assert any(shard.first_row for shard in result.shards if shard.path in {path for path, _ in places})
-    assert {(bad["file"], bad["row"]) for bad in result.report()["bad"]["rows"]["first"]} == places
 
 
 def test_a_run_on_parts_follows_their_changes(workspace: Workspace) -> None:

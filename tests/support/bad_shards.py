@@ -99,16 +99,6 @@ def bad_lines(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "bad_rows.jsonl").read_text().splitlines()]
 
 
-def state(output: Path) -> dict[str, bytes]:
-    """Return the content of every file of an output directory, except for the lock and the log."""
-    ignored = ("lock", "run.log")
-    return {
-        str(path.relative_to(output)): path.read_bytes()
-        for path in output.rglob("*")
-        if path.is_file() and path.name not in ignored
-    }
-
-
 def results(output: Path) -> dict[str, bytes]:
     """Return the content of the index and of all files that it names."""
     return {name: (output / name).read_bytes() for name in [INDEX, *Result.open(output).files]}

@@ -20,7 +20,7 @@ from shardpress_kernels.network import Head, Network, TargetLoss
 from tests.support.cases import ALL_CASES
 from tests.support.steps import take_step
 
-DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8") if ALL_CASES else ("u1", "i2", "i8", "f4", "f8")
+DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8") if ALL_CASES else ("u1", "i2", "f8")
 RATES = {"momentum": 0.5, "adam": 0.01}
 TRAININGS = [("momentum", "uploaded"), ("momentum", "streamed"), ("momentum", "resident"), ("adam", "streamed")]
 N_STEPS = 40
@@ -58,15 +58,15 @@ _HAS_ALL = ALL_CASES or "TEST_CARD" in os.environ
 
 
 def trainings_of(device: str) -> list[tuple[str, str]]:
-    """Return rules and places of rows to train one layer with: two of them, and one on OpenCL, which is slow."""
+    """Return rules and places of rows to train one layer with: two of them, and none on OpenCL, which is slow."""
     if _HAS_ALL:
         return TRAININGS
-    return TRAININGS[:1] if device.startswith("opencl") else TRAININGS[:2]
+    return [] if device.startswith("opencl") else TRAININGS[:2]
 
 
 def networks_of(device: str) -> dict[str, Network]:
     """Return the networks to train on a device: all of them, or one for each of the two slow GPUs."""
-    if _HAS_ALL or device == "cpu":
+    if _HAS_ALL:
         return NETWORKS
     name = "relu" if device.startswith("opencl") else "leaky"
     return {name: NETWORKS[name]}
@@ -181,8 +181,6 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     rows = make_rows()
     label = f"{rule} {place}"
     resident = None if place == "streamed" else rows.copy() if place == "resident" else Pieces(rows)
-    if place == "uploaded" and backend.start().used == "cpu":  # the CPU has no separate memory
-        resident = rows.copy()
     autoencoder = Autoencoder(NETWORK, *make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(start_of(NETWORK))
     step = TrainingStep(autoencoder, rule, rows.dtype, resident=resident)
@@ -198,7 +196,7 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
 
 
 def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
-    """Train a network with adam on corrupted rows. Return costs, parameters, features and errors."""
+    """Train a network with adam on corrupted rows, uploaded or streamed. Return costs, parameters and results."""
     from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.step import TrainingStep
 
@@ -206,13 +204,14 @@ def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
     network = NETWORKS[name]
     autoencoder = Autoencoder(network, *make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(start_of(network))
-    step = TrainingStep(autoencoder, "adam", rows.dtype, None, CORRUPTION, LOSS)
+    resident = Pieces(rows) if name == "relu" else None
+    step = TrainingStep(autoencoder, "adam", rows.dtype, resident, CORRUPTION, LOSS)
     graphs.label = f"step {name}"
     minibatches = make_minibatches()[:N_NETWORK_STEPS]
     costs = [
         take_step(
             step,
-            rows[chosen],
+            rows[chosen] if resident is None else chosen,
             RATES["adam"],
             with_cost=True,
             noise=make_noise(i),
@@ -244,29 +243,23 @@ def encode_every_dtype(graphs: Graphs) -> dict[str, np.ndarray]:
     return found
 
 
-def reductions() -> dict[str, dict[str, Any]]:
-    """Return the C code of OpenCL reductions, with and without our fix."""
+def reduction() -> dict[str, Any]:
+    """Return the C code of an OpenCL reduction of a matrix, with and without our fix."""
     theano = backend.load()
     from theano.gpuarray.elemwise import GpuCAReduceCPY
 
-    vector = theano.tensor.fvector()
     matrix = theano.tensor.fmatrix()
-    sums = {"1-d": vector.sum(), "2-d": matrix.sum(), "2-d rows": matrix.sum(axis=0), "2-d columns": matrix.sum(axis=1)}
-    found = {}
-    for name, expression in sums.items():
-        function = theano.function([vector, matrix], expression, on_unused_input="ignore")
-        (node,) = (n for n in function.maker.fgraph.apply_nodes if isinstance(n.op, GpuCAReduceCPY))
-        arguments = (node.op, node, "node", ["input"], ["output"], {"fail": "goto fail;", "params": "context"})
-        code = GpuCAReduceCPY.c_code
-        version = GpuCAReduceCPY.c_code_cache_version_apply
-        found[name] = {
-            "n_dims": node.inputs[0].ndim,
-            "repaired": code(*arguments),
-            "original": code.__wrapped__(*arguments),
-            "repaired version": repr(version(node.op, node)),
-            "original version": repr(version.__wrapped__(node.op, node)),
-        }
-    return found
+    function = theano.function([matrix], matrix.sum(axis=0))
+    (node,) = (n for n in function.maker.fgraph.apply_nodes if isinstance(n.op, GpuCAReduceCPY))
+    arguments = (node.op, node, "node", ["input"], ["output"], {"fail": "goto fail;", "params": "context"})
+    code = GpuCAReduceCPY.c_code
+    version = GpuCAReduceCPY.c_code_cache_version_apply
+    return {
+        "repaired": code(*arguments),
+        "original": code.__wrapped__(*arguments),
+        "repaired version": repr(version(node.op, node)),
+        "original version": repr(version.__wrapped__(node.op, node)),
+    }
 
 
 def main(arrays: str, facts: str) -> None:
@@ -280,9 +273,9 @@ def main(arrays: str, facts: str) -> None:
     for name in networks_of(device.used):
         found |= train_network(graphs, name)
     found |= encode_every_dtype(graphs)
-    graphs.label = "reductions"
-    results = {"device": device.used, "name": device.name, "free": device.free, "graphs": graphs.seen}
-    results["reductions"] = reductions() if device.used.startswith("opencl") else {}
+    graphs.label = "reduction"
+    results = {"device": device.used, "graphs": graphs.seen}
+    results["reduction"] = reduction() if device.used.startswith("opencl") else {}
     np.savez(arrays, **found)
     with open(facts, "w") as file:
         json.dump(results, file)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
@@ -25,6 +23,8 @@ class Way(NamedTuple):
 
 
 WAYS = {
+    "gzip": Way(False, {"compression": "gzip", "shuffle": True}),
+    "lzf": Way(False, {"compression": "lzf"}),
     "blosc": Way(False, hdf5plugin.Blosc()),
     "blosc-blosclz": Way(False, hdf5plugin.Blosc("blosclz")),
     "blosc-zlib": Way(False, hdf5plugin.Blosc("zlib")),
@@ -60,20 +60,3 @@ def write_random(file: h5py.File, name: str, way: Way, rng: np.random.Generator)
     values = np.where(rng.random((shape[0], 1)) < 0.5, rng.integers(0, 128, shape), 3)
     dtype = str(rng.choice(way.dtypes.split()))
     file.create_dataset(name, data=values.astype(dtype), chunks=chunks, **way.options)
-
-
-def write_n_bit(path: Path, rows: np.ndarray, precision: int) -> None:
-    """Write integers with HDF5's filter n-bit, in a type with fewer bits than 32."""
-    hdf5 = ctypes.CDLL(h5py.h5p.__file__)  # h5py does not provide these two functions
-    hdf5.H5Pset_nbit.argtypes = [ctypes.c_int64]
-    hdf5.H5Pset_relax_file_integrity_checks.argtypes = [ctypes.c_int64, ctypes.c_uint64]
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    assert hdf5.H5Pset_relax_file_integrity_checks(access.id, 1) >= 0  # otherwise unused bits are an error
-    kind = h5py.h5t.STD_I32LE.copy()
-    kind.set_precision(precision)
-    created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    created.set_chunk((7, 2))
-    assert hdf5.H5Pset_nbit(created.id) >= 0
-    with h5py.File(h5py.h5f.create(bytes(path), h5py.h5f.ACC_TRUNC, fapl=access)) as file:
-        dataset = h5py.h5d.create(file.id, b"X", kind, h5py.h5s.create_simple(rows.shape), dcpl=created)
-        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)

@@ -1,25 +1,16 @@
-"""Kill real runs at random moments, rerun the command, and compare all results bit for bit.
-
-A round starts the program in a new directory, kills it in one of its phases, checks the output directory and that no
-process of the run is left, and repeats the command until it ends. Every third round also kills the repeated runs, and
-every fourth one has two workers. Rounds cycle through the phases and through moments within them.
-
-`tests/run/test_killing.py` runs a few rounds, or hundreds with TEST_CASES=all.
-"""
+"""Run the program in real processes, send it a signal, rerun the command, and compare all results bit for bit."""
 
 from __future__ import annotations
 
 import os
-import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,13 +20,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from shardpress.errors import DataError
 from shardpress.formats import digest
 from shardpress.result import INDEX, USE, Result
-from tests.support.cases import case
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
-from tests.support.protocol import committed, invalid_entries, leftovers, run_seen_by_readers
+from tests.support.protocol import committed, invalid_entries, leftovers
 from tests.support.standin import bits_of
 
 # Log line at which each phase begins, in a first run and in one that resumes.
@@ -196,17 +185,17 @@ class Victim:
     """A data set with the results of an undisturbed run, and runs to kill.
 
     `program` takes a checkpoint after each step, unlike `usual_program`. `undisturbed` is the output of the undisturbed
-    run, and `features` their digest. `flags` and `variables` are those of all runs.
+    run, and `features` their digest.
     """
 
-    def __init__(self, folder: Path, flags: Sequence[str] = (), **variables: str | Path | None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.undisturbed = folder / "undisturbed"
         _write_shards(folder / "shards")
-        arguments = ["--input", str(folder / "shards"), *_SETTINGS, *flags]
+        arguments = ["--input", str(folder / "shards"), *_SETTINGS]
         # Without smaller windows, the training needs more memory.
-        self.usual_program = Program([*arguments, "--memory-budget", "64MiB"], **variables)
-        self.program = Program(arguments, ("-c", _WITH_CHECKPOINTS), **variables)
+        self.usual_program = Program([*arguments, "--memory-budget", "64MiB"])
+        self.program = Program(arguments, ("-c", _WITH_CHECKPOINTS))
         self._must_end(self.program.run(folder / "first"), folder / "first")  # this run may have to compile
         ended = self.program.run(self.undisturbed)
         self._must_end(ended, self.undisturbed)
@@ -214,28 +203,7 @@ class Victim:
         self.n_rows = Result.open(self.undisturbed).n_rows
         if features_of(folder / "first") != self.features:
             raise CheckFailed("two undisturbed runs differ")
-        self.seconds = _lengths(ended)  # latest duration of each phase
-
-    def round(self, output: Path, flags: Sequence[str], phases: Sequence[str], rng: random.Random) -> list[str]:
-        """Kill one run after another in these phases, and then run the program to its end. Check all results.
-
-        Fewer runs are killed if a chosen moment is after the end of a run, or if a resumed run skips a phase. Return
-        the phase in which each run was killed.
-        """
-        killed: list[str] = []
-        for phase in phases:
-            ended = self.program.run(output, *flags, at=phase, delay=rng.random() * self.seconds[phase])
-            if ended.code == 0:
-                self._must_end(ended, output)
-                break
-            if not killed and not flags:  # other runs skip a phase, or have other durations
-                lengths = _lengths(ended)
-                self.seconds |= {name: (self.seconds[name] + seconds) / 2 for name, seconds in lengths.items()}
-            self._inspect(ended, output)
-            killed.append(ended.phase)
-        self.resume(output, *flags)
-        shutil.rmtree(output)
-        return killed
+        self.seconds = {phase: stop - start for (phase, start), (_, stop) in pairwise(ended.phase_starts.items())}
 
     def resume(self, output: Path, *flags: str) -> EndedRun:
         """Run the same command, with the same additional flags, again to its end, and check its results."""
@@ -246,16 +214,9 @@ class Victim:
         _must_use(before, ended, output)
         return ended
 
-    def _inspect(self, ended: EndedRun, output: Path) -> None:
-        """Check that the output of a killed run contains only complete results, published or not."""
-        if ended.code != -signal.SIGKILL:
-            raise CheckFailed(f"exit code {ended.code}, expected to be killed: {ended.lines[-3:]}")
-        _must_be_nothing("damaged results", _damaged_results(output))
-        run_seen_by_readers(output)
-
     def check(self, output: Path) -> None:
         """Check that a finished output has the bits of the undisturbed output, and no other files."""
-        _must_be_nothing("damaged results", _damaged_results(output))
+        _must_be_nothing("damaged results", invalid_entries(output))
         _must_be_nothing("unreferenced files", leftovers(output))
         if features_of(output) != self.features:
             raise CheckFailed("the features differ from the features of an undisturbed run")
@@ -267,11 +228,6 @@ class Victim:
             "warnings or errors",
             [line for line in ended.lines if _COMPLAINTS.search(line) and not _HARMLESS.search(line)],
         )
-
-
-def _lengths(ended: EndedRun) -> dict[str, float]:
-    """Return the duration of each phase that ended, in seconds."""
-    return {phase: stop - start for (phase, start), (_, stop) in pairwise(ended.phase_starts.items())}
 
 
 def _write_shards(folder: Path) -> None:
@@ -291,13 +247,6 @@ def features_of(output: Path) -> str:
     with h5py.File(output / INDEX) as file:
         names = [name for name, item in sorted(file.items()) if isinstance(item, h5py.Dataset) and name != USE]
     return digest([bits_of(output, names)])
-
-
-def _damaged_results(output: Path) -> list[str]:
-    try:
-        return invalid_entries(output)
-    except DataError as error:
-        raise CheckFailed(f"the index is incomplete: {error}") from error
 
 
 def _must_use(before: Mapping[str, str], ended: EndedRun, output: Path) -> None:
@@ -322,24 +271,3 @@ def _must_use(before: Mapping[str, str], ended: EndedRun, output: Path) -> None:
 def _must_be_nothing(what: str, found: list[str]) -> None:
     if found:
         raise CheckFailed(f"{what}: {found[:5]}")
-
-
-def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[list[str]]:
-    """Run rounds until `n_rounds` of them have killed a run. Yield the phases in which the runs of each were killed.
-
-    The note on a failed check names the directory, which is kept.
-    """
-    phases = list(victim.seconds)
-    for number in range(n_rounds):
-        flags = ("--workers", "2") if number % 4 == 3 else ()
-        for attempt in range(20):
-            rng = random.Random(f"{seed} {number} {attempt}")
-            more = rng.choices(phases, k=rng.randint(1, 3)) if number % 3 == 2 else []
-            output = victim.folder / f"round-{number}-{attempt}"
-            with case(number=number, seed=seed, output=output):
-                killed = victim.round(output, flags, [phases[number % len(phases)], *more], rng)
-            if killed:  # otherwise the run ended before it was killed
-                yield killed
-                break
-        else:
-            raise CheckFailed(f"round {number}, seed {seed}: the run always ended before it was killed")

@@ -270,7 +270,7 @@ _OUTPUT = (
         "pipeline/shardpress/output/journal.py",
         "        if waits:\n            self._sync_names()\n",
         "",
-        ("tests/output/test_journal.py::test_the_names_of_files_are_synced_before_the_journal",),
+        ("tests/run/test_power_cuts.py::test_power_can_be_cut_after_some_calls",),
     ),
     Mutation(
         "journal-is-not-rewritten-after-an-error",
@@ -340,7 +340,7 @@ _OUTPUT = (
         "pipeline/shardpress/output/disk.py",
         "        disk.sync(descriptor)\n    finally:",
         "    finally:",
-        ("tests/output/test_disk.py::test_data_are_synced_before_the_rename_and_the_name_after_it",),
+        ("tests/run/test_power_cuts.py::test_power_can_be_cut_after_some_calls",),
     ),
     Mutation(
         "run-writes-into-a-directory-that-it-lost",
@@ -475,7 +475,7 @@ _ENCODING = (
         "pipeline/shardpress/encoding/encode.py",
         "out.valid[bad] = False",
         "arrays.valid[bad] = False",
-        ("tests/encoding/test_encode.py::test_skipped_rows_do_not_shift_other_rows",),
+        ("tests/run/test_bad_rows.py::test_skipped_rows_keep_their_places_and_change_no_other_row",),
     ),
     Mutation(
         "error-is-that-of-clipped-rows",
@@ -562,7 +562,7 @@ _RUN = (
         "pipeline/shardpress/run/difference.py",
         "stays or part.n_live >= _LIVE * part.n_rows",
         "stays or part.n_live <= _LIVE * part.n_rows",
-        ("tests/run/test_spanning.py::test_a_changed_file_changes_only_its_rows",),
+        ("tests/run/test_difference.py::test_parts_that_are_mostly_dead_or_small_do_not_stay",),
     ),
     Mutation(
         "one-part-too-many-stays",
@@ -583,21 +583,21 @@ _RUN = (
         "pipeline/shardpress/run/encoding_stage.py",
         "append_id=prepared.append_ids[each.shard]",
         "append_id=prepared.append_ids[part.ranges[0].shard]",
-        ("tests/run/test_spanning.py::test_a_changed_file_changes_only_its_rows",),
+        ("tests/run/test_sequences.py::test_each_run_of_a_random_sequence_is_right",),
     ),
     Mutation(
         "resumed-ranges-keep-their-positions",
         "pipeline/shardpress/run/resume.py",
         "ranges.append(structs.replace(each, shard=positions[identity]))",
         "ranges.append(each)",
-        ("tests/run/test_spanning.py::test_files_in_another_order_keep_their_features",),
+        ("tests/run/test_spanning.py::test_a_resumed_run_encodes_only_the_other_rows",),
     ),
     Mutation(
         "ranges-of-other-files-are-resumed",
         "pipeline/shardpress/run/resume.py",
         "if identity in positions:",
         "positions.setdefault(identity, each.shard)\n                if identity:",
-        ("tests/run/test_spanning.py::test_a_file_that_changes_after_an_interruption_is_encoded_again",),
+        ("tests/run/test_spanning.py::test_a_resumed_run_encodes_only_the_other_rows",),
     ),
     Mutation(
         "parts-with-other-categories-are-resumed",
@@ -618,7 +618,7 @@ _RUN = (
         "pipeline/shardpress/run/request.py",
         "Stat(identity.size, identity.mtime_ns, identity.ctime_ns, identity.inode)",
         "Stat(identity.size, 0, 0, 0)",
-        ("tests/run/test_replacing.py::test_a_changed_input_is_detected",),
+        ("tests/run/test_replacing.py::test_changed_inputs_are_detected_and_discard_nothing",),
     ),
     Mutation(
         "files-are-compared-with-those-of-an-unfinished-run",
@@ -639,7 +639,7 @@ _RUN = (
         "pipeline/shardpress/run/difference.py",
         "return shard.kind, shard.rows, shard.extras",
         "return shard.kind, shard.rows",
-        ("tests/run/test_contents.py::test_copied_files_are_recognized_by_rows_and_extras",),
+        ("tests/run/test_difference.py::test_the_table",),
     ),
     Mutation(
         "copied-files-are-new",
@@ -674,7 +674,7 @@ _RUN = (
         "pipeline/shardpress/run/finish.py",
         "and known.rows != found.rows",
         "and False",
-        ("tests/run/test_contents.py::test_contents_that_change_during_a_run_stop_it",),
+        ("tests/run/test_differences_found.py::test_contents_that_change_during_a_run_stop_it",),
     ),
     Mutation(
         "copies-of-training-rows-are-test-rows",

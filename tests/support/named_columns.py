@@ -23,7 +23,9 @@ def anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
 def sparse_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
     """Write an AnnData file with a matrix in CSR form."""
     with h5py.File(path, "w") as file:
-        _write_csr(file, "X", rows)
+        group = file.create_group("X")
+        group["data"], group["indices"], group["indptr"] = csr(rows)
+        group.attrs.update({"encoding-type": "csr_matrix", "shape": rows.shape})
         _variables(file.create_group("var"), names)
 
 
@@ -44,23 +46,6 @@ def masked_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
         file["var"].attrs["_index"] = "_index"
 
 
-def raw_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """Write an AnnData file whose `raw/X` has its own variables."""
-    with h5py.File(path, "w") as file:
-        file["X"] = rows[:, :2]
-        _variables(file.create_group("var"), ["other", "names"])
-        file["raw/X"] = rows
-        _variables(file["raw"].create_group("var"), names)
-
-
-def layered_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """Write an AnnData file with a second matrix of the same variables."""
-    with h5py.File(path, "w") as file:
-        file["X"] = np.zeros_like(rows)
-        _write_csr(file, "layers/counts", rows)
-        _variables(file.create_group("var"), names)
-
-
 def attribute(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
     """Write a file with h5py, with the attribute that docs/inputs.md recommends."""
     with h5py.File(path, "w") as file:
@@ -68,37 +53,12 @@ def attribute(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
         file["X"].attrs["columns"] = list(names)
 
 
-def table(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """Write a table of PyTables."""
-    with h5py.File(path, "w") as file:
-        file["table"] = rows.copy().view([(name, rows.dtype) for name in names]).reshape(-1)
-
-
-def frame(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """Write a data frame of pandas in its fixed format."""
-    with h5py.File(path, "w") as file:
-        file["df/axis0"] = file["df/block0_items"] = np.array([name.encode() for name in names])
-        file["df/block0_values"] = rows
-
-
-def netcdf_texts(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """Write a netCDF file with a coordinate variable of texts along the columns."""
-    _with_scale(path, rows, "gene", list(names))
-
-
-SOURCES: dict[str, tuple[Write, str | None]] = {
-    "anndata": (anndata, None),
-    "sparse anndata": (sparse_anndata, None),
-    "early anndata": (early_anndata, None),
-    "masked anndata": (masked_anndata, None),
-    "raw anndata": (raw_anndata, "raw/X"),
-    "layered anndata": (layered_anndata, "layers/counts"),
-    "attribute": (attribute, None),
-    "table": (table, None),
-    "frame": (frame, "df"),
-    "netcdf": (netcdf_texts, None),
+SOURCES: dict[str, Write] = {
+    "early anndata": early_anndata,
+    "masked anndata": masked_anndata,
+    "attribute": attribute,
 }
-"""Functions that write each kind of file, and the dataset that a user must specify, or None."""
+"""Functions that write files of kinds that today's libraries do not always write."""
 
 
 def with_coordinate(path: Path, rows: np.ndarray, values: object, name: str = "wavelength") -> None:
@@ -110,24 +70,13 @@ def with_coordinate(path: Path, rows: np.ndarray, values: object, name: str = "w
 
 def with_scale(path: Path, rows: np.ndarray, values: object) -> None:
     """Write rows with a netCDF coordinate variable of numbers along the columns."""
-    _with_scale(path, rows, "channel", values)
-
-
-def _with_scale(path: Path, rows: np.ndarray, name: str, values: object) -> None:
-    with h5py.File(path, "w") as file:
-        file["X"] = rows
-        file[name] = values
-        file[name].make_scale(name)
-        file["X"].dims[1].attach_scale(file[name])
+    with_coordinate(path, rows, values, "channel")
+    with h5py.File(path, "a") as file:
+        file["channel"].make_scale("channel")
+        file["X"].dims[1].attach_scale(file["channel"])
 
 
 def _variables(group: h5py.Group, names: Sequence[str]) -> None:
     group["genes"] = list(names)
     group["mean"] = np.zeros(len(names))
     group.attrs["_index"] = "genes"
-
-
-def _write_csr(file: h5py.File, name: str, rows: np.ndarray) -> None:
-    group = file.create_group(name)
-    group["data"], group["indices"], group["indptr"] = csr(rows)
-    group.attrs.update({"encoding-type": "csr_matrix", "shape": rows.shape})

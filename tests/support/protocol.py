@@ -1,18 +1,11 @@
-"""Whole runs in which each disk call or read fails, is the last one before a kill, or is followed by a power cut.
-
-`tests/run/test_protocol.py` injects a sample of the faults, or all of them with TEST_CASES=all.
-"""
+"""Kinds of whole runs to disturb, and checks of what a disturbed run leaves: files, and what readers see."""
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
-import signal
-from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,25 +21,13 @@ from shardpress.report.page.build import is_current
 from shardpress.report.verify import verify
 from shardpress.result import Result, load_model
 from tests.support.cases import ALL_CASES
-from tests.support.faulty import (
-    FailingDisk,
-    KillingDisk,
-    PowerLog,
-    RecordingDisk,
-    ShortWriteDisk,
-    failing_reads,
-    forked,
-    journal_lines,
-    journal_records,
-    materialize,
-)
+from tests.support.faulty import RecordingDisk, journal_lines, journal_records
 from tests.support.standin import Workspace, features_of
 
 Item = TypeVar("Item")
 Selection = slice | Sequence[int]
 """Numbers of calls: a slice, or a list."""
 
-ALLOWED_CODES = (0, 71, 73, 74)
 # Three steps, each followed by a checkpoint. The first checkpoint is deleted before the third is written.
 STEPS = ("--quiet", "checkpoint_seconds=0", "--epochs", "1", "--batch-size", "12")
 ANOTHER_OUTPUT = "{another output}"
@@ -250,130 +231,17 @@ def run_seen_by_readers(output: Path) -> str | None:
     return " ".join([*digests, request])
 
 
-class ObservedDisk(RecordingDisk):
-    """Disk that calls `look` after each call that changes a name. Readers cannot see other changes."""
-
-    def __init__(self, look: Callable[[str], None]) -> None:
-        super().__init__()
-        self._look = look
-
-    def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
-        result = do(*arguments)
-        if name in ("replace", "remove"):
-            self._look(f"after call {number}, {name} {Path(str(arguments[-1])).name}")
-        return result
+# -- calls ---------------------------------------------------------------------------------------------------------
 
 
-def watch_readers(scenario: Scenario) -> list[str | None]:
-    """Run all readers after each change of a run. Return the runs that they see, in order of time."""
-    output = scenario.new_output()
-    visible = [run_seen_by_readers(output)]
-    faults: list[str] = []
-
-    def look(label: str) -> None:
-        try:
-            found = run_seen_by_readers(output)
-        except Exception as error:
-            faults.append(f"{label}: {error!r}")
-            return
-        if found != visible[-1]:
-            visible.append(found)
-
-    assert scenario.run(output, ObservedDisk(look)) == 0
-    assert faults == [], faults
-    return visible
-
-
-# -- faults --------------------------------------------------------------------------------------------------------
-
-
-def _select(items: Sequence[Item], selection: Selection) -> Sequence[Item]:
+def select(items: Sequence[Item], selection: Selection) -> Sequence[Item]:
     """Return the items of a slice, or those with these numbers. With TEST_CASES=all, return all items."""
     if ALL_CASES:
         return items
     return items[selection] if isinstance(selection, slice) else [items[number] for number in selection]
 
 
-def _survive(scenario: Scenario, disturb: Callable[[Path], int], label: str, allowed: Sequence[int] = (0,)) -> int:
-    """Disturb a run, check its exit code and what it leaves, and return the exit code."""
-    output = scenario.new_output()
-    code = disturb(output)
-    assert code in allowed, f"{label}: exit code {code}"
-    assert invalid_entries(output) == [], label
-    scenario.check(output, label)
-    return code
-
-
-def fail_every_call(
-    scenario: Scenario, code: int, is_permanent: bool, takes_effect: bool = False, selection: Selection = slice(None)
-) -> Counter[int]:
-    """Make each call fail in turn. Return the number of runs by exit code."""
-    codes = Counter[int]()
-    for number in _select(range(len(scenario.calls)), selection):
-        disk = FailingDisk(number, code, is_permanent, takes_effect)
-        label = f"{_call_name(scenario, number)} fails with {code}, permanent: {is_permanent}, {takes_effect=}"
-        codes[_survive(scenario, partial(scenario.run, disk=disk), label, ALLOWED_CODES)] += 1
-    return codes
-
-
-def fail_every_read(
-    scenario: Scenario, code: int, is_permanent: bool, selection: Selection = slice(None)
-) -> Counter[int]:
-    """Make each read of an input, an index or a model fail in turn. Return the number of runs by exit code."""
-    with failing_reads(-1, code) as n_calls:
-        assert scenario.run(scenario.new_output()) == 0
-        n_reads = n_calls()
-    codes = Counter[int]()
-    for number in _select(range(n_reads), selection):
-
-        def run(output: Path, number: int = number) -> int:
-            with failing_reads(number, code, is_permanent):
-                return scenario.run(output)
-
-        label = f"read {number} fails with {errno.errorcode[code]}, permanent: {is_permanent}"
-        codes[_survive(scenario, run, label, (0, 74))] += 1
-    return codes
-
-
-def fail_every_write(scenario: Scenario, code: int = 0, selection: Selection = slice(None)) -> Counter[int]:
-    """Shorten each write in turn. If `code` is not 0, later writes fail. Return the number of runs by exit code."""
-    codes = Counter[int]()
-    n_writes = [name for name, _ in scenario.calls].count("write")
-    for number in _select(range(n_writes), selection):
-        run = partial(scenario.run, disk=ShortWriteDisk(number, code))
-        allowed = ALLOWED_CODES[1:] if code else (0,)
-        codes[_survive(scenario, run, f"write {number} is short, then {code}", allowed)] += 1
-    return codes
-
-
-def kill_at_every_call(scenario: Scenario, after: bool, selection: Selection = slice(None)) -> int:
-    """Kill the run (SIGKILL) right before or right after each call. Return the number of kills."""
-    numbers = _select(range(len(scenario.calls)), selection)
-    for number in numbers:
-
-        def run(output: Path, number: int = number) -> int:
-            return forked(lambda: scenario.run(output, KillingDisk(number, after)))[0]
-
-        label = f"killed {'after' if after else 'before'} {_call_name(scenario, number)}"
-        _survive(scenario, run, label, (-signal.SIGKILL,))
-    return len(numbers)
-
-
-def cut_power(scenario: Scenario, n_random: int, selection: Selection = slice(None)) -> Counter[str]:
-    """Cut the power after each call. Return the number of distinct states of each kind."""
-    log = PowerLog(scenario.new_output().parent)
-    assert scenario.run(log.folder / "out", log) == 0
-    kinds = Counter[str]()
-    for number, kind, remains in _select([*log.cuts(n_random)], selection):
-        output = scenario.new_output()
-        shutil.rmtree(output.parent)
-        materialize(remains, output.parent)
-        scenario.check(output, f"power cut after {_call_name(scenario, number)}: {kind}")
-        kinds[kind] += 1
-    return kinds
-
-
-def _call_name(scenario: Scenario, number: int) -> str:
+def call_name(scenario: Scenario, number: int) -> str:
     name, argument = scenario.calls[number]
     return f"call {number}, {name} {Path(str(argument)).name}"
 

@@ -9,6 +9,7 @@ import pytest
 # Files whose tests share an expensive fixture. All tests of such a file run in one worker.
 SHARING = [
     "kernels/test_devices.py",
+    "report/test_page.py",
     "run/test_cuda.py",
     "run/test_memory.py",
     "scripts/test_readers.py",

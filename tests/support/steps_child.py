@@ -1,6 +1,6 @@
 """Take training steps on the emulated card, in a separate process for test_step_on_card.py.
 
-Usage: python tests/support/steps_child.py streamed|uploaded LOG, with the device in THEANO_FLAGS, and the stub's log.
+Usage: python tests/support/steps_child.py LOG, with the device in THEANO_FLAGS, and the stub's log.
 """
 
 from __future__ import annotations
@@ -75,12 +75,10 @@ def check_steps_in_one_call(step: TrainingStep, autoencoder: Autoencoder, rows: 
     assert state_after(lambda: take_in_calls(rates[::-1])) != expected, "so each step has its own rate"
 
 
-def main(place: str, log: str) -> None:
+def take_steps(place: str, log: str) -> None:
     """Take the steps, the first one with its cost. Mark each step and each upload in the log."""
-    backend.start(require=True)
-    check_alternating_uploads()
     rows = child.make_rows()
-    network = child.NETWORKS["relu"]
+    network = child.NETWORKS["leaky"]  # as in test_devices.py, so that its code is compiled only once
     autoencoder = Autoencoder(network, *child.make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(child.start_of(network))
     resident = None if place == "streamed" else child.Pieces(rows)
@@ -91,13 +89,21 @@ def main(place: str, log: str) -> None:
     rate = child.RATES["adam"]
     with open(log, "a", buffering=1) as file:
         for i, at_once in enumerate(STEPS_PER_CALL):
-            file.write("piece\n")
+            file.write(f"{place} piece\n")
             step.begin(piece, noise, child.BATCH, targets, kept)
             for j, n in enumerate(at_once):
-                file.write("steps\n")
+                file.write(f"{place} steps\n")
                 step.take([rate] * n, with_cost=i + j == 0)
-        file.write("steps\n")
+        file.write(f"{place} steps\n")
     check_steps_in_one_call(step, autoencoder, rows, is_resident=resident is not None)
+
+
+def main(log: str) -> None:
+    """Take steps on streamed and on uploaded rows."""
+    backend.start(require=True)
+    check_alternating_uploads()
+    for place in ("streamed", "uploaded"):
+        take_steps(place, log)
 
 
 if __name__ == "__main__":

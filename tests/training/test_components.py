@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shardpress.scan.scaler import Scaler
-from shardpress.training.components import Baseline, Components, baseline_of, principal_components
+from shardpress.training.components import Components, baseline_of, principal_components
 from tests.support.cases import case, each
 
 SHAPES = {"columns": (1500, 90), "rows": (90, 1100), "products": (1040, 1030)}
@@ -62,7 +62,7 @@ def test_reconstructions_are_as_good_as_exact_ones(shape: tuple[int, int]) -> No
         assert error_of(x, found_of(x, 12)) < 1e-12
 
 
-@each("n_rows, n_inputs, k", [(1, 4, 3), (1, 1100, 5), (3, 1100, 40), (200, 3, 3), (2, 2, 1)])
+@each("n_rows, n_inputs, k", [(1, 1100, 5), (3, 1100, 40), (200, 3, 3)])
 def test_components_exist_for_few_rows_and_columns(n_rows: int, n_inputs: int, k: int) -> None:
     x = np.random.default_rng(1).random((n_rows, n_inputs), dtype=np.float32)
     assert error_of(x, found_of(x, k)) <= np.square(singular_values(x)[k:]).sum() / x.size + 1e-12
@@ -91,21 +91,3 @@ def test_baseline_errors_equal_those_of_reconstructions() -> None:
     np.testing.assert_allclose(baseline.mean, np.square(x - mean).mean(axis=1), rtol=1e-5)
     exact = baseline_of(principal_components(scaler.transform(trained), 6, rng), validation, scaler).components
     assert 0 <= exact.min() <= exact.max() < 1e-12
-
-
-def is_worse(baseline: Baseline, errors: np.ndarray) -> bool:
-    return bool(baseline.comparison(errors.astype(np.float32))["is_worse"])
-
-
-def test_worse_means_significant_and_more_than_one_percent() -> None:
-    rng = np.random.default_rng(1)
-    for n_rows, share, worse in [(3000, 1.005, False), (3000, 1.05, True), (3000, 0.9, False), (9, 1.05, False)]:
-        with case(n_rows, share):
-            errors = rng.uniform(0.5, 1.5, n_rows)
-            noise = rng.normal(0, 0.2, n_rows)
-            noise -= noise.mean()
-            assert is_worse(Baseline(4, errors, 10 * errors), share * errors + noise) == worse
-    whole = Baseline(4, np.full(3000, 1e-9), np.ones(3000))
-    assert not is_worse(whole, np.full(3000, 1e-4)), "both are negligible"
-    few = Baseline(4, np.ones(9), np.full(9, 10.0))
-    assert is_worse(few, np.full(9, 3.0)), "with few rows, only if all of them agree"

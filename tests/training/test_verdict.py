@@ -73,9 +73,7 @@ def test_features_worse_than_components_cause_a_warning() -> None:
     (warning,) = warnings_about(WORSE)
     assert mentions(warning, "20 principal components", "0.01")
     assert warnings_about({**WORSE, "baseline": BASELINE}) == []
-    assert warnings_about({**WORSE, "baseline": None}) == []
     assert warnings_about(WORSE, corruption=0.25) == [], "corruption is expected to increase the error"
-    assert warnings_about(WORSE, target="y") == [], "targets are expected to increase the error"
 
 
 def history(costs: Sequence[float], validation: Sequence[float] | None = None) -> dict[str, Any]:
@@ -93,12 +91,8 @@ FLAT = [*np.linspace(1, 0.5, 10), *[0.48] * 10]
         (history(FALLING), {"epochs": 20}, True),
         (history(FLAT), {"epochs": 20}, False),
         (history(FALLING), {"epochs": 21}, False),  # validation stopped the training
-        (history(FALLING[:9]), {"epochs": 9}, False),  # too few epochs to decide
-        (history([0.0] * 20), {"epochs": 20}, False),
         (history(FALLING, FLAT), {"epochs": 20}, False),  # the training overfits
         (history(FALLING, FLAT), {"epochs": 20, "corruption": 0.25}, True),
-        # The error is negligible compared with the error of the mean.
-        ({"baseline": BASELINE, **history([1e-4 * cost for cost in FALLING])}, {"epochs": 20}, False),
     ],
 )
 def test_a_training_run_that_still_improves_causes_a_warning(
