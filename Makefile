@@ -43,18 +43,9 @@ test: setup .venv-readers/.complete ## run all tests; ISA=avx2 restricts the ins
 golden: setup ## compare results with those of HEAD bit for bit; COMMIT=main selects another commit
 	$(PYTHON_OF_VENV) -m tests.golden $(if $(COMMIT),--against $(COMMIT))
 
-SOAK_TARGETS := soak-tests soak-mutants
-.PHONY: $(SOAK_TARGETS)
-
-# Both run at a time. A failure of one does not stop the other.
-soak: setup .venv-readers/.complete .nvrtc/.complete ## run the long tests (hours): all cases, kills, failing calls, mutated files and code
-	$(MAKE) --keep-going --jobs=2 $(SOAK_TARGETS)
-
-soak-tests:
-	TEST_CASES=all $(PYTHON_OF_VENV) -m pytest --numprocesses auto
-
-soak-mutants:
-	$(PYTHON_OF_VENV) -m tests.support.mutants all
+# TEST_CASES=all selects all cases of the tests that otherwise run a sample of them.
+soak: setup .venv-readers/.complete .nvrtc/.complete ## run all cases of all tests (hours): kills, failing calls, damaged files
+	TEST_CASES=all $(PYTHON_OF_VENV) -m pytest -rs --numprocesses auto
 
 bench: setup .venv-peers/.complete ## compare speed with JAX, PyTorch and scikit-learn
 	$(PYTHON_OF_VENV) scripts/make_data.py
@@ -106,7 +97,7 @@ format: setup ## fix and format the code with ruff
 	.venv/bin/ruff format
 
 clean: ## remove virtual environments, trees of other commits and caches; keep data/, sample/ and features/
-	rm -rf .venv .venv-peers .venv-readers .report-check .nvrtc .trees .golden build pipeline/shardpress/*.so pipeline/shardpress/hdf5/filters/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .venv-readers .report-check .nvrtc .trees .golden mutants src build pipeline/shardpress/*.so pipeline/shardpress/hdf5/filters/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 export PYTHON
