@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -33,15 +33,14 @@ class WorkerStats:
     no such attribute, because all threads belong to one process.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._start = clock()  # of the current stage
+    def __init__(self) -> None:
+        self._start = time.monotonic()  # of the current stage
         self._current: dict[str, dict[str, Any]] = {}  # work of each process in the current stage
         self._stages: dict[str, dict[str, dict[str, Any]]] = {}  # the same for each stage
 
     def begin(self, stage: str) -> None:
         """Start a stage, to which the next results belong. Discard its earlier statistics."""
-        self._start = self._clock()
+        self._start = time.monotonic()
         self._current = {}
         self._stages[stage] = self._current
 
@@ -50,13 +49,13 @@ class WorkerStats:
         work = self._current.setdefault(process, {"n_tasks": 0, "n_rows": 0, "seconds": 0.0})
         work["n_tasks"] += 1
         work["n_rows"] += getattr(result, "n_rows", 0)
-        work["seconds"] = self._clock() - self._start  # until the last result
+        work["seconds"] = time.monotonic() - self._start  # until the last result
 
     def __str__(self) -> str:
         """Return the rates of the workers in the current stage, the slowest first. Empty before the first result."""
         if not self._current:
             return ""
-        seconds = max(self._clock() - self._start, 1e-9)
+        seconds = max(time.monotonic() - self._start, 1e-9)
         rates = sorted(work["n_rows"] / seconds for work in self._current.values())
         workers = quantity(len(rates), "worker")
         if len(rates) <= _MAX_RATES:

@@ -53,13 +53,13 @@ def unsuitable_python() -> str:
     return ""
 
 
-def missing_theano(root: str = CHECKOUT) -> str:
-    """Return what to do if Theano is not installed. `root` is the directory of the checkout, if there is one."""
+def missing_theano() -> str:
+    """Return what to do if Theano is not installed."""
     found = f"Theano is not installed in {sys.executable}"
-    if os.path.exists(os.path.join(root, "scripts", "setup.sh")):
-        python = os.path.relpath(os.path.join(root, ".venv", "bin", "python"))
+    if os.path.exists(os.path.join(CHECKOUT, "scripts", "setup.sh")):
+        python = os.path.relpath(os.path.join(CHECKOUT, ".venv", "bin", "python"))
         command = " ".join(map(shlex.quote, (python, sys.argv[0])))
-        return f"{found}. Run make setup in {root}, then: {command}"
+        return f"{found}. Run make setup in {CHECKOUT}, then: {command}"
     # With -I, Python imports nothing from the current directory.
     return f"{found}. Run: {shlex.quote(sys.executable)} -I -m shardpress setup-theano"
 

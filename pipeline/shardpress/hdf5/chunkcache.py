@@ -18,8 +18,8 @@ _LEAST_BYTES = 2**20  # of all chunks that hold one row
 class _ChunkCache:
     """Thread-safe cache that keeps the most recently used chunks, up to a total size."""
 
-    def __init__(self, max_bytes: int = 0) -> None:
-        self.max_bytes = max_bytes  # 0 disables the cache
+    def __init__(self) -> None:
+        self.max_bytes = 0  # disables the cache
         self._lock = threading.Lock()
         self._n_bytes = 0
         self._chunks: OrderedDict[Hashable, tuple[Future[memoryview], int]] = OrderedDict()

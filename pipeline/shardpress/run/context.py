@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -33,13 +33,7 @@ class RunState:
     The times of stages exclude the compiler, because later runs find the kernels in the compile cache.
     """
 
-    def __init__(
-        self,
-        warnings: Warnings | None = None,
-        watch: Watch | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        compiler_clock: Callable[[], float] = seconds_compiling,
-    ) -> None:
+    def __init__(self, warnings: Warnings | None = None, watch: Watch | None = None) -> None:
         self.warnings = warnings or Warnings()
         self.seconds: dict[str, float] = {}  # wall-clock seconds of each finished stage
         self.processor_seconds: dict[str, float] = {}
@@ -52,26 +46,24 @@ class RunState:
         self.began = time.time()
         self.ends_by: float | None = None  # deadline, in seconds since 1970
         self._watch = watch
-        self._clock = clock
-        self._compiler_clock = compiler_clock
-        self._start = clock()
+        self._start = time.monotonic()
         self._last = self._start
-        self._compiled_at_start = compiler_clock()
+        self._compiled_at_start = seconds_compiling()
         self._compiled = self._compiled_at_start
         self._last_processor = time.process_time()
 
     @property
     def seconds_compiling(self) -> float:
-        return self._compiler_clock() - self._compiled_at_start
+        return seconds_compiling() - self._compiled_at_start
 
     @property
     def total_seconds(self) -> float:
-        return self._clock() - self._start
+        return time.monotonic() - self._start
 
     def end_stage(self, stage: str) -> None:
         """Record the times of a stage that has just finished."""
-        now = self._clock()
-        compiled = self._compiler_clock()
+        now = time.monotonic()
+        compiled = seconds_compiling()
         processor = time.process_time()
         self.seconds[stage] = now - self._last - (compiled - self._compiled)
         self.processor_seconds[stage] = processor - self._last_processor
