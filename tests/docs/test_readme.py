@@ -19,8 +19,11 @@ import pytest
 
 from scripts import make_data
 from shardpress.features import open_features
+from shardpress.result import load_model
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read
 from tests.support.cases import ALL_CASES
-from tests.support.helpers import write_shard
+from tests.support.helpers import blocks, write_shard
 from tests.support.interpreters import REPOSITORY, environment
 
 pytestmark = pytest.mark.process
@@ -85,6 +88,12 @@ def test_commands_of_the_readme_run(folder: Path) -> None:
 def check_sample(folder: Path, output: str) -> None:
     """Check the features of Fashion-MNIST, in the directory of the samples."""
     sample = folder / "sample/fashion-mnist"
+    model = load_model(sample / "features")
+    shards = open_shards([str(folder / "data/fashion-mnist-test")])
+    rows = np.concatenate([read(block) for block in blocks(shards, 10_000)])
+    x = model.scaler.transform(rows)
+    y = model.decode(model.encode(rows))
+    assert np.mean((x - y) ** 2) <= 0.0135
     features = open_features(sample / "features-test").features.compute()
     assert features.std(axis=0).min() > 0.01
     accuracy = {
