@@ -2,7 +2,7 @@
 
 A child imports from the same directories as this process, with three exceptions: the current directory, the directory
 of the started script, and Dask's scratch directories. Other users may have put files there that must not run. A child
-ends whenever this process ends, for any reason.
+ends when this process ends, for any reason; `ChildProcess` says when this is later.
 """
 
 from __future__ import annotations
