@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 
 from shardpress_kernels import TILE_ROWS
+from shardpress_kernels.autoencoder import Autoencoder
 from shardpress_kernels.network import Network
 from tests.support import reference
-from tests.support.models import (
-    float64,
-    random_autoencoder,
-    scaling_of,
-)
+from tests.support.networks import random_parameters
 from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.compiler
@@ -21,7 +18,8 @@ DEEP = Network((100, 40, 24), "leaky-relu", "linear", gain=True)
 @pytest.mark.usefixtures("without_ops")
 def test_results_of_a_row_do_not_depend_on_rows_after_it_or_splits(rng):
     rows = rng.integers(0, 256, (3 * TILE_ROWS + 5, 100), dtype=np.uint8)  # the last of four tiles is not full
-    autoencoder = random_autoencoder(rng, DEEP, *scaling_of(rows, "float32"))
+    autoencoder = Autoencoder(DEEP, np.zeros(100, np.float32), np.full(100, 1 / 255, np.float32))
+    autoencoder.set_parameters(random_parameters(rng, DEEP))
     before = rows.copy()
     features = autoencoder.encode(rows)
     errors = autoencoder.errors(rows)
@@ -33,7 +31,7 @@ def test_results_of_a_row_do_not_depend_on_rows_after_it_or_splits(rng):
             np.testing.assert_array_equal(autoencoder.encode(rows[some]), features[some])
             np.testing.assert_array_equal(autoencoder.errors(rows[some]), errors[some])
             np.testing.assert_array_equal(autoencoder.errors(rows[some], features[some]), decoded[some])
-    p = float64(autoencoder.parameters())
+    p = {name: array.astype(np.float64) for name, array in autoencoder.parameters().items()}
     assert_close(features, reference.code(DEEP, rows / 255, p), "cpu", "float32", "features")
     assert_close(errors, reference.row_errors(DEEP, rows / 255, p), "cpu", "float32", "cost")
 
@@ -41,7 +39,8 @@ def test_results_of_a_row_do_not_depend_on_rows_after_it_or_splits(rng):
 @pytest.mark.usefixtures("path")
 def test_row_that_is_not_finite_affects_no_other(rng):
     rows = rng.random((TILE_ROWS + 9, 100), dtype=np.float32)
-    autoencoder = random_autoencoder(rng, DEEP)
+    autoencoder = Autoencoder(DEEP)
+    autoencoder.set_parameters(random_parameters(rng, DEEP))
     expected = autoencoder.encode(rows), autoencoder.errors(rows)
     others = np.delete(np.arange(len(rows)), [5, TILE_ROWS + 3])
     rows[[5, TILE_ROWS + 3], 17] = [np.nan, -np.inf]

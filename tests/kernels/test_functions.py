@@ -1,4 +1,4 @@
-"""Tests of a model's compiled functions: calls from several threads, and devices with little memory."""
+"""Test of a model's compiled functions: calls from several threads."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -33,6 +33,3 @@ def test_any_number_of_threads_can_encode_concurrently():
     for job, results in zip(jobs, found, strict=True):
         for array, expected in zip(results, encode(job), strict=True):
             np.testing.assert_array_equal(array, expected, err_msg=job.dtype.name)
-
-
-# ---- a device without memory
