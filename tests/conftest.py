@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.interpreters import run_python
 
-pytest_plugins = ["tests.support.session", "tests.support.audit", "tests.support.scheduling"]
+pytest_plugins = ["tests.support.session", "tests.support.scheduling"]
 
 # Libraries that libgpuarray loads by their unversioned names, and the Debian packages that contain them.
 CAPABILITIES = """

@@ -21,7 +21,6 @@ from shardpress.errors import (
 from shardpress_kernels.backend import DeviceUnavailable
 from shardpress_kernels.compilecache import UnsafeCompileCache
 from shardpress_kernels.compiler import CompilerFailed
-from shardpress_kernels.faults import OutOfDeviceMemory
 from tests.support.cases import each
 
 FULL = os.strerror(errno.ENOSPC)
@@ -31,7 +30,6 @@ FULL = os.strerror(errno.ENOSPC)
     "error, kind, advice",
     [
         (MemoryError(), SystemLimit, "--memory-budget"),
-        (OutOfDeviceMemory("clblast"), DeviceError, "--device-memory-budget"),
         (RuntimeError("cublasSgemm(h->h): (cublas) GPU resource allocation failed."), DeviceError, "memory"),
         (RuntimeError("gpuarray error: k: cuLaunchKernel: CUDA_ERROR_ECC_UNCORRECTABLE: x"), DeviceLost, "gpuarray"),
         (RuntimeError(f"{FULL}: out of memory"), WriteFailed, "base_compiledir"),
@@ -57,8 +55,8 @@ def test_a_failing_disk_is_recognized_in_an_error_of_theano() -> None:
     assert caught.value.exit_code == 74
 
 
-@pytest.mark.parametrize("error", [DataError("ours: out of memory"), KeyboardInterrupt()])
-def test_other_errors_are_unchanged(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, theanos_errors():
+def test_other_errors_are_unchanged() -> None:
+    error = DataError("ours: out of memory")
+    with pytest.raises(DataError) as caught, theanos_errors():
         raise error
     assert caught.value is error

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import dask.array as da
 import numpy as np
 import pandas as pd
-import pytest
 
 from shardpress.features import Features
 from tests.support.cases import case
-from tests.support.helpers import refused
 
 N = 4
 FEATURES = np.arange(2 * N, dtype=np.float32).reshape(N, 2)
@@ -71,10 +67,3 @@ def test_bytes_that_are_not_utf8_are_escaped() -> None:
     assert pd.isna(found["name"]).tolist() == [False, True, False, False]
     assert found["name"].dropna().tolist() == ["a\\udcff", "c", "d"]
     assert found["kind"].tolist() == ["\\udcff"] * N
-
-
-def test_missing_pandas_is_reported_before_the_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    unread = Features(None, None, {}, {})
-    with refused(69, "pandas", "pip install pandas"):
-        unread.to_pandas()

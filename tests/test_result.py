@@ -148,7 +148,7 @@ def test_a_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_other_contents_are_refused(tmp_path: Path) -> None:
+def test_other_contents_and_versions_are_refused(tmp_path: Path) -> None:
     path = write_result(tmp_path)
     data = path.read_bytes()
     n = len(data)
@@ -164,19 +164,10 @@ def test_other_contents_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with case(content[:9], len(content)):
             assert_refused_by_all(path)
-
-
-def test_another_version_is_refused_as_such(tmp_path: Path) -> None:
-    path = write_result(tmp_path)
-    content = without_footer(path.read_bytes())
-    for name, error in (
-        (f"{NAME}{VERSION + 1}", OtherVersion),
-        (f"{NAME}{VERSION - 1}", OtherVersion),
-        ("shardpress-model/4", DataError),
-    ):
-        path.write_bytes(with_footer(content, name))
-        with case(name):
-            assert_refused_by_all(path, error)
+    for version in (VERSION - 1, VERSION + 1):
+        path.write_bytes(with_footer(without_footer(data), f"{NAME}{version}"))
+        with case(version):
+            assert_refused_by_all(path, OtherVersion)
 
 
 def test_a_missing_result_is_no_input(tmp_path: Path) -> None:
@@ -312,7 +303,7 @@ def test_mutated_files_with_a_correct_footer_are_read_or_refused(tmp_path: Path)
     path = finished(tmp_path / "out", 3, 4) / "index.h5"
     content = without_footer(path.read_bytes())
     expected = Result.open(path).encoder
-    seeds = sample(range(2000), 100)
+    seeds = sample(range(2000), 50)
     n_refused = 0
     for seed in seeds:
         rng = np.random.default_rng(seed)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -14,7 +12,6 @@ import pytest
 from shardpress.cluster import executor as module
 from shardpress.cluster.executor import compute, reduce
 from shardpress.cluster.threads import check, threads
-from shardpress.signals import Stopped, stoppable
 
 SIZES = [0, 1, 2, 16, 17, 257]
 
@@ -29,11 +26,7 @@ def run(tasks: Sequence[Any], n: int, done: Callable[[Any], object] | None = Non
 
 
 def test_results_are_ordered_and_reported_once_in_the_caller() -> None:
-    """One thread starts the tasks in order: files are then read from front to back, as read-ahead expects."""
     for n_tasks in SIZES:
-        started: list[int] = []
-        run([(started.append, i) for i in range(n_tasks)], 1)
-        assert started == list(range(n_tasks))
         reported: list[tuple[int, threading.Thread]] = []
 
         def report(result: int, reported: list[tuple[int, threading.Thread]] = reported) -> None:
@@ -52,23 +45,6 @@ def test_results_are_merged_in_order_and_reported_once() -> None:
         merged = reduce([(str, letter) for letter in letters], "".join, pool, 3, reported.append)
     assert merged == "".join(letters)
     assert sorted(reported) == sorted(letters)
-
-
-def test_a_result_is_reported_as_soon_as_it_exists() -> None:
-    """Otherwise a run that is interrupted after ten hours would have committed nothing."""
-    reported = threading.Event()
-
-    def work(is_second: bool) -> None:
-        assert not is_second or reported.wait(timeout=30), "reported only after all tasks were done"
-
-    run([(work, False), (work, True)], 2, lambda _: reported.set())
-
-
-def run_until_stopped(has_begun: threading.Event) -> None:
-    """Run until the task is stopped."""
-    has_begun.set()
-    while True:
-        check()
 
 
 def test_an_error_is_raised_after_the_end_of_the_last_task(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,40 +76,23 @@ def test_an_error_is_raised_after_the_end_of_the_last_task(monkeypatch: pytest.M
             is_awaited.set()
 
 
-@pytest.mark.parametrize("is_in_callback", [False, True])
-def test_the_first_error_stops_the_remaining_tasks(is_in_callback: bool) -> None:
+def test_an_error_of_the_callback_stops_the_remaining_tasks() -> None:
     started: list[int] = []
     has_begun = threading.Event()
+
+    def run_until_stopped(_: None) -> None:
+        has_begun.set()
+        while True:
+            check()
 
     def fail(_: object) -> None:
         assert has_begun.wait(timeout=30)
         raise ValueError("broken")
 
-    tasks: list[Any] = [(run_until_stopped, has_begun)]
-    if not is_in_callback:
-        tasks.append((fail, None))
-    tasks += [(started.append, i) for i in range(1000)]
+    tasks: list[Any] = [(run_until_stopped, None), *((started.append, i) for i in range(1000))]
     with pytest.raises(ValueError, match="broken"):
-        run(tasks, 2, fail if is_in_callback else None)
+        run(tasks, 2, fail)
     assert len(started) < 100
-
-
-def test_a_signal_stops_and_waits_for_running_tasks() -> None:
-    events = []
-
-    def work(_: int) -> None:
-        events.append(1)
-        try:
-            if len(events) == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            while True:
-                check()
-        finally:
-            events.append(-1)
-
-    with stoppable(), pytest.raises(Stopped):
-        run([(work, i) for i in range(20)], 2)
-    assert sum(events) == 0
 
 
 def test_a_batch_gives_the_results_of_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:

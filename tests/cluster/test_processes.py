@@ -12,12 +12,6 @@ from shardpress.cluster import processes
 from tests.support.helpers import refused
 
 
-def test_restarted_workers_require_their_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("THEANO_FLAGS", "floatX=float32")
-    environment = processes._environment("opencl0:0", 1, requires_device=True)
-    assert environment["THEANO_FLAGS"] == "floatX=float32,device=opencl0:0,force_device=True"
-
-
 @pytest.mark.process
 def test_workers_that_cannot_be_started_end_the_run(tmp_path: Path) -> None:
     options = {"dask": {}, "scheduler": {"no such option": 1}, "workers": []}

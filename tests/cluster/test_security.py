@@ -1,12 +1,12 @@
-"""Tests of the certificates for a connection to a scheduler, and of schedulers that a run refuses."""
+"""Tests of schedulers that a run refuses."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from shardpress.cluster.security import _check_address, dask_security
+from shardpress.cluster.pool import check_settings
+from shardpress.cluster.security import _check_address
+from shardpress.settings.config import ClusterSettings
 from tests.support.cases import case
 from tests.support.helpers import refused
 
@@ -25,11 +25,11 @@ def test_only_this_machine_is_allowed_without_tls() -> None:
             _check_address(address, is_insecure=True)
 
 
-def test_certificates_come_from_the_configuration_of_dask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with refused(78, "tls://head-node:8786", "DASK_DISTRIBUTED__COMM__TLS__CA_FILE"):
-        dask_security("tls://head-node:8786")
-    for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY"):
-        monkeypatch.setenv(f"DASK_DISTRIBUTED__COMM__TLS__{name}", str(tmp_path / "nowhere.pem"))
-    with refused(78, str(tmp_path / "nowhere.pem"), "No such file"):
-        dask_security("tls://head-node:8786")
-    assert dask_security("tcp://127.0.0.1:8786").require_encryption is False, "tcp needs no certificates"
+def test_the_address_in_a_scheduler_file_is_checked_before_connecting(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    settings = ClusterSettings(scheduler=str(file))
+    check_settings(settings)  # the scheduler may write the file later
+    for text, words in (("{", str(file)), ('{"address": "tcp://10.0.0.7:8786"}', "tcp://10.0.0.7:8786")):
+        file.write_text(text)
+        with refused(78, words):
+            check_settings(settings)

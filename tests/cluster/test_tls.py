@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shardpress.cluster.tls import IsolatedSecurity, _IsolatedSocket
+from shardpress.cluster.tls import IsolatedSecurity
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,3 @@ def test_a_lost_connection_does_not_affect_others(security: IsolatedSecurity) ->
             intact.recv(1)
         peer.send(b"data")
         assert intact.recv(4) == b"data"
-
-
-def test_all_connections_of_a_cluster_are_isolated(security: IsolatedSecurity) -> None:
-    for arguments in (security.get_connection_args("worker"), security.get_listen_args("scheduler")):
-        assert arguments["ssl_context"].sslsocket_class is _IsolatedSocket
-    unencrypted = IsolatedSecurity(require_encryption=False)
-    assert unencrypted.get_connection_args("client")["ssl_context"] is None

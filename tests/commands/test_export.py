@@ -42,14 +42,9 @@ def test_the_printed_line_runs_the_exported_file(
     (features,) = eval(line, {"onnxruntime": onnxruntime, "rows": rows})
     np.testing.assert_allclose(features, model.encode(rows), atol=1e-6)
     assert sorted(path.name for path in (tmp_path / "features").iterdir()) == ["encoder.onnx", "index.h5"]
-
-
-@pytest.mark.process
-@pytest.mark.usefixtures("model")
-def test_a_model_file_is_exported_next_to_it(tmp_path: Path) -> None:
     (tmp_path / "features/index.h5").rename(tmp_path / "other.h5")
-    assert main(["export", str(tmp_path / "other.h5"), "--to", "npz"]) == 0
-    assert np.load(tmp_path / "encoder.npz")["exported_from"] == "other.h5"
+    assert main(["export", "other.h5", "--to", "npz"]) == 0
+    assert np.load("encoder.npz")["exported_from"] == "other.h5"
 
 
 @pytest.mark.process
@@ -59,7 +54,6 @@ def test_invalid_exports_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     for arguments, code, words in [
         ([output, "--to", "hdf5"], 66, "only a model"),
         ([output, "--to", "csv"], 64, "parquet"),
-        ([output, "--to", "onnx", "--output", str(tmp_path / "no/x.onnx")], 74, "no/x.onnx"),
         ([output, "--to", "npz", "--output", str(tmp_path / "features")], 73, "features"),
     ]:
         assert main(["export", *arguments]) == code, arguments

@@ -1,4 +1,4 @@
-"""Tests of commands on a system without /proc: they end with an error."""
+"""Test of a run on a system without /proc: it ends with an error."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from shardpress.doctor import packages
-from shardpress.doctor.devices import device_checks
 from tests.support.helpers import numbered, write_shard
 from tests.support.interpreters import REPOSITORY, environment
 
@@ -27,9 +25,3 @@ def test_a_run_without_proc_ends_with_an_error(tmp_path: Path) -> None:
     assert result.returncode == 71
     (line,) = result.stderr.splitlines()
     assert line.startswith("SystemLimit: /proc ")
-
-
-def test_the_doctor_tries_no_device_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages.os.path, "isdir", lambda path: False)
-    assert packages.missing_proc()
-    assert list(device_checks()) == []

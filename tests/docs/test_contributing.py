@@ -88,7 +88,6 @@ PROGRAM = """
     import numpy as np
     import onnxruntime
     from shardpress.commands.table import main
-    from shardpress.errors import UsageError
     from shardpress.features import open_features
     from shardpress.interop.onnx import encoder_onnx
     from shardpress.result import load_model
@@ -116,14 +115,9 @@ PROGRAM = """
 
     # The setting, and the command.
     facts["noise"] = fingerprint_values(parse(["--noise", "0.5"], {}, ""), "model")["noise"]
-    try:
-        parse(["--noise", "1"], {}, "")
-    except UsageError as error:
-        facts["limit"] = str(error)
-    for arguments in (["weights", "out"], []):
-        with redirect_stdout(StringIO()) as output:
-            main(arguments)
-        facts[" ".join(arguments)] = output.getvalue()
+    with redirect_stdout(StringIO()) as output:
+        main(["weights", "out"])
+    facts["output of the command"] = output.getvalue()
     facts["n weights"] = model.network.n_weights
 """
 
@@ -144,6 +138,4 @@ def test_examples_of_the_recipes_work(tree: Path, tmp_path: Path, monkeypatch: p
     assert found["costs"][-1] < found["costs"][0]
     assert max(found["errors"].values()) < 1e-5, found["errors"]
     assert found["noise"] == 0.5
-    assert found["limit"].startswith("--noise: 1.0, expected ")
-    assert found["weights out"] == f"{found['n weights']}\n"
-    assert "weights      print the number of weights of a model" in found[""]
+    assert found["output of the command"] == f"{found['n weights']}\n"

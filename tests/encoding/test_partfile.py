@@ -1,14 +1,12 @@
 """Tests of a part's file: it is valid input, holds all values, and can be mapped into memory."""
 
 import io
-from functools import partial
 from itertools import product
 
 import h5py
 import numpy as np
 
-from shardpress.encoding import partfile as module
-from shardpress.encoding.partfile import Streamed, part_file
+from shardpress.encoding.partfile import FORMAT
 from shardpress.encoding.storage import Storage
 from shardpress.features import categories_of, open_features
 from shardpress.interop.export import export
@@ -58,25 +56,16 @@ def test_a_part_holds_all_values_in_every_storage(seed, n_rows, storage):
             dtype = h5py.string_dtype() if values.dtype == object else values.dtype
             assert file[name].dtype == dtype
             assert h5py.check_string_dtype(file[name].dtype) == h5py.check_string_dtype(dtype)
-        assert dict(file.attrs) == {"format": module.FORMAT}
+        assert dict(file.attrs) == {"format": FORMAT}
 
 
-def test_a_streamed_file_equals_one_made_at_once():
-    rows = feature_rows(1000)
-    valid = np.ones(1000, bool)
-    extras = {"y": np.arange(1000), "word": np.arange(1000).astype("S30"), "pair": np.zeros((1000, 2), "f4")}
-
-    def blocks(values):
-        return (values[start : start + 300] for start in range(0, 1000, 300))
-
-    streamed = {
-        name: values if name == "y" else Streamed(values.shape, values.dtype, partial(blocks, values))
-        for name, values in extras.items()
-    }
-    pieces = part_file(rows, valid, streamed, {})
-    content = b"".join(map(bytes, pieces.pieces))
-    assert content == part_bytes(rows, valid, extras)
-    assert len(content) == len(pieces)
+def test_overflow_of_float16_is_clipped_and_reported():
+    features = np.array([[1e6, -1e6, 1], [np.nan] * 3, [0.1, 0.2, 0.3]], np.float32)
+    stored = np.empty((3, 3), np.float16)
+    assert Storage("float16").store(features, stored) == 1e6 - 65504
+    np.testing.assert_array_equal(stored[0], [65504, -65504, 1])
+    error = Storage("float16").store(features[1:], stored[1:])
+    assert error == np.abs(stored[2].astype(float) - features[2]).max()
 
 
 def test_extras_named_like_our_datasets_are_renamed(tmp_path):

@@ -11,7 +11,6 @@ from pathlib import Path
 import anndata
 import h5py
 import hdf5storage
-import netCDF4
 import numpy as np
 import pandas as pd
 import scipy.sparse
@@ -20,34 +19,23 @@ import xarray
 
 HERE = Path(__file__).parent
 ROWS = (np.arange(240).reshape(60, 4) % 97).astype("<i4")
-CHUNKS = (35, 4)
 FEW = np.where(ROWS % 3, 0, ROWS).astype("f4")
 KINDS = np.array(["b", "a", "c"])[ROWS[:, 0] % 3]
 
 
 def sparse() -> None:
-    """Write AnnData files with categorical labels, by rows and by columns."""
+    """Write an AnnData file with categorical labels."""
     obs = pd.DataFrame({"kind": pd.Categorical(KINDS)}, index=[f"cell {i}" for i in range(60)])
-    for form in ("csr", "csc"):
-        data = anndata.AnnData(getattr(scipy.sparse, f"{form}_matrix")(FEW), obs=obs)
-        with h5py.File(HERE / f"sparse-{form}.h5ad", "w", libver="latest") as file:  # ten times smaller
-            anndata.io.write_elem(file, "/", data)
+    data = anndata.AnnData(scipy.sparse.csr_matrix(FEW), obs=obs)
+    with h5py.File(HERE / "sparse.h5ad", "w", libver="latest") as file:  # ten times smaller
+        anndata.io.write_elem(file, "/", data)
 
 
 def frames() -> None:
-    """Write data frames of pandas, by PyTables, with one type and with several."""
+    """Write data frames of pandas, by PyTables."""
     frame = pd.DataFrame(ROWS.astype("f4"), columns=list("abcd"))
-    for name, each in {"": frame, "-mixed": frame.assign(d=ROWS[:, 3])}.items():
-        each.to_hdf(HERE / f"frames-fixed{name}.h5", key="df")
-        each.to_hdf(HERE / f"frames-table{name}.h5", key="df", format="table", index=False, complevel=1)
-
-
-def records() -> None:
-    """Write a table of PyTables whose fields are numbers of one type."""
-    with tables.open_file(HERE / "records.h5", "w") as file:
-        fields = {name: tables.Int32Col(pos=i) for i, name in enumerate("abcd")}
-        table = file.create_table("/", "table", fields, chunkshape=35)
-        table.append([tuple(row) for row in ROWS.tolist()])
+    frame.to_hdf(HERE / "frames-fixed.h5", key="df")
+    frame.to_hdf(HERE / "frames-table.h5", key="df", format="table", index=False, complevel=1)
 
 
 def matlab() -> None:
@@ -57,30 +45,25 @@ def matlab() -> None:
 
 
 def netcdf() -> None:
-    """Write netCDF files: rows over times (xarray), and rows over an unlimited axis without coordinates (netCDF4)."""
+    """Write rows over times by xarray."""
     times = pd.date_range("2024-01-01", periods=60, freq="h")
     array = xarray.DataArray(ROWS.astype("f4"), {"time": times}, ("time", "place"), "temp")
     packed = {"dtype": "i2", "scale_factor": 0.5, "add_offset": 1.0, "_FillValue": -9999}
     array.to_netcdf(HERE / "netcdf-times.nc", engine="netcdf4", encoding={"temp": packed})
-    with netCDF4.Dataset(HERE / "netcdf-unlimited.nc", "w") as file:
-        file.createDimension("t", None)
-        file.createDimension("place", 4)
-        file.createVariable("X", "i4", ("t", "place"), chunksizes=CHUNKS)[:] = ROWS
-        file.createVariable("y", "f8", ("t",), chunksizes=(60,))[:] = np.arange(60.0)
 
 
 def pytables() -> None:
     """Write an extendable array of PyTables after a user block, compressed by Blosc."""
     filters = tables.Filters(5, "blosc", fletcher32=True)
     with tables.open_file(HERE / "pytables.h5", "w", filters=filters, user_block_size=512) as file:
-        rows = file.create_earray("/", "X", tables.Int32Atom(), (0, 4), chunkshape=CHUNKS, track_times=False)
+        rows = file.create_earray("/", "X", tables.Int32Atom(), (0, 4), chunkshape=(35, 4), track_times=False)
         rows.append(ROWS)
         file.create_array("/", "y", np.arange(60.0), track_times=False)
 
 
 def main() -> None:
     """Write all files."""
-    for write in (sparse, frames, records, matlab, netcdf, pytables):
+    for write in (sparse, frames, matlab, netcdf, pytables):
         write()
 
 

@@ -52,36 +52,25 @@ def test_downloads_of_libgpuarray_are_complete_on_return() -> None:
     assert (ours, without) == ({"right": True}, {"right": False})
 
 
-REUSED = """
+THREAD = """
 card = Card()
 source = np.ones(16, np.float32)
 place = card.upload(source)
 source[:] = 2
-card.synchronise()
-facts["found"] = float(card.download(place, np.zeros(16, np.float32)).mean())
-"""
-
-
-def test_uploads_from_pageable_memory_are_waited_for() -> None:
-    ours, without = with_and_without(REUSED, hold="uploads")
-    assert (ours, without) == ({"found": 1}, {"found": 2})
-
-
-THREAD = """
-card = Card()
-place = card.upload(np.ones(16, np.float32))
 def work():
     facts["found"] = float(card.download(place, np.zeros(16, np.float32)).mean())
     call("cuCtxPopCurrent_v2", None)
     facts["twice"] = code_of(call, "cuCtxPopCurrent_v2", None)
 facts["code"] = in_thread(work)
+card.synchronise()
+facts["uploaded"] = float(card.download(place, np.zeros(16, np.float32)).mean())
 """
 
 
-def test_thread_without_a_context_gets_one_once() -> None:
-    ours, without = with_and_without(THREAD)
-    assert ours == {"found": 1, "twice": 201, "code": 0}
-    assert without == {"code": 201}
+def test_uploads_are_waited_for_and_a_thread_gets_a_context_once() -> None:
+    ours, without = with_and_without(THREAD, hold="uploads")
+    assert ours == {"found": 1, "twice": 201, "code": 0, "uploaded": 1}
+    assert without == {"code": 201, "uploaded": 2}
 
 
 # ---- NVRTC

@@ -12,6 +12,7 @@ from shardpress.hdf5.shard import Block
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
 from tests.support.cases import each
+from tests.support.damage import damage
 from tests.support.helpers import blocks, numbered, refused, write_shard
 
 N_ROWS = 100
@@ -74,10 +75,7 @@ def test_changed_file_is_not_read_from_the_cache(tmp_path, reads):
 def test_damaged_chunk_is_refused_by_every_read(tmp_path, reads):
     shard = shard_of(tmp_path, ROWS, (50, N_INPUTS), "rows")
     CHUNKS.resize(ALL)
-    offset, n_bytes, _ = shard.layouts[0].index[:, 0].tolist()
-    with open(shard.path, "r+b") as file:
-        file.seek(offset)
-        file.write(bytes(n_bytes))
+    damage(shard.path)
     (shard,) = open_shards([shard.path])
     for _ in range(2):
         with refused(65, f"file={shard.path}", "gzip"):

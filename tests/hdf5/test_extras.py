@@ -1,4 +1,4 @@
-"""Tests of a file's extras: which datasets are copied, which are left out, and how both are reported."""
+"""Tests of a file's extras: which datasets are copied, and which are left out, with or without a warning."""
 
 import h5py
 import numpy as np
@@ -8,7 +8,6 @@ from shardpress.hdf5 import limits
 from shardpress.hdf5.shard import Block
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
-from tests.support.cases import each
 from tests.support.helpers import names, numbered, write_shard
 
 pytestmark = pytest.mark.process
@@ -16,64 +15,31 @@ pytestmark = pytest.mark.process
 N = 6
 
 
-@pytest.fixture
-def add(tmp_path, caplog):
-    """Return a function that writes datasets next to (N, 2) rows, and opens the file."""
-    caplog.set_level("INFO", "shardpress")
-
-    def open_with(**datasets):
-        caplog.clear()
-        path = write_shard(tmp_path / "x.h5", numbered(N))
-        with h5py.File(path, "a") as file:
-            for name, values in datasets.items():
-                options = values if isinstance(values, dict) else {"data": values}
-                file.create_dataset(name.encode("utf-8", "surrogateescape"), **options)
-        return open_shards([path])[0]
-
-    return open_with
-
-
-def reasons(shard):
-    return {each.name: each.reason for each in shard.left_out}
-
-
 def warnings_of(caplog):
     return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
-# -- extras ----------------------------------------------------------------------------------------------------------
-
-
-# -- other datasets, and what is logged ------------------------------------------------------------------------------
-
-
-@each("shape, is_warned_about", [((N - 1,), True), ((N + 1, 1), True), ((2,), False), ((N, 2), False), ((), False)])
-def test_only_labels_of_another_length_are_warned_about(add, caplog, shape, is_warned_about):
-    """Other datasets have one value in total, one for each column, or several for each row."""
-    assert names(add(z=np.zeros(shape))) == ()
-    assert len(warnings_of(caplog)) == is_warned_about
-
-
-def test_unusable_extras_leave_rows_and_other_extras(add, caplog):
-    odd = {
+def test_unusable_extras_leave_rows_and_other_extras(tmp_path, caplog):
+    """Datasets with one value in total, one for each column, or several for each row are no extras."""
+    missed = {
         "empty": {"shape": (N,), "dtype": "i4", "chunks": (2,)},
         "references": {"shape": (N,), "dtype": h5py.ref_dtype},
         "lists": {"shape": (N,), "dtype": h5py.vlen_dtype("i4")},
         "long": {"shape": (N,), "dtype": f"S{limits.MOST_ITEM + 1}", "chunks": (1,)},
-        "la\udcff": range(N),  # a name that is not UTF-8
+        "la\udcff": {"data": range(N)},  # a name that is not UTF-8
+        "less": {"data": range(N - 1)},
+        "more": {"data": np.zeros((N + 1, 1))},
     }
-    shard = add(**odd, y=range(N), **{"ü": range(N)})
+    others = {"total": 1.0, "columns": [1, 2], "several": np.zeros((N, 2))}
+    path = write_shard(tmp_path / "x.h5", numbered(N), extras={"y": range(N), "ü": range(N), **others})
+    with h5py.File(path, "a") as file:
+        for name, options in missed.items():
+            file.create_dataset(name.encode("utf-8", "surrogateescape"), **options)
+    (shard,) = open_shards([path])
     assert names(shard) == ("y", "ü")
-    assert set(reasons(shard)) == set(odd)
-    assert len(warnings_of(caplog)) == 5
+    assert {each.name for each in shard.left_out if each.is_missed} == set(missed)
+    assert len(warnings_of(caplog)) == len(missed)
     assert "dataset=la\\udcff: " in caplog.text
-
-
-def test_log_about_extras_is_bounded(add, caplog):
-    shard = add(**{f"{i:03d}" + "x" * 300: range(5 if i % 2 else N) for i in range(300)})
-    assert len(shard.left_out) == limits.MOST_LEFT_OUT
-    assert len(warnings_of(caplog)) < 20
-    assert all(len(message) < 5000 for message in caplog.messages)
 
 
 # -- pandas frames in fixed format -----------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ from tests.support import standin
 from tests.support.interpreters import REPOSITORY
 from tests.support.standin import Workspace
 
-LIMIT = 128
-N_FILES = 160
+LIMIT = 64
+N_FILES = 80
 
 
 @pytest.mark.process
@@ -47,10 +47,6 @@ def use_many_files(folder: str) -> None:
         (workspace.shards / "1.h5").unlink()
         assert workspace.run(output, "--append", "--drop-missing") == 0
         check_readers(output)
-        assert workspace.plan(output, "--append").problems == []
-        before = Result.open(output).digest
-        assert workspace.run(output, "--append") == 0
-        assert Result.open(output).digest == before
         assert workspace.run_on([output], Path(folder) / "second", "--n-features", "1") == 0
 
 

@@ -1,4 +1,4 @@
-"""Tests of the values in exported Parquet and AnnData files: pandas and anndata read what `open_features` returns."""
+"""Tests of names and categories of rows in exported tables: pandas and anndata read what `open_features` returns."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ import pandas as pd
 import pytest
 from pyarrow import parquet as arrow_parquet
 
-from shardpress.encoding.storage import PLAIN, Storage
 from shardpress.features import open_features
-from shardpress.interop import parquet as module
 from shardpress.interop.export import export
 from tests.support.cases import case
 from tests.support.parts import feature_rows, finished_parts, part_bytes
@@ -25,30 +23,17 @@ VALID = np.arange(N) != 1
 NAMES = np.array([b"r0", b"r1", "ö".encode(), b"a\xff", b"", b"r5", b"r6"], object)
 ESCAPED = ["r0", "r1", "ö", "a\\udcff", "", "r5", "r6"]
 CODES = np.array([0, 2, -1, 1, 1, 0, 0], np.int8)
-EXTRAS = {
-    "bool": np.arange(N) % 3 == 0,
-    "big": np.linspace(-1, 1, N).astype(">f8"),
-    "unsigned": np.array([2**64 - 1, *range(N - 1)], np.uint64),
-    "text": NAMES,
-    "fixed": np.array([b"a", b"bc", b"", b"d", b"\xfe", b"f", b"g"], "S2"),
-    "pair": np.arange(2 * N, dtype=np.int16).reshape(N, 2),
-    "kind": CODES,
-    "feature0": np.arange(N),
-    "valid": np.arange(N),
-}
-CATEGORIES = {"kind": ("T cell", "b", "\udcff", "unused")}
 
 
 def write_part(
     folder: Path,
     extras: Mapping[str, np.ndarray],
     categories: Mapping[str, Sequence[Any]] | None = None,
-    storage: Storage = PLAIN,
 ) -> Path:
     """Write an output directory with a part of `N` rows, one of them bad, and return its path."""
     features = feature_rows(N)
     features[~VALID] = np.nan
-    part = part_bytes(features, VALID, extras, storage=storage, categories=categories)
+    part = part_bytes(features, VALID, extras, categories=categories)
     # After an append, open_features has the numbers of appends, which exported files always have.
     finished_parts(folder / "out", [(N, part)], append_ids=[1])
     return folder / "out"
@@ -60,21 +45,6 @@ def parquet_of(output: Path) -> Path:
     export(output, "parquet")
     (path,) = (output / "parquet").iterdir()
     return path
-
-
-@pytest.mark.parametrize("group_bytes", [2**21, 1])
-def test_pandas_reads_the_frame_of_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_bytes: int) -> None:
-    monkeypatch.setattr(module, "_GROUP_BYTES", group_bytes)
-    output = write_part(tmp_path, EXTRAS, CATEGORIES)
-    expected = open_features(output).to_pandas()
-    path = parquet_of(output)
-    data = path.read_bytes()
-    assert parquet_of(output).read_bytes() == data
-    pd.testing.assert_frame_equal(pd.read_parquet(path), expected)
-    assert expected["kind"].dtype == pd.CategoricalDtype(["T cell", "b", "\\udcff", "unused"])
-    assert list(expected)[:3] == ["feature0", "feature1", "valid"]
-    export(output, "hdf5")
-    pd.testing.assert_frame_equal(open_features(output / "features.h5").to_pandas(), expected, check_like=True)
 
 
 @pytest.mark.parametrize("extras", [{"_index": NAMES, "y": np.arange(N)}, {"index": NAMES, "_index": NAMES}])

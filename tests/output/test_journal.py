@@ -7,7 +7,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import pytest
 from shardpress.errors import ReadFailed, ShardpressError
 from shardpress.formats import digest
 from shardpress.output.files import fault_of
+from shardpress.output.inside import files_inside
 from shardpress.output.journal import Journal, Record
 from shardpress.output.lock import locked
 from shardpress.records import Entry
@@ -45,8 +46,6 @@ FOREIGN = [
     "notes.txt",
     f"novel.h5.{HEX}.writing",
     "generation-one.h5",
-    f"{KEY}-{HEX}.h5",
-    "parts/part-of-mine.h5",
     f"parts/{KEY}.h5",
     f"parts/old-{KEY}-{HEX}.h5",
     f"parts/model-{HEX}.h5",
@@ -65,6 +64,12 @@ UNREFERENCED = [
 ]
 FIXED = [".shardpress", "report.html", "index.h5", "bad_rows.jsonl", "work/journal.jsonl"]
 HALF_WRITTEN = [f"{name}.{HEX}.writing" for name in (*UNREFERENCED, *FIXED)]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with locked(tmp_path / "out") as found:
+        yield found
 
 
 def journal_file(journal: Journal) -> Path:
@@ -89,17 +94,6 @@ def test_records_are_selected_by_kind_and_fingerprint_in_order(journal: Journal)
         assert [record.fingerprint for record in found.records("part", BEFORE)] == [BEFORE]
         assert found.records("scan", BEFORE) == []
         assert len(found.records("part")) == len(keys) + 1
-
-
-def test_the_first_of_two_results_of_a_part_is_kept(journal: Journal) -> None:
-    first = written(journal, data=b"first")
-    second = written(journal, data=b"second")
-    for records in [(first, second), (second,), (first,)]:
-        journal.add(*records)
-        assert journal.records() == [first]
-    assert list(contents(journal.directory).values()) == [b"first"]
-    assert add(reopen(journal), data=b"other") == first
-    assert list(contents(journal.directory).values()) == [b"first"]
 
 
 # -- the order of changes ----------------------------------------------------------------------------------------
@@ -289,7 +283,7 @@ def test_a_withdrawn_part_of_the_published_result_stays(journal: Journal) -> Non
     assert not (journal.directory / unfinished.entry.file).exists()
 
 
-# -- sweeping ----------------------------------------------------------------------------------------------------
+# -- files of users ----------------------------------------------------------------------------------------------------
 
 
 def test_a_damaged_index_prevents_a_sweep(journal: Journal) -> None:
@@ -316,3 +310,18 @@ def test_sweeping_keeps_foreign_files_and_directories(journal: Journal) -> None:
     assert set(contents(journal.directory)) == {record.entry.file, *foreign}
     reopen(journal, restarts=True).sweep()
     assert contents(journal.directory) == foreign
+
+
+def test_linked_paths_of_an_output_are_inside(journal: Journal, tmp_path: Path) -> None:
+    part = journal.directory / add(journal).entry.file
+    (tmp_path / "output").symlink_to(journal.directory)
+    (tmp_path / "folder").symlink_to(part.parent)
+    (tmp_path / "other.h5").symlink_to(part)
+    foreign = tmp_path / "foreign.h5"
+    foreign.write_bytes(b"foreign")
+    folder = tmp_path / "folder"
+    paths = [part, tmp_path / "other.h5", tmp_path / "output/parts" / part.name, folder / part.name, folder / "gone.h5"]
+    for directory in (journal.directory, tmp_path / "output"):
+        assert files_inside(directory, [foreign, *paths]) == paths
+    for directory in (tmp_path / "nowhere", foreign):
+        assert files_inside(directory, paths) == []

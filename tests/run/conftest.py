@@ -13,7 +13,6 @@ import pytest
 
 from shardpress.scan import ranges
 from shardpress.settings import replicas
-from tests.support.appends import N_ROWS
 from tests.support.bad_shards import Shards
 from tests.support.helpers import write_shard
 from tests.support.interruptions import SIZES, undisturbed_features
@@ -29,19 +28,6 @@ def make_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     before = os.getcwd()
     yield partial(Workspace, tmp_path)
     os.chdir(before)
-
-
-@pytest.fixture
-def growing(make_workspace: Callable[..., Workspace]) -> Workspace:
-    """Return a data set to which tests append files."""
-    return make_workspace(*N_ROWS)
-
-
-@pytest.fixture
-def finished(growing: Workspace, out: Path) -> Path:
-    """Return the output directory of a finished run over the data set `growing`."""
-    assert growing.run(out) == 0
-    return out
 
 
 @pytest.fixture(scope="session")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from shardpress.errors import DataError
 from shardpress.features import open_features
-from shardpress.result import INDEX, Result, Use
-from tests.support.appends import add, add_extra, ids_of, write
+from shardpress.result import Result
 from tests.support.bad_shards import errors
 from tests.support.faulty import RecordingDisk
+from tests.support.helpers import write_shard
 from tests.support.interruptions import parts, stamps
 from tests.support.logged import mentions
 from tests.support.standin import Workspace
@@ -23,61 +22,54 @@ from tests.support.standin import Workspace
 SKIP = ("--on-bad-data", "skip", "--max-bad", "50%")
 
 
+@pytest.fixture
+def growing(make_workspace: Callable[..., Workspace]) -> Workspace:
+    """Return a data set to which tests append files."""
+    return make_workspace(20, 9, 15)
+
+
+@pytest.fixture
+def finished(growing: Workspace, out: Path) -> Path:
+    """Return the output directory of a finished run over the data set `growing`."""
+    assert growing.run(out) == 0
+    return out
+
+
+def add(runs: Workspace, name: str, n_rows: int = 7) -> Path:
+    """Write another file, or replace one."""
+    return runs.add_shard(name, np.random.default_rng(1).normal(size=(n_rows, 4)).astype(np.float32))
+
+
+def write(path: Path, n_inputs: int = 4, **extras: object) -> None:
+    """Write a file of six rows with other columns or extras."""
+    write_shard(path, np.random.default_rng(2).normal(size=(6, n_inputs)).astype(np.float32), extras=extras)
+
+
+def ids_of(output: Path) -> list[int]:
+    """Return the number of the append of each row."""
+    found: list[int] = open_features(output).extras["append_id"].compute().tolist()
+    return found
+
+
 def names_of_bad_shards(output: Path) -> list[str]:
     return [Path(bad["file"]).name for bad in Result.open(output).facts.bad_shards]
-
-
-@pytest.mark.process
-def test_features_of_each_append_can_be_opened_by_its_number(growing: Workspace, finished: Path) -> None:
-    """Readers of an earlier result keep theirs."""
-    opened = open_features(finished)
-    before = stamps(finished / "parts")
-    add(growing, "90.h5", n_rows=1)
-    assert growing.run(finished, "--append", "--threads", "3") == 0
-    add(growing, "9.h5", n_rows=2)  # sorts before the other one
-    assert growing.run(finished, "--append") == 0
-    assert before.items() <= stamps(finished / "parts").items()
-    ids = np.array([0] * 44 + [1] + [2] * 2)
-    assert ids_of(finished) == ids.tolist()
-    features = open_features(finished).features.compute()
-    np.testing.assert_array_equal(opened.features.compute(), features[ids == 0])
-    for chosen in (0, [0, 2], (1, 2)):
-        some = open_features(finished, appends=chosen)
-        np.testing.assert_array_equal(some.features.compute(), features[np.isin(ids, chosen)])
-    with pytest.raises(DataError, match="appends"):
-        open_features(finished, appends=3)
 
 
 # -- settings of the finished run ----------------------------------------------------------------------------------
 
 
-def test_other_settings_are_refused(growing: Workspace, finished: Path) -> None:
+@pytest.mark.process
+def test_other_settings_and_missing_results_are_refused(growing: Workspace, finished: Path) -> None:
     add(growing, "3.h5")
+    empty = growing.folder / "empty"
+    assert growing.run(empty, "--append") == 66
+    assert not empty.exists()
+    other = growing.folder / "other"
+    assert growing.run(other, "--seed", "1") == 0
     before = stamps(finished)
-    for flags in (["--seed", "1"], ["--storage-dtype", "float16"], ["--overwrite"]):
+    for flags in (["--seed", "1"], ["--storage-dtype", "float16"], ["--overwrite"], ["--model", str(other)]):
         assert growing.run(finished, "--append", *flags) in (64, 78)
     assert stamps(finished) == before
-
-
-@pytest.mark.process
-def test_results_of_a_given_model_are_extended_with_no_other_model(growing: Workspace, finished: Path) -> None:
-    other = growing.folder / "other"
-    again = growing.folder / "again"
-    assert growing.run(other, "--seed", "1") == 0
-    assert growing.run(again, "--model", str(finished)) == 0
-    add(growing, "3.h5")
-    assert growing.run(again, "--append", "--model", str(other)) == 78
-    assert growing.run(again, "--append", "--model", str(shutil.copy(finished / INDEX, growing.folder))) == 0
-    assert ids_of(again) == [0] * 44 + [1] * 7
-    assert (Result.open(again).use() == Use.TRAINING).all()  # the rows of the training are unknown
-
-
-def test_a_directory_without_a_finished_run_is_refused(growing: Workspace, out: Path) -> None:
-    assert growing.run(out, "--append") == 66
-    assert not out.exists()
-    out.mkdir()
-    assert growing.run(out, "--append") == 66
-    assert list(out.iterdir()) == []
 
 
 # -- extras --------------------------------------------------------------------------------------------------------
@@ -107,7 +99,8 @@ def test_rows_without_a_value_stay_marked(growing: Workspace, out: Path) -> None
     assert growing.run(out) == 0
     add(growing, "3.h5", n_rows=2)
     write(growing.shards / "4.h5")
-    add_extra(growing.shards / "1.h5", "obs/z", np.arange(9))
+    with h5py.File(growing.shards / "1.h5", "r+") as file:
+        file["obs/z"] = np.arange(9)
     assert growing.run(out, "--append", "--include", "obs/z") == 0
     extras = open_features(out).extras
     assert extras["y_present"].compute().tolist() == [True] * 29 + [False] * 6 + [True] * 2 + [False] * 6

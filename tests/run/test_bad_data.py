@@ -2,7 +2,7 @@
 
 Refused or unreadable shards stop the run, or keep their place and affect no other results.
 
-Sample: the disk fails at 8 moments of a run, and with TEST_CASES=all at every 4th read.
+Sample: the disk fails at 5 moments of a run, and with TEST_CASES=all at every 4th read.
 """
 
 from __future__ import annotations
@@ -88,15 +88,19 @@ def test_a_shard_that_was_repaired_between_runs_is_read(
 
 
 @pytest.mark.process
-def test_results_with_more_bad_shards_than_allowed_are_refused(shards: Shards, model: str) -> None:
-    fill_with_bad_data(shards)
+def test_the_limit_of_bad_shards_is_exact_for_rows_and_results(shards: Shards, model: str) -> None:
+    """Refused and unreadable shards count together."""
+    bad = fill_with_bad_data(shards)
     flags = ["--model", model]
-    assert shards.run(*flags, *SKIP) == 0
+    assert shards.run(*flags, *LIMIT, "49.99%") == 65
+    assert not (shards.output / INDEX).exists()
+    assert shards.run(*flags, *LIMIT, "50%") == 0
+    check(shards.output, shards.arrays, bad, load_model(model))
+    assert Result.open(shards.output).facts.summary["n_bad_shards"] == 2
     before = results(shards.output)
-    for limit in (["--on-bad-data", "raise"], [*LIMIT, "49%"]):
+    for limit in (["--on-bad-data", "raise"], [*LIMIT, "49.99%"]):
         assert shards.run(*flags, *limit) == 65
         assert results(shards.output) == before
-    assert shards.run(*flags, *LIMIT, "50%") == 0
 
 
 @pytest.mark.process
@@ -113,23 +117,6 @@ def test_the_limit_of_bad_rows_of_an_append_refers_to_its_rows(shards: Shards) -
         assert shards.run("--append", *flags) == code
         assert (results(shards.output) == before) == (code != 0)
     check(shards.output, shards.arrays, range(100, 104))
-
-
-# -- limits of bad shards --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.process
-def test_the_limit_of_bad_shards_is_exact(shards: Shards) -> None:
-    """Refused and unreadable shards count together."""
-    shards.fill(*[10] * 10, fletcher32=True)
-    damage(shards.folder / "0.h5")
-    (shards.folder / "9.h5").write_bytes(b"no HDF5 at all")
-    assert shards.run(*LIMIT, "19.99%") == 65
-    assert not (shards.output / INDEX).exists()
-    assert shards.run(*LIMIT, "20%") == 0
-    summary = Result.open(shards.output).facts.summary
-    assert (summary["n_bad_shards"], summary["n_bad"]) == (2, 10)
-    check(shards.output, shards.arrays[:9], range(10))
 
 
 # -- shards that cannot be read ------------------------------------------------------------------------------------
@@ -167,14 +154,10 @@ def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
 
 
 @pytest.mark.process
-def test_a_given_model_scans_shards_only_if_bad_data_is_allowed(
+def test_rows_of_a_run_that_met_a_damaged_file_are_not_used_if_bad_data_is_allowed(
     shards: Shards, model: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A run that allows no bad data encodes the first rows of the damaged file. The next run must not use them."""
-    good = shards.another("good")
-    good.fill(30)
-    assert good.run("--model", model) == 0
-    assert "scan" not in Result.open(good.output).facts.summary["seconds"]
+    """If a model is given, the first of these runs does not scan, and encodes the first rows of the damaged file."""
     with_damage(shards)
     flags = ["--model", model, "--threads", "1"]
     assert shards.run(*flags) == 65
@@ -191,7 +174,7 @@ def test_a_failing_disk_is_never_bad_data(shards: Shards, tmp_path: Path, caplog
     with failing_reads(-1, errno.EIO) as n_calls:
         assert shards.run(*SKIP) == 0
         n_reads = n_calls()
-    for number in sample(range(0, n_reads, 4), 8):
+    for number in sample(range(0, n_reads, 4), 5):
         output = tmp_path / str(number)
         caplog.clear()
         with failing_reads(number, errno.EIO, is_permanent=True):

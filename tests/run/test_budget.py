@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from shardpress.errors import ConfigError
-from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.shard import Extra, Shard
 from shardpress.run import budget as budget_module
-from shardpress.run.budget import Budget, extras_bytes, make_budget, repeated_chunks, too_wide
+from shardpress.run.budget import Budget, extras_bytes, make_budget, too_wide
 from shardpress.settings.config import Config
 from shardpress.settings.resolve import network_of, resolve
 from shardpress.shards.conversion import AS_STORED
@@ -88,7 +87,7 @@ def test_rows_of_the_training_fit_the_budget_or_are_refused() -> None:
             assert held_rows * 4 * n_inputs <= 0.75 * 1024 * MiB
 
 
-# -- refused sizes and warnings --------------------------------------------------------------------------------------
+# -- refused sizes ---------------------------------------------------------------------------------------------------
 
 
 def test_the_error_about_wide_rows_names_a_sufficient_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,19 +100,6 @@ def test_the_error_about_wide_rows_names_a_sufficient_budget(monkeypatch: pytest
     budget_of([shard(TILE, 300_000)], memory_budget=4 * TILE * 1_200_000, threads=8, n_features=1)
     monkeypatch.setattr(budget_module, "TILE_ROWS", 1024)
     budget_of([shard(12, 300_000)] * 3, memory_budget=2**30, threads=2, n_features=4)
-
-
-def test_chunks_that_do_not_fit_the_budget_cause_a_warning() -> None:
-    chunks = (150_000, 100)
-    layout = Layout("X", chunks, np.dtype("f4"), "chunked", chunks=chunks, filters=((1, (4,)),))
-    for n_rows, memory, is_repeated in (
-        (10**6, 2048 * MiB, False),  # 60 MB; an eighth of the budget holds one
-        (10**6, 256 * MiB, True),  # in every pass
-        (10**7, 2048 * MiB, True),  # in every epoch
-    ):
-        shards = [replace(shard(n_rows), chunk_rows=chunks[0], layouts=(layout,))]
-        found = repeated_chunks(shards, AS_STORED, budget_of(shards, memory_budget=memory, **ENCODING))
-        assert (found is not None) == is_repeated, (n_rows, memory)
 
 
 # -- extras ----------------------------------------------------------------------------------------------------------
@@ -142,7 +128,6 @@ def test_extras_that_no_part_can_hold_are_named() -> None:
     (needed,) = too_wide(64 * MiB, shards).values()
     assert too_wide(needed, shards) == {}
     assert set(too_wide(needed - 2, shards)) == {"text"}
-    assert too_wide(64 * MiB, [with_texts(shard(n_rows=1), 10 * MiB)]) == {}
 
 
 # -- rows on a device ------------------------------------------------------------------------------------------------

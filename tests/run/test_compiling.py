@@ -1,4 +1,4 @@
-"""Tests of real processes whose compiler or compile cache is missing."""
+"""Tests of real processes whose compiler fails, or whose compile cache is unusable."""
 
 from __future__ import annotations
 
@@ -11,20 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.killing import features_of
-from tests.support.processes import DEADLINE, LAST_LINE, Small, arguments_of, descendants
+from tests.support.processes import DEADLINE, Small, arguments_of, descendants
 
 pytestmark = pytest.mark.process
-
-# -- missing and broken compilers --------------------------------------------------------------------------------------
-
-
-def test_a_run_without_a_compiler_ends_before_it_starts(small: Small, tmp_path: Path) -> None:
-    ended = small.program(PATH="/nonexistent").run(tmp_path / "out", "--require-device")
-    assert ended.code == 69
-    assert ended.has_line(r"DeviceError: .* g\+\+ .* PATH=/nonexistent\b")
-    assert LAST_LINE.search(ended.lines[-1])
-    assert not ended.has_line("Traceback")
-
 
 # A compiler that fails if its arguments match a pattern, and the line of the run. The last one would be silently
 # replaced by one for a generic processor, which changes the last bits of features.

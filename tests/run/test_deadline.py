@@ -1,6 +1,6 @@
 """Tests of deadlines: a run trains as many epochs as fit, the same number after an interruption, and reports it.
 
-Sample: interruptions at three of six steps; with TEST_CASES=all at every one.
+Sample: interruptions at two of six steps; with TEST_CASES=all at every one.
 """
 
 from __future__ import annotations
@@ -50,12 +50,6 @@ RESERVED = reserved_seconds(ENCODING, 4)
 def test_the_deadline_follows_the_time_settings(finish_by: str, after: timedelta) -> None:
     timing = Config.of(finish_by=finish_by).timing
     assert deadline_of(timing, NOON.timestamp()) == (NOON + after).timestamp()
-
-
-@each("time, code", [("25:00", 64), ("2020-01-31 06:00", 78)])
-def test_an_invalid_or_past_time_is_refused(workspace: Workspace, out: Path, time: str, code: int) -> None:
-    assert workspace.run(out, "--finish-by", time) == code
-    assert not out.exists()
 
 
 class Machine:
@@ -163,7 +157,7 @@ def test_a_resumed_run_ends_training_at_the_same_step(workspace: Workspace, tmp_
     flags = machine.flags(0.55, *STEPS)
     expected = tmp_path / "expected"
     assert workspace.run(expected, *flags) == 0
-    for n_commits in sample(range(1, 7), 3):  # steps; the last one is that at the end
+    for n_commits in sample(range(1, 7), 2):  # steps; the last one is that at the end
         out = tmp_path / str(n_commits)
         machine.restart()
         with case(n_commits):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from shardpress.report.verify import verify
 from shardpress.result import Result
 from tests.support.faulty import journal_lines
 from tests.support.interruptions import OTHER, STEPS, FullAfter, FullDisk, flip, undisturbed_features
-from tests.support.logged import mentions, resumed_step, reuses
+from tests.support.logged import resumed_step, reuses
 from tests.support.protocol import edit, invalid_entries, leftovers, records, run_seen_by_readers
 from tests.support.standin import Workspace, features_of
 
@@ -166,14 +165,3 @@ def test_an_overwrite_after_an_append_of_edited_rows_trains_again(workspace: Wor
     assert workspace.run(out, "--append") == 0
     assert workspace.run(out, "--overwrite") == 0
     assert features_of(out) == undisturbed_features(workspace)
-
-
-def test_more_parts_than_open_files_cause_a_warning(
-    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """HDF5 returns fill values for files that it cannot open, without an error."""
-    getrlimit = resource.getrlimit
-    limits = {resource.RLIMIT_NOFILE: (35, 35)}
-    monkeypatch.setattr(resource, "getrlimit", lambda which: limits.get(which) or getrlimit(which))
-    assert workspace.run(out) == 0
-    assert mentions(caplog.text, "index.h5", 4, 35, "export")

@@ -23,12 +23,15 @@ from tests.support.standin import Workspace, features_of
 pytestmark = pytest.mark.slow
 
 ROWS = 100 * np.random.default_rng(3).normal(size=(60, 4)) + 1000
+LARGE = 2**60
 FLAGS: list[tuple[str, ...]] = [(), ("--row-scale", "norm"), ("--transform", "log1p"), ()]
 
 
 @pytest.mark.process  # a given model is checked in a child
 @pytest.mark.parametrize(
-    ("first", "second", "flags"), cross(["f4", "f8", ">u2", "f2"], ["f8", "f4", "i4", "f4"], FLAGS), ids=str
+    ("first", "second", "flags"),
+    cross(["f4", "f8", ">u2", "f2"], ["f8", "f4", "i4", "f4"], FLAGS),
+    ids=str,
 )
 def test_an_append_equals_a_run_over_all_files(
     empty: Workspace, out: Path, first: str, second: str, flags: tuple[str, ...]
@@ -44,34 +47,19 @@ def test_an_append_equals_a_run_over_all_files(
 
 # -- large integers -------------------------------------------------------------------------------------------------
 
-LARGE = 2**60
 
-
-def with_offset(folder: Path, offset: int) -> Workspace:
-    """Return a data set of int64 columns whose values, without the offset, differ by at most 3."""
-    folder.mkdir()
-    workspace = Workspace(folder)
-    rng = np.random.default_rng(0)
-    for i, n_rows in enumerate((20, 35)):
-        workspace.add_shard(f"{i}.h5", offset + 1 + rng.integers(0, 4, (n_rows, 4)))
-    return workspace
-
-
-@pytest.mark.process
-@pytest.mark.usefixtures("empty")
-def test_large_integers_give_the_features_of_their_differences(tmp_path: Path) -> None:
-    """Also if the run was interrupted after the scan."""
-    large = with_offset(tmp_path / "large", LARGE)
-    small = with_offset(tmp_path / "differences", 0)
-    assert small.run(tmp_path / "small") == 0
-    out = tmp_path / "large-features"
-    assert large.run(out, disk=FullAfter("scan", 1)) == 74
-    assert large.run(out, "--threads", "2", "block_rows=5") == 0
-    found = open_features(out).features.compute()
-    np.testing.assert_array_equal(found, open_features(tmp_path / "small").features.compute())
+def test_large_integers_give_the_features_of_their_differences(empty: Workspace, out: Path) -> None:
+    """Also in an append, and if the first run was interrupted after the scan."""
+    rows = ROWS.astype(np.int64)
+    empty.add_shard("a.h5", rows[:40] + LARGE)
+    assert empty.run(out, disk=FullAfter("scan", 1)) == 74
+    assert empty.run(out) == 0
+    empty.add_shard("b.h5", rows[40:] + LARGE)
+    assert empty.run(out, "--append") == 0
     model = load_model(out)
     assert model.offset is not None
-    assert model.offset.tolist() == [float(LARGE)] * 4
+    differences = rows - (model.offset.astype(np.int64) - LARGE)
+    np.testing.assert_allclose(open_features(out).features.compute(), model.encode(differences), atol=1e-5)
     with pytest.raises(DataError, match="above 2"):
         encoder_onnx(model)
 

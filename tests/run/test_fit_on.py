@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 
 from shardpress.features import open_features
-from shardpress.model import Model
 from shardpress.report.verify import verify
 from shardpress.result import Result, load_model
 from tests.support.bad_shards import NO_LIMITS, Shards, encoded
-from tests.support.cases import case, each
+from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions
 
-N = 400
+N = 240
 ON_TRAIN = ["--fit-on", "split==train"]
 OPTIONS = (
     [],
@@ -39,11 +38,6 @@ def add_split(shards: Shards, rows: np.ndarray) -> np.ndarray:
     return is_train
 
 
-def same_model(one: Model, other: Model) -> bool:
-    arrays = [(model.scaler.minimum, model.scaler.maximum, *model.parameters.values()) for model in (one, other)]
-    return all(np.array_equal(a, b) for a, b in zip(*arrays, strict=True))
-
-
 @pytest.mark.slow
 def test_rows_that_are_left_out_do_not_change_the_model(shards: Shards, replicas_of_few_rows: None) -> None:
     rows = some_rows()
@@ -59,7 +53,7 @@ def test_rows_that_are_left_out_do_not_change_the_model(shards: Shards, replicas
                 assert some.run(*ON_TRAIN, *flags) == 0
                 models.append(load_model(some.output))
                 assert not verify(str(some.output), 1000).faults
-            assert same_model(*models)
+            assert models[0].fingerprint == models[1].fingerprint
             assert not np.isnan(open_features(some.output).features.compute()).any()
 
 
@@ -104,9 +98,3 @@ def test_a_damaged_extra_leaves_its_shard_out(shards: Shards, caplog: pytest.Log
     assert mentions(caplog.text, "fit_on", "1.h5", "split")
     np.testing.assert_array_equal(load_model(shards.output).scaler.maximum, rows[:30].max(axis=0))
     assert open_features(shards.output).valid.compute().all()
-
-
-@each("flags, code", [(["split==trian"], 78), (["split<train"], 78), (["y==3"], 65)])  # one row has this y
-def test_useless_conditions_are_refused(shards: Shards, flags: list[str], code: int) -> None:
-    add_split(shards, some_rows())
-    assert shards.run("--batch-size", "1", "--fit-on", *flags) == code

@@ -88,20 +88,13 @@ def test_a_new_model_becomes_the_next_generation(runs: Workspace, first: Path) -
 
 def test_old_generations_are_removed_but_maps_lead_to_them(runs: Workspace, first: Path) -> None:
     expected = features(first)
-    to_first = []
     for seed in ("1", "2"):
         assert runs.run(first, "--retrain", "--seed", seed) == 0
-        to_first.append(Result.open(first).map_to(1))
-    result = Result.open(first)
-    assert [each.generation for each in result.facts.generations] == [2]
+    assert [each.generation for each in Result.open(first).facts.generations] == [2]
     assert len(features(first, generation=2)) == 70
     with pytest.raises(DataError, match="generation=1"):
         open_features(first, generation=1)
     assert residual(features(first, as_of=1), expected) < 0.2
-    rows = features(first)
-    composed = to_first[0].apply(result.map_to(2).apply(rows))
-    np.testing.assert_allclose(to_first[1].apply(rows), composed, atol=1e-5)
-    assert invalid_entries(first) == leftovers(first) == []
     n_parts = len(list((first / "parts").iterdir()))
     assert runs.run(first, "--retrain", "--seed", "3", "--keep-generations", "1") == 0
     assert Result.open(first).facts.generations == []

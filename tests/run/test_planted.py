@@ -22,14 +22,9 @@ OTHER_USER = 12345
 # In the order of execution: later commands read the results of the run.
 COMMANDS = {
     "run": ["--input", ".", "--output", "out", "--epochs", "1", "--n-features", "2", "--workers", "2"],
-    "plan": ["--input", ".", "--output", "planned"],
     "inspect": ["."],
     "doctor": [],
-    "verify": ["out"],
-    "report": ["out"],
-    "compare": ["out", "out"],
     "export": ["out", "--to", "onnx"],
-    "setup-gpu": ["--help"],
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.killing import Victim, features_of
 from tests.support.logged import COMPLETE, STARTED_NOTHING, mentions
-from tests.support.processes import DEADLINE, Small, ends_well, patch_program
+from tests.support.processes import DEADLINE, Small, patch_program
 
 pytestmark = pytest.mark.process
 
@@ -55,11 +55,3 @@ def test_a_second_run_in_one_output_names_the_first_one(victim: Victim, tmp_path
     assert mentions(refusal[-2], "TryAgain", f"output={tmp_path / 'out'}", f"pid {codes[0]}")
     assert f" ERROR {STARTED_NOTHING}. " in refusal[-1]
     victim.check(tmp_path / "out")
-
-
-def test_two_runs_can_fill_one_compile_cache(small: Small, tmp_path: Path) -> None:
-    program = small.program(XDG_CACHE_HOME=tmp_path / "cache")
-    processes = [program.start(tmp_path / name, *small.with_model) for name in ("a", "b")]
-    for process in processes:
-        ends_well(process)
-    assert features_of(tmp_path / "a") == features_of(tmp_path / "b") == small.features

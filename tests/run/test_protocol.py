@@ -1,7 +1,7 @@
 """Tests of the commit protocol in whole runs: on failing disks, killed, and rerun.
 
-Sample: a call of each kind fails permanently in a first run, or a kill follows it. The other faults occur at every 4th
-to 80th call. With TEST_CASES=all, each fault occurs at each call.
+Sample: a call of each kind fails permanently in a first run, or a kill follows it. The other faults occur at every 8th
+to 100th call. With TEST_CASES=all, each fault occurs at each call.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,10 @@ ALLOWED_CODES = (0, 71, 73, 74)
 @pytest.fixture(scope="module")
 def scenario(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Scenario]]:
     """Return a function that gives each kind of run, with its undisturbed results."""
-    scenarios: dict[str, Scenario] = {}
-
-    def of_kind(kind: str) -> Scenario:
-        if kind not in scenarios:
-            scenarios[kind] = Scenario(tmp_path_factory.mktemp("trial") / kind, kind)
-        return scenarios[kind]
-
+    folder = tmp_path_factory.mktemp("trial")
     with pytest.MonkeyPatch.context() as monkeypatch:
         install(monkeypatch)
-        yield of_kind
+        yield cache(lambda kind: Scenario(folder / kind, kind))
 
 
 def _survive(scenario: Scenario, disturb: Callable[[Path], int], label: str, allowed: Sequence[int] = (0,)) -> int:
@@ -157,11 +151,11 @@ def test_every_call_can_fail_permanently(scenario: Callable[[str], Scenario]) ->
 
 # Error, whether all later calls fail too, whether the failing call takes effect, and the calls.
 FAILURES = {
-    "no space once": (errno.ENOSPC, False, False, every(56)),
-    "storage error once": (errno.EIO, False, False, every(56, first=14)),
-    "permanent storage error": (errno.EIO, True, False, every(56, first=28)),
-    "error after the effect": (errno.EIO, False, True, every(56, first=42)),
-    "too many open files": (errno.EMFILE, False, False, every(38, first=1)),
+    "no space once": (errno.ENOSPC, False, False, every(90)),
+    "storage error once": (errno.EIO, False, False, every(90, first=20)),
+    "permanent storage error": (errno.EIO, True, False, every(90, first=40)),
+    "error after the effect": (errno.EIO, False, True, every(90, first=60)),
+    "too many open files": (errno.EMFILE, False, False, every(90, first=1)),
 }
 
 
@@ -169,39 +163,30 @@ FAILURES = {
 @pytest.mark.parametrize("kind", FAILURES)
 def test_some_calls_can_fail(scenario: Callable[[str], Scenario], kind: str) -> None:
     codes = fail_every_call(scenario("new"), *FAILURES[kind])
-    assert codes.total() > 2
+    assert codes.total() > 1
     assert set(codes) <= ({0, 71} if kind == "too many open files" else {0, 73, 74})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "code", "is_permanent", "codes"),
-    [
-        ("new", errno.EIO, False, {0}),
-        ("new", errno.EIO, True, {74}),
-        ("append", errno.ESTALE, False, {0}),
-        ("append", errno.EIO, True, {74}),
-    ],
-)
-def test_some_reads_can_fail(
-    scenario: Callable[[str], Scenario], kind: str, code: int, is_permanent: bool, codes: set[int]
-) -> None:
-    found = fail_every_read(scenario(kind), code, is_permanent, every(40))
-    assert set(found) == codes
-    assert found.total() > 2
+@pytest.mark.parametrize("kind", ["new", "append"])
+def test_some_reads_can_fail(scenario: Callable[[str], Scenario], kind: str) -> None:
+    once = fail_every_read(scenario(kind), errno.ESTALE, is_permanent=False, selection=every(80))
+    permanent = fail_every_read(scenario(kind), errno.EIO, is_permanent=True, selection=every(80, first=40))
+    assert set(once) == {0}
+    assert set(permanent) == {74}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("code", "first"), [(0, 0), (errno.ENOSPC, 1)], ids=["once", "then no space"])
 def test_every_write_can_be_short(scenario: Callable[[str], Scenario], code: int, first: int) -> None:
-    """Every second write is short in one of the two ways."""
-    assert fail_every_write(scenario("new"), code, every(4, first=2 * first)).total() > 5
+    """Every fourth write is short in one of the two ways."""
+    assert fail_every_write(scenario("new"), code, every(8, first=4 * first)).total() > 2
 
 
 @pytest.mark.process
 def test_a_run_can_be_killed_after_every_call(scenario: Callable[[str], Scenario]) -> None:
     assert kill_at_every_call(scenario("new"), after=True, selection=calls_to_kill(scenario("new"))) > 8
-    assert kill_at_every_call(scenario("new"), after=False, selection=every(56)) > 3
+    assert kill_at_every_call(scenario("new"), after=False, selection=every(90)) > 1
 
 
 @pytest.mark.slow
@@ -212,18 +197,14 @@ def test_all_readers_see_one_run_after_every_change(scenario: Callable[[str], Sc
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("new", "append")])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "new"])
 def test_other_kinds_of_runs_can_be_disturbed(scenario: Callable[[str], Scenario], kind: str) -> None:
-    """Most kinds differ from a first run only in what their results replace, so the end of the run is disturbed."""
+    """Most kinds differ from a first run only in what their results replace, so the end of the run is disturbed.
+
+    Appends also differ in the order of their changes.
+    """
     n_calls = len(scenario(kind).calls)
-    assert fail_every_call(scenario(kind), errno.ENOSPC, True, selection=every(80)).total() > 1
-    assert fail_every_call(scenario(kind), errno.EIO, False, selection=every(34, first=n_calls // 2)).total() > 1
-    assert kill_at_every_call(scenario(kind), after=True, selection=every(17, first=n_calls // 2)) > 1
-
-
-@pytest.mark.process
-def test_appending_can_be_disturbed(scenario: Callable[[str], Scenario]) -> None:
-    """Appends differ from other runs in the order of their changes."""
-    assert kill_at_every_call(scenario("append"), after=True, selection=every(8)) > 5
-    assert fail_every_call(scenario("append"), errno.ENOSPC, True, selection=every(24, first=3)).total() > 2
-    assert fail_every_call(scenario("append"), errno.EIO, False, selection=every(24, first=9)).total() > 2
+    first = n_calls // 10 if kind == "append" else n_calls // 2
+    assert fail_every_call(scenario(kind), errno.ENOSPC, True, selection=every(100, first=first)).total() > 0
+    assert fail_every_call(scenario(kind), errno.EIO, False, selection=every(60, first=first)).total() > 0
+    assert kill_at_every_call(scenario(kind), after=True, selection=every(30, first=first)) > 1

@@ -20,7 +20,7 @@ from tests.support.interruptions import (
     stamps,
     undisturbed_features,
 )
-from tests.support.logged import mentions, resumed_step, resumes_encoding, reuses, reuses_anything
+from tests.support.logged import mentions, resumes_encoding, reuses, reuses_anything
 from tests.support.protocol import edit, invalid_entries, leftovers, run_seen_by_readers
 from tests.support.standin import Workspace, features_of
 
@@ -51,23 +51,22 @@ def test_overwriting_reuses_results_that_still_fit(
     assert invalid_entries(out) == leftovers(out) == []
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "part"])
 def test_an_interrupted_restart_keeps_the_earlier_result_and_resumes(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, kind: str
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out, *STEPS) == 0
     result = Result.open(out)
     flags = [*STEPS, *OTHER]
     caplog.clear()
-    assert workspace.run(out, *flags, "--restart", disk=FullAfter(kind, 2)) == 74
+    assert workspace.run(out, *flags, "--restart", disk=FullAfter("part", 2)) == 74
     assert not reuses_anything(caplog.text)
     assert Result.open(out).digest == result.digest
     assert run_seen_by_readers(out) is not None
 
     caplog.clear()
     assert workspace.run(out, *flags) == 0, "no option is needed to resume"
-    assert resumed_step(caplog.text) == (2 if kind == "checkpoint" else None)
-    assert reuses(caplog.text, "training") == resumes_encoding(caplog.text) == (kind == "part")
+    assert reuses(caplog.text, "training")
+    assert resumes_encoding(caplog.text)
     assert features_of(out) == undisturbed_features(workspace, *flags)
     assert Result.open(out).facts.generation == 1
     assert invalid_entries(out) == leftovers(out) == []
@@ -129,18 +128,3 @@ def test_overwrite_does_not_replace_results_of_other_inputs(workspace: Workspace
     assert finished_stamps(out) == before
     assert workspace.run(out, "--restart") == 0
     assert features_of(out) == undisturbed_features(workspace)
-
-
-def test_the_input_can_be_moved(workspace: Workspace, out: Path) -> None:
-    """Only the index is written again, with the new paths. The order of the rows stays."""
-    assert workspace.run(out) == 0
-    before = {name: stamp for name, stamp in stamps(out).items() if name.startswith("parts/")}
-    features = features_of(out)
-    folder = workspace.shards
-    workspace.shards = shutil.copytree(folder, folder.with_name("copies"), copy_function=shutil.copyfile)
-    (workspace.shards / "0.h5").rename(workspace.shards / "9.h5")
-    assert workspace.run(out) == 0
-    assert before.items() <= stamps(out).items()
-    assert features_of(out) == features
-    paths = [shard.path for shard in Result.open(out).facts.request.shards]
-    assert paths == [str(workspace.shards / name) for name in ("9.h5", "1.h5", "2.h5")]

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
 import pytest
-from msgspec.structs import replace as changed
 
-from shardpress.model import Model
 from shardpress.records import Request, ShardFacts, Stat
 from shardpress.run.request import request_of
-from shardpress.scan.scaler import Scaler
 from shardpress.settings import replicas
 from shardpress.settings.config import SETTINGS, Affected, Config, Setting
 from shardpress.settings.resolve import resolve
 from shardpress.training.targets import targets_of
-from shardpress_kernels.network import Network
 from tests.support.networks import ONE_LAYER
 
 CONFIG = Config.of(
@@ -31,32 +25,23 @@ STAT = Stat(16000, 10**18, 10**18, 7)
 SHARDS = tuple(
     ShardFacts(f"/data/{name}.h5", "X", [1000, 4], "<f4", STAT, rows=name * 32, extras="0" * 32) for name in "abc"
 )
-MODEL = Model(
-    Scaler(np.zeros(4), np.ones(4)),
-    Network((4, 2)),
-    {name: np.zeros(shape, np.float32) for name, shape in (("W", (4, 2)), ("b_hidden", 2), ("b_output", 4))},
-)
 STAGES = {"scan", "model", "features"}
 
 
-def request(
-    config: Config = CONFIG, shards: Sequence[ShardFacts] = SHARDS, model: Model | None = None, **values: Any
-) -> Request:
+def request(config: Config = CONFIG, **values: Any) -> Request:
     """Return a request; `values` are the selected rows and the targets."""
-    return request_of(resolve(config, 3000, 4), shards, model, **values)
+    return request_of(resolve(config, 3000, 4), SHARDS, None, **values)
 
 
 def affected_stages(now: Request, before: Request | None = None) -> set[str]:
     """Return the stages whose results two requests do not share. The fingerprint of the model is constant."""
-    found = set()
-    for stage, fingerprint in (
-        ("scan", Request.of_scan),
-        ("model", Request.of_model),
-        ("features", lambda each: each.of_features("m", [])),
-    ):
-        if fingerprint(before or request()) != fingerprint(now):
-            found.add(stage)
-    return found
+    fingerprints = {
+        "scan": Request.of_scan,
+        "model": Request.of_model,
+        "features": lambda each: each.of_features("m", []),
+    }
+    before = before or request()
+    return {stage for stage, fingerprint in fingerprints.items() if fingerprint(before) != fingerprint(now)}
 
 
 AFFECTED = {"scan": STAGES, "model": {"model"}, "features": {"features"}}
@@ -92,9 +77,6 @@ def test_every_setting_changes_the_stages_that_it_declares(monkeypatch: pytest.M
         change = {setting.name: other_value(setting)}
         now = request(CONFIG.changed(**change))
         assert affected_stages(now) == AFFECTED.get(affects, set()), change
-
-
-def test_settings_declare_what_they_affect() -> None:
     affected = {"missing_value": "scan", "seed": "model", "on_drift": "features", "threads": "nothing"}
     assert {name: SETTINGS[name].affects for name in affected} == affected
 
@@ -113,20 +95,3 @@ def test_selected_rows_and_targets_change_the_stages_that_depend_on_them() -> No
     values = np.arange(3000) % 2
     assert affected_stages(of(values + fitted), of(values)) == {"model"}
     assert affected_stages(of(values + ~fitted), of(values)) == set(), "targets of other rows"
-
-
-def test_a_given_model_replaces_the_settings_of_the_training() -> None:
-    before = request(model=MODEL)
-    assert affected_stages(before) == {"model"}
-    assert affected_stages(request(CONFIG.changed(epochs=3, seed=1), model=MODEL), before) == set()
-    other = replace(MODEL, parameters={**MODEL.parameters, "b_hidden": np.ones(2, np.float32)})
-    assert affected_stages(request(model=other), before) == {"model"}
-    filling = replace(MODEL, scaler=replace(MODEL.scaler, fill=np.zeros(4)))  # rows with missing values are not bad
-    assert "scan" in affected_stages(request(model=filling), before)
-
-
-def test_rows_and_their_order_count_but_not_places_and_times() -> None:
-    for shards in (SHARDS[::-1], (SHARDS[0], changed(SHARDS[1], rows="d" * 32), SHARDS[2])):
-        assert affected_stages(request(shards=shards)) == {"scan", "model"}
-    moved = [changed(each, path=f"/elsewhere/{each.name}", stat=Stat(1, 2, 3, 4), dataset="Y") for each in SHARDS]
-    assert affected_stages(request(shards=moved)) == set()

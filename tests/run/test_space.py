@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shardpress.output.lock import locked
+from tests.support.cases import sample
 from tests.support.faulty import BrokenDisk, RecordingDisk, forked, small_disk
 from tests.support.interruptions import FullAfter
-from tests.support.logged import STARTED_NOTHING, mentions
+from tests.support.logged import STARTED_NOTHING
+from tests.support.protocol import invalid_entries, leftovers
 from tests.support.standin import Workspace
 
 
@@ -57,9 +58,6 @@ def test_an_unusable_output_is_reported_before_rows_are_read(
         assert workspace.run(output, disk=disk) == code
         assert f"output={output}: " in caplog.text
         assert caplog.messages[-1].startswith(STARTED_NOTHING)
-    with locked(out):
-        assert workspace.run(out) == 75
-    assert mentions(caplog.text, "TryAgain", f"output={out}", f"pid {os.getpid()}")
 
 
 # -- real limits -----------------------------------------------------------------------------------------------------
@@ -87,3 +85,29 @@ def test_a_plan_finds_that_a_real_disk_is_too_small(workspace: Workspace, tmp_pa
     if found is None:
         pytest.skip("missing on this machine: the right to mount a file system")
     assert (code, found) == (0, [[[74], 74], [[], 0]])
+
+
+LIMITS = [
+    *((resource.RLIMIT_NOFILE, n_more, (0, 71)) for n_more in sample(range(4, 12), 3)),
+    *((resource.RLIMIT_FSIZE, n_bytes, (0, 73, 74)) for n_bytes in sample([0, 1, 100, 3000, 10_000, 40_000], 3)),
+]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("limit", "value", "codes"), LIMITS)
+def test_a_low_system_limit_ends_a_run(
+    workspace: Workspace, out: Path, limit: int, value: int, codes: tuple[int, ...]
+) -> None:
+    """The same command then succeeds without the limit."""
+    if limit == resource.RLIMIT_NOFILE:
+        value += len(list(Path("/proc/self/fd").iterdir()))
+
+    def run() -> int:
+        resource.setrlimit(limit, (value, value))
+        return workspace.run(out)
+
+    code, exit_code = forked(run)
+    assert code == 0, "the process ended without an exit code of the program"
+    assert exit_code in codes
+    assert workspace.run(out) == 0
+    assert invalid_entries(out) == leftovers(out) == []

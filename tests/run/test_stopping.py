@@ -47,7 +47,7 @@ def stopped_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple
     raise AssertionError("no run could be met while it was encoding")
 
 
-@pytest.mark.parametrize("numbers", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT, signal.SIGINT)], ids=str)
+@pytest.mark.parametrize("numbers", [(signal.SIGINT,), (signal.SIGINT, signal.SIGINT)], ids=str)
 def test_a_signal_while_encoding_ends_a_run_that_can_be_resumed(
     victim: Victim, tmp_path: Path, numbers: tuple[signal.Signals, ...]
 ) -> None:
@@ -66,14 +66,14 @@ def test_a_signal_while_encoding_ends_a_run_that_can_be_resumed(
 
 def test_sigterm_in_training_saves_a_checkpoint(victim: Victim, tmp_path: Path) -> None:
     # The signal causes the only checkpoint, in the middle of one of many epochs.
-    flags = ("--epochs", "30", "--patience", "0", "--verbose")
+    flags = ("--epochs", "12", "--patience", "0", "--verbose")
     reference = tmp_path / "reference"
     output = tmp_path / "out"
     assert victim.usual_program.run(reference, *flags).code == 0
-    ended = victim.usual_program.run(output, *flags, at=" DEBUG epoch 7: ", by=signal.SIGTERM)
+    ended = victim.usual_program.run(output, *flags, at=" DEBUG epoch 3: ", by=signal.SIGTERM)
     assert ended.code == -signal.SIGTERM, ended.lines[-3:]
     step = max(int(key.split("-")[1]) for key in committed(output) if key.startswith("checkpoint"))
-    assert step > 7 * 31, "about 31 steps an epoch"
+    assert step > 3 * 31, "about 31 steps an epoch"
     again = victim.usual_program.run(output, *flags)
     assert again.code == 0
     assert resumed_step("\n".join(again.lines)) == step
@@ -129,11 +129,10 @@ def test_a_closed_pipe_of_the_log_does_not_stop_the_run(small: Small, tmp_path: 
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", ">/dev/full 2>&1"])
-def test_unusable_standard_streams_do_not_stop_the_run(small: Small, tmp_path: Path, streams: str) -> None:
+def test_unusable_standard_streams_do_not_stop_the_run(small: Small, tmp_path: Path) -> None:
     program = small.program()
     output = tmp_path / "out"
-    shell = ["/bin/sh", "-c", f'exec "$@" {streams}', "sh", *program.command, "--output", str(output)]
+    shell = ["/bin/sh", "-c", 'exec "$@" <&- >/dev/full 2>&-', "sh", *program.command, "--output", str(output)]
     result = subprocess.run(shell, cwd=REPOSITORY, env=program.environment, check=False, timeout=DEADLINE)
     assert result.returncode == 0, (output / "run.log").read_text()
     assert features_of(output) == small.features

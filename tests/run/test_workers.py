@@ -107,7 +107,10 @@ def test_a_scheduler_with_certificates_refuses_other_clients(
     assert features_of(tmp_path / "out") == small.features
     reported = Result.open(tmp_path / "out").report()["cluster"]
     assert (reported["kind"], reported["address"]) == ("scheduler", address)
-    assert {worker["name"] for worker in reported["workers"]} == {"w0"}
+    (worker,) = reported["workers"]
+    assert worker["name"] == "w0"
+    n_rows = {stage: done["n_rows"] for stage, done in worker["stages"].items()}
+    assert (n_rows["scan"], n_rows["encoding"]) == (300, 300), "merged results are not counted"
 
 
 def test_each_worker_computes_on_its_device(opencl: None, small: Small, tmp_path: Path) -> None:

@@ -1,19 +1,17 @@
-"""Tests of the choice of factors: they equal scikit-learn's, and depend on no block, thread or outlier."""
+"""Tests of the sample, its quantiles, and the choice of factors, which equal those of NumPy and scikit-learn."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import itertools
 
 import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from shardpress.scan.sample import moments
+from shardpress.scan.sample import moments, quantiles, sample_positions
 from shardpress.scan.scaler import Scaler
 from shardpress.scan.scaling import chosen_scale, scaled_as
-from shardpress.shards.open import open_shards
 from tests.support.cases import case
-from tests.support.helpers import scanned, write_shard
 
 DEVIATION = 0.25  # of scaled columns
 
@@ -85,11 +83,33 @@ def test_columns_far_from_zero_keep_their_digits(dtype: str) -> None:
     np.testing.assert_allclose(np.diff(x), np.diff(x).mean(), rtol=1e-4)
 
 
-@pytest.mark.process
-def test_extreme_values_cause_no_warning(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).choice([-1.7e308, 0, 1e-308, 3, 1.7e308], (60, 120))
-    rows[0] = 1.7e308
-    rows[1] = -1.7e308
-    shards = open_shards([write_shard(tmp_path / "x.h5", rows)])
-    for scale in ("auto", "std", "common", "none"):
-        assert scanned(shards, 10, scale=scale).n_fitted == 60
+# -- the sample of a scan ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [1, 2, 7, 1000])
+def test_the_sample_does_not_depend_on_the_blocks(stride: int) -> None:
+    n = 3001
+    whole = sample_positions(0, n, stride)
+    rng = np.random.default_rng(0)
+    for n_cuts in (1, 5, 60):
+        cuts = np.unique([0, *rng.integers(0, n, n_cuts), n])
+        pieces = [first + sample_positions(first, stop - first, stride) for first, stop in itertools.pairwise(cuts)]
+        np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+@pytest.mark.parametrize("n", [1, 11, 101, 1001])  # NumPy rounds the places for other sizes
+def test_quantiles_equal_numpy(n: int) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(n, 5))
+    rows[:, 1] = rng.integers(0, 3, n)
+    rows[rng.random(n) < 0.3, 2] = np.nan
+    rows[:, 3] = np.nan
+    for q in (0.0, 0.001, 0.01, 0.25, 0.499):
+        found = quantiles(rows, q)
+        for column, values in enumerate(rows.T):
+            values = values[~np.isnan(values)]
+            if not len(values):
+                assert np.isnan(found[:, column]).all()
+                continue
+            expected = [np.quantile(values, q, method="lower"), -np.quantile(-values, q, method="lower")]
+            assert found[:, column].tolist() == expected

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from scripts import classify
 from shardpress import cli
 from shardpress.features import open_features
 from tests.support import standin
+from tests.support.cases import case
 from tests.support.helpers import write_shard
 
 pytestmark = pytest.mark.process
@@ -39,12 +39,11 @@ def _standin(monkeypatch: pytest.MonkeyPatch) -> None:
     standin.install(monkeypatch)
 
 
-def write(folder: Path, rows: np.ndarray, **extras: Any) -> None:
-    """Write rows to three shards."""
+def write(folder: Path, rows: np.ndarray, **extras: np.ndarray) -> None:
+    """Write rows to two shards."""
     folder.mkdir()
-    for i, part in enumerate(np.array_split(np.arange(len(rows)), 3)):
-        values = {name: np.asarray(array)[part] for name, array in extras.items()}
-        write_shard(folder / f"{i}.h5", rows[part], extras=values)
+    for i, part in enumerate(np.array_split(np.arange(len(rows)), 2)):
+        write_shard(folder / f"{i}.h5", rows[part], extras={name: values[part] for name, values in extras.items()})
 
 
 def run(folder: Path, output: Path, *flags: str) -> Path:
@@ -137,23 +136,7 @@ def test_rows_of_another_run_are_test_rows(tmp_path: Path, capsys: pytest.Captur
     )
 
 
-def test_test_rows_have_the_same_model_and_other_files(tmp_path: Path) -> None:
-    for name, rows in (("x", X[::2]), ("z", X[1::2])):
-        write(tmp_path / name, rows.astype(np.float32), y=Y[: len(rows)])
-    output = run(tmp_path / "x", tmp_path / "out")
-    shutil.copytree(tmp_path / "x", tmp_path / "copies")
-    wrong = {
-        "its own rows": output,
-        "its own files": run(tmp_path / "x", tmp_path / "same", "--model", str(output)),
-        "copies of its files": run(tmp_path / "copies", tmp_path / "copied", "--model", str(output)),
-        "another model": run(tmp_path / "z", tmp_path / "trained"),
-    }
-    for directory in wrong.values():
-        with pytest.raises(SystemExit, match="--model"):
-            classify.main([str(output), "--test", str(directory)])
-
-
-def test_rows_of_a_supervised_training_test_no_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_of_the_training_are_no_test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, rows in (("x", X[::2]), ("z", X[1::2])):
         write(tmp_path / name, rows.astype(np.float32), y=Y[::2][: len(rows)])
     output = run(tmp_path / "x", tmp_path / "out", "--target", "y", "--optimizer", "momentum")
@@ -162,5 +145,12 @@ def test_rows_of_a_supervised_training_test_no_classifier(tmp_path: Path, capsys
     other = run(tmp_path / "z", tmp_path / "other", "--model", str(output))
     sizes, _ = outcome(capsys, output, "--test", other)
     assert sizes == [len(X) // 2, len(X) // 2]
-    with pytest.raises(SystemExit, match="--model"):
-        classify.main([str(other), "--test", str(output)])
+    shutil.copytree(tmp_path / "x", tmp_path / "copies")
+    wrong = {
+        "its own rows": output,
+        "copies of its files": run(tmp_path / "copies", tmp_path / "copied", "--model", str(output)),
+        "another model": run(tmp_path / "z", tmp_path / "trained"),
+    }
+    for what, directory in wrong.items():
+        with case(what), pytest.raises(SystemExit, match="--model"):
+            classify.main([str(output), "--test", str(directory)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,6 @@ case "$1 $2" in
 esac
 """
 APT_GET = """#!/bin/sh
-echo "$*" >>{calls}
 case $* in
     indextargets*) echo https://own.example/debian/ trixie main ;;
     *" download "*) touch python3-pygpu_1_all.deb libgpuarray3_1_all.deb libgpuarray-dev_1_all.deb ;;
@@ -53,63 +51,39 @@ esac
 """
 
 
-@dataclass(frozen=True)
-class Machine:
-    """A checkout on a machine with fake programs, in the only folder in ``PATH``."""
-
-    checkout: Path
-    programs: Path
-
-    def add(self, path: Path, text: str) -> None:
-        path.write_text(text)
-        path.chmod(0o755)
-
-    def add_pythons(self, *versions: str) -> None:
-        for version in versions:
-            path = self.programs / f"python{version}"
-            self.add(path, PYTHON.format(version=version, path=path))
-
-    def offer(self, offered: str) -> None:
-        """Let apt-get download the packages of pygpu ("packages"), also the source archive ("archive"), or nothing."""
-        if offered == "nothing":
-            (self.programs / "apt-get").unlink(missing_ok=True)
-        else:
-            self.add(self.programs / "apt-get", APT_GET.format(calls=self.checkout / "calls", source=SOURCES[offered]))
-
-    def set_up(self, **variables: str) -> str:
-        """Run the script, and return what it prints about Python, which must be one line."""
-        (self.checkout / "calls").write_text("")
-        env = {"PATH": str(self.programs), "HOME": str(self.checkout), **variables}
-        script = self.checkout / "scripts/setup.sh"
-        done = subprocess.run([script], env=env, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, ""), done.stdout
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith("setup: Python ")]
-        return line
-
-    @property
-    def version(self) -> str:
-        """The version of Python of .venv."""
-        python = self.checkout / ".venv/bin/python"
-        return subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-
-    @property
-    def has_pygpu(self) -> bool:
-        return (self.checkout / ".venv/pygpu").exists()
+def add(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    machine = Machine(tmp_path / "checkout", tmp_path / "bin")
-    scripts = machine.checkout / "scripts"
+def make_machine(folder: Path, offered: str, versions: list[str]) -> None:
+    """Make a checkout and fake programs; apt-get offers the packages of pygpu, also the source archive, or nothing."""
+    scripts = folder / "checkout/scripts"
     scripts.mkdir(parents=True)
     shutil.copy(REPOSITORY / "scripts/setup.sh", scripts)
-    machine.add(scripts / "install_pygpu.sh", INSTALL_PYGPU.format(script=REPOSITORY / "scripts/install_pygpu.sh"))
-    machine.programs.mkdir()
+    add(scripts / "install_pygpu.sh", INSTALL_PYGPU.format(script=REPOSITORY / "scripts/install_pygpu.sh"))
+    programs = folder / "bin"
+    programs.mkdir()
     for program in PROGRAMS:
-        (machine.programs / program).symlink_to(shutil.which(program) or "")
-    machine.add(machine.programs / "g++", "")
-    machine.add(machine.programs / "id", "#!/bin/sh\necho 1000\n")  # only root installs packages
-    return machine
+        (programs / program).symlink_to(shutil.which(program) or "")
+    add(programs / "g++", "")
+    add(programs / "id", "#!/bin/sh\necho 1000\n")  # only root installs packages
+    for version in versions:
+        path = programs / f"python{version}"
+        add(path, PYTHON.format(version=version, path=path))
+    if offered != "nothing":
+        add(programs / "apt-get", APT_GET.format(source=SOURCES[offered]))
+
+
+def set_up(folder: Path) -> tuple[str, str]:
+    """Run the script. Return the line that it prints about Python, and the version of Python of .venv."""
+    env = {"PATH": str(folder / "bin"), "HOME": str(folder)}
+    script = folder / "checkout/scripts/setup.sh"
+    done = subprocess.run([script], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("setup: Python ")]
+    version = subprocess.check_output([folder / "checkout/.venv/bin/python", "--version"], text=True)
+    return line, version.strip()
 
 
 @pytest.mark.parametrize(
@@ -121,34 +95,20 @@ def machine(tmp_path: Path) -> Machine:
         ("nothing", ["3.11", "3.13"], "3.13", False),
     ],
 )
-def test_newest_python_with_pygpu_is_chosen(
-    machine: Machine, offered: str, versions: list[str], chosen: str, has_pygpu: bool
+def test_newest_python_with_pygpu_is_chosen_and_kept(
+    tmp_path: Path, offered: str, versions: list[str], chosen: str, has_pygpu: bool
 ) -> None:
-    machine.add_pythons(*versions)
-    machine.offer(offered)
-    line = machine.set_up()
+    make_machine(tmp_path, offered, versions)
+    line, version = set_up(tmp_path)
     assert chosen in line
-    assert (machine.version, machine.has_pygpu) == (chosen, has_pygpu)
+    assert version == chosen
     # The reason is the first error of apt-get.
     assert ("404" in line) == (offered == "packages")
     assert ("no apt-get" in line) == (offered == "nothing")
-
-
-def test_python_is_replaced_only_by_one_that_can_have_pygpu(machine: Machine) -> None:
-    """Python with pygpu is kept without a network."""
-    machine.add_pythons("3.11", "3.13")
-    kept = machine.checkout / ".venv/kept"
-    machine.set_up()
-    kept.touch()
-    machine.set_up()
-    assert (machine.version, kept.exists()) == ("3.13", True)
-    machine.offer("packages")
-    machine.set_up()
-    assert (machine.checkout / "calls").read_text() != ""
-    assert (machine.version, machine.has_pygpu, kept.exists()) == ("3.11", True, False)
-    kept.touch()
-    machine.offer("archive")
-    machine.set_up()
-    machine.set_up(PYTHON="3.11")
-    assert (machine.checkout / "calls").read_text() == ""
-    assert (machine.version, kept.exists()) == ("3.11", True)
+    venv = tmp_path / "checkout/.venv"
+    assert (venv / "pygpu").exists() == has_pygpu
+    (venv / "kept").touch()
+    if has_pygpu:
+        (tmp_path / "bin/apt-get").unlink()
+    assert set_up(tmp_path)[1] == chosen
+    assert (venv / "kept").exists()

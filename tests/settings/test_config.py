@@ -6,7 +6,6 @@ import re
 import pytest
 
 from shardpress.settings.config import Config, problems
-from shardpress.settings.defaults import LEARNING_RATES
 from shardpress.settings.resolve import network_of, resolve
 from tests.support.cases import case
 from tests.support.logged import mentions
@@ -51,16 +50,13 @@ def test_all_problems_are_listed_at_once():
     assert all(mentions(line, *place) for line, place in zip(found, places, strict=True))
 
 
-def test_defaults_follow_the_data_and_other_settings():
-    for n_rows, batch_size in ((1, 1), (15, 15), (1000, 20), (6350, 127), (10**6, 128)):
-        assert resolve(Config(), n_rows, 4).training.batch_size == batch_size
-    # Number of rows, training rows, and steps: 11 of 16 rows, 24, 48 of 30 rows, 446.
-    for n_rows, epochs in ((178, 182), (400, 84), (1500, 42), (60_000, 20)):
-        assert resolve(Config(), n_rows, 4).training.epochs == epochs
-        config = Config.of(batch_size=10_000)
-        assert resolve(config, n_rows, 4).training.epochs == epochs, "larger minibatches do not add epochs"
-    wide = resolve(Config(), 100, 7840).training.learning_rate
-    assert wide == pytest.approx(LEARNING_RATES["adam"] / 10), "the rate is lower for wide rows"
+def test_default_epochs_and_rates_follow_the_data_only():
+    for n_rows, epochs in ((178, 182), (60_000, 20)):
+        for config in (Config(), Config.of(batch_size=10_000)):
+            assert resolve(config, n_rows, 4).training.epochs == epochs
+    rates = [resolve(Config(), 100, n_inputs).training.learning_rate for n_inputs in (4, 784, 7840)]
+    assert rates[2] == pytest.approx(rates[0] / 10)
+    assert rates[1] == rates[0]
 
 
 def test_the_default_network_follows_rows_and_columns():

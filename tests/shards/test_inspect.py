@@ -11,7 +11,7 @@ import pytest
 
 from shardpress.shards.inspect import Inspection, inspect_files
 from shardpress.shards.vet import Selection
-from tests.support.cases import case, each
+from tests.support.cases import case
 from tests.support.helpers import numbered, write_shard
 
 pytestmark = pytest.mark.process
@@ -47,40 +47,19 @@ def test_every_dataset_is_listed_as_h5py_has_it(tmp_path: Path) -> None:
     assert "2 fields" in facts["records"]["dtype"]
 
 
-@each("options", [{}, {"compression": "gzip", "maxshape": (None, 40)}])
-def test_files_that_differ_only_in_numbers_are_one_group(options: dict[str, Any], tmp_path: Path) -> None:
-    for i, n_rows in enumerate((0, 300, 2000, 17_000)):
-        extras = {"y": np.arange(n_rows), "short": np.arange(n_rows + 3), "grid": np.zeros((7, n_rows))}
-        write_shard(tmp_path / f"{i}.h5", np.zeros((n_rows, 40)), extras=extras, **options)
-    (files,) = inspected(tmp_path).files
-    assert len(files.names) == 4
-    assert set(files.left_out) == {"short", "grid"}
-
-
 def test_files_that_differ_in_more_than_numbers_are_not_grouped(tmp_path: Path) -> None:
-    y = {"y": np.arange(9)}
-    write_shard(tmp_path / "0.h5", numbered(9), extras=y)
-    write_shard(tmp_path / "1.h5", numbered(9, dtype="f8"), extras=y)
-    write_shard(tmp_path / "2.h5", numbered(9), extras=y, compression="gzip")
-    write_shard(tmp_path / "3.h5", numbered(9))
-    (tmp_path / "4.h5").write_text("no HDF5")
+    def write(name: str, n_rows: int, **options: Any) -> None:
+        extras = {"y": np.arange(n_rows), "short": np.arange(n_rows + 3), "grid": np.zeros((7, n_rows))}
+        write_shard(tmp_path / name, np.zeros((n_rows, 40)), extras=extras, **options)
+
+    for i, n_rows in enumerate((0, 300, 2000, 17_000)):
+        write(f"{i}.h5", n_rows)
+    write("4.h5", 9, dtype="f4")
+    write("5.h5", 9, compression="gzip")
+    write_shard(tmp_path / "6.h5", np.zeros((9, 40)))
+    (tmp_path / "7.h5").write_text("no HDF5")
     found = inspected(tmp_path)
-    assert [(len(files.names), files.n_rows) for files in found.files] == [(1, 9)] * 4
-    assert [set(files.left_out) for files in found.files] == [set(), set(), set(), {"y"}]
-    assert [Path(refused["file"]).name for refused in found.refused] == ["4.h5"]
-    assert inspected(tmp_path / "4.h5").shards == ()
-
-
-@each(
-    "options, dtype, expected",
-    [
-        ({"chunks": (4096, 8), "compression": "gzip"}, ">f4", ["order", "gzip", "4 chunks"]),
-        ({"chunks": (16, 32)}, "<f4", ["2048 bytes"]),
-        ({"chunks": (150_000, 32)}, "<f4", ["19 MB"]),
-    ],
-)
-def test_faster_storage_is_suggested(tmp_path: Path, options: dict[str, Any], dtype: str, expected: list[str]) -> None:
-    path = write_shard(tmp_path / "a.h5", np.zeros((150_000, 32), dtype), **options)
-    (files,) = inspected(path).files
-    assert len(files.faster) == len(expected)
-    assert all(words in facts for words, facts in zip(expected, files.faster, strict=True))
+    assert [len(files.names) for files in found.files] == [4, 1, 1, 1]
+    assert [set(files.left_out) for files in found.files] == [{"short", "grid"}] * 3 + [{"y"}]
+    assert [Path(refused["file"]).name for refused in found.refused] == ["7.h5"]
+    assert inspected(tmp_path / "7.h5").shards == ()

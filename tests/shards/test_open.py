@@ -63,7 +63,7 @@ def test_file_open_for_writing_is_warned_about(tmp_path, caplog):
 @pytest.mark.slow
 def test_many_shards_are_opened_once_in_bounded_memory(tmp_path, monkeypatch):
     first = Path(write_shard(tmp_path / "0.h5", numbered(3), extras={"y": range(3)}))
-    for i in range(1, 500):
+    for i in range(1, 200):
         (tmp_path / f"{i}.h5").write_bytes(first.read_bytes())
     open_shards([str(first)])
     opened = []
@@ -75,12 +75,12 @@ def test_many_shards_are_opened_once_in_bounded_memory(tmp_path, monkeypatch):
         n_held, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert sorted(opened) == sorted(str(tmp_path / f"{i}.h5") for i in range(500))
-    assert [Path(shard.path).stem for shard in shards] == [str(i) for i in range(500)]
-    assert n_held < 500 * 5000
+    assert sorted(opened) == sorted(str(tmp_path / f"{i}.h5") for i in range(200))
+    assert [Path(shard.path).stem for shard in shards] == [str(i) for i in range(200)]
+    assert n_held < 200 * 5000
     assert peak < n_held + 2**22
     numbers = first_rows(shards)
-    assert read(block_of(shards, numbers, 1497, 1500)).tolist() == numbered(3).tolist()
+    assert read(block_of(shards, numbers, 597, 600)).tolist() == numbered(3).tolist()
 
 
 # -- dtypes and attributes -------------------------------------------------------------------------------------------
@@ -94,16 +94,6 @@ def test_float_type_that_numpy_lacks_is_read(tmp_path, chunks):
     bfloat16.set_ebias(127)
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", rows, dtype=h5py.Datatype(bfloat16), chunks=chunks)])
     np.testing.assert_array_equal(whole(shard), rows)
-
-
-@each("kind", [h5t.UNIX_D32LE, h5t.NATIVE_LDOUBLE])
-def test_types_that_hdf5_cannot_convert_are_refused(tmp_path, kind):
-    path = tmp_path / "x.h5"
-    with h5py.File(path, "w") as file:
-        h5py.h5d.create(file.id, b"X", kind, h5py.h5s.create_simple((20, 4)))
-    for requested in (None, "X"):
-        with refused(65, f"file={path} dataset=X", "expected"):
-            open_shards([str(path)], requested)
 
 
 @each("value, expected", [([2], 2), (np.nan, None), ("none", None), ([1, 2], None)])
@@ -147,17 +137,19 @@ def test_file_with_a_later_user_block_is_read(tmp_path, options):
     assert read_extras(Block(shard, 0, 30))["text"].tolist() == [b"a"] * 30
 
 
+@each("libver", ["earliest", "latest"])
+@each("driver, name, first", [("family", "x%d.h5", "x0.h5"), ("split", "x", "x-m.h5")])
+def test_file_of_several_is_refused(tmp_path, driver, name, first, libver):
+    options = {"memb_size": 4096} if driver == "family" else {}
+    with h5py.File(tmp_path / name, "w", driver=driver, libver=libver, **options) as file:
+        file["X"] = np.zeros((600, 2))
+    with refused(65, str(tmp_path / first)):
+        open_shards([str(tmp_path / first)])
+
+
 def test_file_left_open_is_refused_and_not_repaired(tmp_path):
     path = hostile.left_open(tmp_path)
     before = path.read_bytes()
     with refused(65, str(path), "h5clear -s"):
         open_shards([str(path)])
     assert path.read_bytes() == before
-
-
-@each("libver", ["earliest", "latest"])
-@each("driver", ["family", "split"])
-def test_multi_file_driver_is_refused(tmp_path, driver, libver):
-    path = hostile.in_several_files(tmp_path, driver, libver)
-    with refused(65, str(path)):
-        open_shards([str(path)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
@@ -30,11 +29,6 @@ def workspace_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return Workspace(folder, 20, 3, 3, 3, 35, 3, 3, 3)
 
 
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    return workspace_in(tmp_path, monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory for tests that change nothing."""
@@ -51,28 +45,10 @@ def make_first(workspace: Workspace) -> Path:
     assert workspace.run(first, "--model", str(model), disk=FullAfter("part", n_parts)) == 74
     paths = sorted(workspace.shards.iterdir(), reverse=True)
     assert workspace.run_on(paths, first, "--model", str(model)) == 0
-    append(workspace, first, edited="4.h5", removed="6.h5")
+    edit(workspace.shards / "4.h5")
+    (workspace.shards / "6.h5").unlink()
+    assert workspace.run(first, "--model", str(model), "--append", "--drop-missing") == 0
     return first
-
-
-def append(workspace: Workspace, first: Path, edited: str, removed: str) -> None:
-    edit(workspace.shards / edited)
-    (workspace.shards / removed).unlink()
-    model = str(workspace.folder / "model")
-    assert workspace.run(first, "--model", model, "--append", "--drop-missing") == 0
-
-
-def assert_rows_of_inputs(output: Path) -> None:
-    """Check the features of all rows, and that each row has the extra of its input row."""
-    found = verify(str(output), 1000)
-    assert (found.faults, found.unchecked, found.rows.n_rows) == ((), (), Result.open(output).n_rows)
-    result = Result.open(output)
-    values = []
-    for _, each in result.ranges:
-        shard = result.shards[each.shard]
-        with h5py.File(shard.path) as file:
-            values.append(file["y"][shard.first_row + each.start : shard.first_row + each.stop])
-    np.testing.assert_array_equal(open_features(output).extras["y"], np.concatenate(values))
 
 
 def test_rows_and_extras_are_those_of_open_features(unchanged: Path) -> None:
@@ -81,6 +57,7 @@ def test_rows_and_extras_are_those_of_open_features(unchanged: Path) -> None:
     places = [(shard.path, shard.first_row) for shard in shards]
     assert sorted(places) != places
     assert len({path for path, _ in places}) < len(places)
+    assert open_shards([str(unchanged / "index.h5")]) == shards
     np.testing.assert_array_equal(np.concatenate([whole(shard) for shard in shards]), found.features)
     extras = [read_extras(Block(shard, 0, shard.n_rows))["y"] for shard in shards]
     np.testing.assert_array_equal(np.concatenate(extras), found.extras["y"])
@@ -108,26 +85,21 @@ def test_a_damaged_part_with_dead_rows_is_refused(unchanged: Path, tmp_path: Pat
     assert sum(shard.n_rows for shard in shards) == Result.open(first).n_rows - part.n_live
 
 
-def test_a_run_on_parts_follows_their_changes(workspace: Workspace) -> None:
-    first = make_first(workspace)
-    second = workspace.folder / "second"
-    assert workspace.run_on([first], second, "--n-features", "1") == 0
-    assert_rows_of_inputs(second)
-    np.testing.assert_array_equal(open_features(second).extras["y"], open_features(first).extras["y"])
-
+def test_a_run_on_parts_follows_their_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = workspace_in(tmp_path, monkeypatch)
+    first = tmp_path / "first"
+    second = tmp_path / "second"
+    flags = ("--n-features", "1")
+    assert workspace.run(first) == 0
+    assert workspace.run_on([first], second, *flags) == 0
+    before = Result.open(second).files
+    edit(workspace.shards / "0.h5")
+    (workspace.shards / "2.h5").unlink()
     workspace.add_shard("9.h5", np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32))
-    assert workspace.run(first, "--append") == 0
-    before = Result.open(second).files
-    assert workspace.run_on([first], second, "--n-features", "1", "--append") == 0
-    assert_rows_of_inputs(second)
-    new = [part for part in Result.open(second).parts if part.file not in before]
-    assert sum(part.n_rows for part in new) == 6
-    np.testing.assert_array_equal(open_features(second).extras["y"], open_features(first).extras["y"])
-
-    append(workspace, first, edited="0.h5", removed="2.h5")
-    before = Result.open(second).files
-    assert workspace.run_on([first], second, "--n-features", "1", "--append", "--drop-missing") == 0
-    assert_rows_of_inputs(second)
+    assert workspace.run(first, "--append", "--drop-missing") == 0
+    assert workspace.run_on([first], second, *flags, "--append", "--drop-missing") == 0
+    found = verify(str(second), 1000)
+    assert (found.faults, found.unchecked, found.rows.n_rows) == ((), (), Result.open(first).n_rows)
     assert before & Result.open(second).files, "most rows stay"
     y = [sorted(open_features(output).extras["y"].compute()) for output in (first, second)]
     assert y[0] == y[1]

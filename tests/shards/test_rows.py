@@ -1,4 +1,4 @@
-"""Tests of rows: blocks of them, and damaged rows and extras.
+"""Tests of rows: pickled blocks, and damaged rows and extras.
 
 `hdf5/test_libraries.py` compares rows in any form with those of the libraries that wrote them.
 """
@@ -9,21 +9,12 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.hdf5.shard import Block, Shard, block_of, first_rows
+from shardpress.hdf5.shard import Block
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from tests.support.cases import case, each
 from tests.support.damage import damage
-from tests.support.helpers import (
-    blocks,
-    csr,
-    numbered,
-    refused,
-    some_rows,
-    whole,
-    write_csr,
-    write_shard,
-)
+from tests.support.helpers import blocks, csr, numbered, refused, some_rows, whole, write_csr, write_shard
 
 pytestmark = pytest.mark.process
 
@@ -42,20 +33,6 @@ def test_fields_of_a_table_are_in_the_order_of_their_offsets(tmp_path, odd):
 # -- blocks ------------------------------------------------------------------------------------------------------
 
 
-@each("sizes", [(1,), (3, 4), (0, 3, 0, 0, 2, 0)])
-@each("block_rows", [1, 2, 3, 100])
-def test_blocks_cover_every_row_once_and_in_order(sizes, block_rows):
-    shards = [Shard(str(i), "X", (size, 2), "<f4") for i, size in enumerate(sizes)]
-    rows = [(shard, row) for shard in shards for row in range(shard.n_rows)]
-    cut = list(blocks(shards, block_rows))
-    assert [(block.shard, row) for block in cut for row in range(block.start, block.stop)] == rows
-    assert all(1 <= len(block) <= block_rows for block in cut)
-    numbers = first_rows(shards)
-    assert numbers.tolist() == [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-    for number, (shard, row) in enumerate(rows):
-        assert block_of(shards, numbers, number, number + 1) == Block(shard, row, row + 1)
-
-
 def test_pickled_block_is_small_and_reads_the_same_rows(tmp_path):
     rows = some_rows(n_rows=2000)
     text = np.array(["a", "ü"] * 1000, object)
@@ -65,7 +42,7 @@ def test_pickled_block_is_small_and_reads_the_same_rows(tmp_path):
     paths = [
         write_shard(tmp_path / "plain.h5", rows, extras={**extras, "word": np.zeros(2000, "i1")}),
         write_shard(tmp_path / "chunked.h5", rows, extras=extras, chunks=(100, 6), compression="gzip"),
-        write_csr(tmp_path / "sparse.h5", csr(rows), rows.shape),
+        write_csr(tmp_path / "sparse.h5", csr(rows, "<u2", scramble=True), rows.shape),
         write_shard(tmp_path / "table.h5", rows.view([(name, "<f4") for name in "abcdef"]).reshape(-1)),
     ]
     opened = [Block(open_shards([path])[0], 5, 1995) for path in paths]
@@ -106,14 +83,6 @@ def test_lost_values_of_a_damaged_extra_do_not_depend_on_blocks(tmp_path, caplog
 
 
 # -- sparse rows ---------------------------------------------------------------------------------------------------
-
-
-@each("index", ["<i8", ">u8", "<u2"])
-def test_sparse_columns_can_be_unsorted_and_any_integer_type(tmp_path, index):
-    rows = some_rows()
-    path = write_csr(tmp_path / "x.h5", csr(rows, index, scramble=True), rows.shape)
-    (shard,) = open_shards([path])
-    assert whole(shard).tobytes() == rows.tobytes()
 
 
 @each(

@@ -4,17 +4,16 @@ import errno
 import os
 
 import h5py
-import numpy as np
 import pytest
 
 from shardpress.hdf5.files import FILES
 from shardpress.shards.open import open_shards
 from shardpress.shards.sources import find
 from tests.support import hostile
-from tests.support.cases import case, each
-from tests.support.helpers import numbered, refused, whole, without_privileges, write_shard
+from tests.support.cases import case
+from tests.support.helpers import numbered, refused, without_privileges, write_shard
 from tests.support.hostilemodels import edit_json, forge
-from tests.support.parts import feature_rows, finished, part_paths
+from tests.support.parts import finished, part_paths
 
 pytestmark = pytest.mark.process
 
@@ -37,24 +36,14 @@ def test_files_are_in_the_order_of_patterns_and_numbers(tmp_path):
     assert found(tmp_path / "a[1].h5") == ["a[1].h5"]
 
 
-@pytest.mark.parametrize("link", [os.symlink, os.link, None])
-def test_file_found_twice_is_refused(tmp_path, link):
-    (tmp_path / "a.h5").touch()
-    patterns = [tmp_path]
-    if link is None:
-        patterns += [tmp_path / "*.h5"]
-    else:
-        link(tmp_path / "a.h5", tmp_path / "b.h5")
-    with refused(65, "twice", "a.h5"):
-        found(*patterns)
-
-
-@each("pattern", ["nothing-*.h5", "nul\0", "texts"])
-def test_pattern_without_matches_is_refused(tmp_path, pattern):
-    (tmp_path / "texts").mkdir(exist_ok=True)
-    (tmp_path / "texts/1.txt").touch()
-    with refused(66, f"input={tmp_path}/{pattern[:3]}"):
-        find([f"{tmp_path}/{pattern}"])
+def test_file_found_twice_is_refused(tmp_path):
+    path = tmp_path / "a.h5"
+    path.touch()
+    os.symlink(path, tmp_path / "soft.h5")
+    os.link(path, tmp_path / "hard.h5")
+    for other in ("soft.h5", "hard.h5", "a*.h5"):
+        with case(other), refused(65, "twice", "a.h5"):
+            found(path, tmp_path / other)
 
 
 def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplog):
@@ -78,12 +67,14 @@ def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplo
     assert "broken, circle, fifo and 2 more" in caplog.text
 
 
-def test_directory_or_link_named_like_a_shard_is_refused(tmp_path):
+def test_input_without_files_is_refused(tmp_path):
     (tmp_path / "in/x.h5").mkdir(parents=True)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/1.txt").touch()
     (tmp_path / "circle.h5").symlink_to("circle.h5")
-    for name, path in (("in", "in/x.h5"), ("circle.h5", "circle.h5")):
-        with case(name), refused(66, path):
-            open_shards([str(tmp_path / name)])
+    for pattern in ("nothing-*.h5", "nul\0", "texts", "in", "circle.h5"):
+        with case(pattern), refused(66, f"{tmp_path}/{pattern[:2]}"):
+            open_shards([f"{tmp_path}/{pattern}"])
 
 
 def test_path_in_a_locked_directory_is_not_reported_as_missing(open_path):
@@ -153,29 +144,7 @@ def test_links_inside_a_directory_and_named_links_are_followed(folder):
 
 @pytest.fixture
 def output(tmp_path):
-    """Return the directory of a finished run with parts of 3, 2 and 4 rows, and a part that it does not name."""
-    directory = finished(tmp_path / "out", 3, 2, 4)
-    write_shard(directory / "parts/unfinished.h5", numbered(7), "features")
-    return directory
-
-
-def edit_parts(directory, change, name="parts"):
-    forge(directory / "index.h5", lambda run: edit_json(run, name, change), "shardpress/run")
-
-
-def test_output_directory_is_read_by_its_index(output):
-    def reverse(parts):
-        parts.reverse()
-        for i, part in enumerate(parts):
-            part["ranges"][0]["shard"] = i
-
-    edit_parts(output, reverse)  # the order of the index counts, and not that of the names
-    edit_parts(output, lambda shards: shards.reverse(), "shards")
-    for pattern in (output, output / "index.h5", f"{output}/"):
-        shards = open_shards([str(pattern)])
-        assert [shard.n_rows for shard in shards] == [4, 2, 3]
-        np.testing.assert_array_equal(whole(shards[0]), feature_rows(4, 5))
-    assert len(open_shards([str(output / "parts")], dataset="features")) == 4, "the files of the folder"
+    return finished(tmp_path / "out", 3, 2, 4)
 
 
 def link_to_moved(path):
@@ -185,7 +154,11 @@ def link_to_moved(path):
 
 def forged(change):
     """Return a function that changes the part with number 1 in the index."""
-    return lambda output: edit_parts(output, lambda parts: change(parts[1]))
+
+    def edit(parts):
+        change(parts[1])
+
+    return lambda output: forge(output / "index.h5", lambda run: edit_json(run, "parts", edit), "shardpress/run")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import struct
 from dataclasses import replace
-from functools import partial
 
 import h5py
 import numpy as np
@@ -24,93 +23,45 @@ pytestmark = pytest.mark.process
 # -- links to other files ---------------------------------------------------------------------------------------------
 
 
-def linked(folder, secret, place="dataset"):
-    """Write a file whose dataset, or a group on its path, is in another file, or whose dataset is a soft link."""
-    path = folder / "x.h5"
-    with h5py.File(path, "w") as file:
-        if place == "dataset":
-            file["X"] = h5py.ExternalLink(secret, "/X")
-        elif place == "group":
-            file["g"] = h5py.ExternalLink(secret, "/group")
-        elif place == "deeper":
-            file["deep/er"] = h5py.ExternalLink(secret, "/")
-        else:
-            file["rows"] = hostile.ROWS
-            file["X"] = h5py.SoftLink("/rows")
-    return path
+# Paths of rows in other files, and the reference in the message.
+REFERENCES = [
+    ("link", "external link"),
+    ("group/X", "external link"),
+    ("/deep/er/group/X", "external link"),
+    ("name", "soft link"),
+    ("inside", "soft link"),
+    ("external", "external storage"),
+    ("entry/virtual", "virtual dataset"),
+    # HDF5 must open the sources of an unlimited virtual dataset to determine even its shape.
+    ("entry/unlimited", "virtual dataset"),
+    ("data/data_0", "external link"),
+    ("frame", "external link"),
+]
 
 
-def external_storage(folder, target):
-    """Write a dataset whose bytes are in another file."""
-    path = folder / "x.h5"
-    with h5py.File(path, "w") as file:
-        file.create_dataset("X", (6, 2), "u1", external=[(target, 0, 12)])
-    return path
-
-
-def virtual(folder, target, unlimited=False):
-    """Write a virtual dataset over another file."""
-    path = folder / "x.h5"
-    with h5py.File(path, "w") as file:
-        layout = h5py.VirtualLayout((6, 2), "<i4", maxshape=(None, 2) if unlimited else None)
-        source = h5py.VirtualSource(target, "X", (6, 2), maxshape=(None, 2) if unlimited else None)
-        if unlimited:
-            layout[: h5py.h5s.UNLIMITED :, :] = source[: h5py.h5s.UNLIMITED :, :]
-        else:
-            layout[:] = source
-        file.create_virtual_dataset("X", layout)
-    return path
-
-
-def master(folder, secret, is_virtual):
-    """Write a master file. Its only own array, a mask, is not the rows."""
-    with h5py.File(folder / "x.h5", "w") as file:
-        file["entry/mask"] = np.zeros((2, 2), "u4")
-        if is_virtual:
-            layout = h5py.VirtualLayout((6, 2), "<i4")
-            layout[:] = h5py.VirtualSource(secret, "X", (6, 2))
-            file.create_virtual_dataset("entry/data", layout)
-        else:
-            file["entry/data/data_0"] = h5py.ExternalLink(secret, "/X")
-    return folder / "x.h5"
-
-
-@each(
-    "write, requested, phrase",
-    [
-        (linked, "X", "external link"),
-        (partial(linked, place="group"), "g/X", "external link"),
-        (partial(linked, place="deeper"), "/deep/er/group/X", "external link"),
-        (partial(linked, place="same file"), "X", "soft link"),
-        (external_storage, "X", "external storage"),
-        (virtual, "X", "virtual dataset"),
-        # HDF5 must open the sources of an unlimited virtual dataset to determine even its shape.
-        (partial(virtual, unlimited=True), "X", "virtual dataset"),
-        (partial(master, is_virtual=False), "entry/data/data_0", "external link"),
-        (partial(master, is_virtual=True), "entry/data", "virtual dataset"),
-    ],
-)
-def test_rows_in_other_files_are_refused_without_opening_these(tmp_path, write, requested, phrase):
+def test_no_other_file_is_opened(tmp_path, caplog):
+    """Rows in other files are refused, and extras and names are left out."""
     secret = hostile.secret(tmp_path)
-    path = write(tmp_path, secret)
-    with hostile.opens(secret) as counts:
-        with refused(65, f"file={path} dataset={requested}", phrase):
-            open_shards([str(path)], requested)
-        with refused(65, f"file={path}"):
-            open_shards([str(path)])
-        assert inspect_files([str(path)], Selection(None)).refused
-    assert counts == [0]
-
-
-def test_extras_in_another_file_are_left_out(tmp_path, caplog):
-    secret = hostile.secret(tmp_path)
-    path = tmp_path / "x.h5"
-    with h5py.File(path, "w") as file:
+    paths = [tmp_path / f"{i}.h5" for i in range(3)]
+    for path in paths:
+        with h5py.File(path, "w") as file:
+            hostile.add_references(file, secret)
+    with h5py.File(paths[1], "a") as file:
+        file["X"] = h5py.ExternalLink(secret, "/X")
+    with h5py.File(paths[2], "a") as file:
         file["X"] = hostile.ROWS
         file["y"] = h5py.ExternalLink(secret, "/y")
     with hostile.opens(secret) as counts:
-        (shard,) = open_shards([str(path)])
+        for requested, phrase in REFERENCES:
+            with case(requested), refused(65, f"file={paths[0]} dataset={requested}", phrase):
+                open_shards([str(paths[0])], requested)
+        for path in paths[:2]:
+            with refused(65, f"file={path}"):
+                open_shards([str(path)])
+            assert inspect_files([str(path)], Selection(None)).refused
+        (shard,) = open_shards([str(paths[2])])
         assert read_extras(Block(shard, 0, 6)) == {}
+        assert shard.columns.names == ()
     assert counts == [0]
     assert "dataset=y: " in caplog.text
 
@@ -246,20 +197,14 @@ def test_values_at_forged_offsets_are_refused_or_left_out(tmp_path, caplog, offs
 
 @each("shift", [-8, 8])
 def test_overlapping_datasets_are_refused(tmp_path, shift):
-    with h5py.File(plain(tmp_path)) as file:
+    """Two names of one dataset do not overlap."""
+    with h5py.File(plain(tmp_path), "a") as file:
         offset = file["X"].id.get_offset()
+        file["label"] = file["y"]
+    assert names(open_shards([str(tmp_path)])[0]) == ("label", "y")
     path = moved(tmp_path, offset + shift, "y")
     with refused(65, f"file={path}", "overlap"):
         open_shards([str(path)])
-
-
-def test_two_names_of_one_dataset_do_not_overlap(tmp_path):
-    path = write_shard(tmp_path / "x.h5", numbered(4), extras={"y": range(4)})
-    with h5py.File(path, "a") as file:
-        file["label"] = file["y"]
-    (shard,) = open_shards([path])
-    assert names(shard) == ("label", "y")
-    assert read_extras(Block(shard, 1, 3))["label"].tolist() == [1, 2]
 
 
 def test_chunks_of_an_impossible_shape_are_refused(tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.support.interpreters import environment
 
 DRIVER = """
-int cuDriverGetVersion(int *version) {{ *version = {version}; return {code}; }}
+int cuDriverGetVersion(int *version) {{ *version = {version}; return 0; }}
 int cuInit(unsigned flags) {{ {init} return 0; }}
 int cuDeviceGetCount(int *n) {{ *n = {n_cards}; return 0; }}
 int cuDeviceGetAttribute(int *value, int attribute, int card)
@@ -34,11 +34,11 @@ def library(path: Path, code: str = "", *flags: str | Path) -> Path:
     return path
 
 
-def driver(folder: Path, cuda: Sequence[int], *cards: Sequence[int], code: int = 0, init: str = "") -> Path:
+def driver(folder: Path, cuda: Sequence[int], *cards: Sequence[int], init: str = "") -> Path:
     """Build a libcuda.so.1 that accepts code of this CUDA version and has cards of these compute capabilities."""
     capabilities = "".join(f"{{{major}, {minor}}}, " for major, minor in cards)
     version = cuda[0] * 1000 + cuda[1] * 10
-    text = DRIVER.format(version=version, code=code, init=init, n_cards=len(cards), capabilities=capabilities)
+    text = DRIVER.format(version=version, init=init, n_cards=len(cards), capabilities=capabilities)
     return library(folder / "libcuda.so.1", text)
 
 

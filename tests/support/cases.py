@@ -19,20 +19,20 @@ ALL_CASES = os.environ.get("TEST_CASES") == "all"
 """True if tests run all their cases, as in `make soak`, instead of a sample."""
 
 
-def sample(cases: Iterable[Value], n: int, all_cases: bool = ALL_CASES) -> list[Value]:
-    """Return `n` > 1 evenly spaced cases, including the first and the last, or all cases if `all_cases` is set."""
+def sample(cases: Iterable[Value], n: int) -> list[Value]:
+    """Return `n` > 1 evenly spaced cases, including the first and the last, or all cases with TEST_CASES=all."""
     listed = list(cases)
-    if all_cases or len(listed) <= n:
+    if ALL_CASES or len(listed) <= n:
         return listed
     return [listed[i * (len(listed) - 1) // (n - 1)] for i in range(n)]
 
 
-def cross(*factors: Sequence[Any], all_cases: bool = ALL_CASES) -> list[tuple[Any, ...]]:
-    """Return combinations of the factors in which each value occurs, or all combinations if `all_cases` is set.
+def cross(*factors: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Return combinations of the factors in which each value occurs, or all of them with TEST_CASES=all.
 
     The number of combinations is the number of values of the longest factor.
     """
-    if all_cases:
+    if ALL_CASES:
         return list(itertools.product(*factors))
     n_combinations = max(len(factor) for factor in factors)
     return [tuple(factor[i % len(factor)] for factor in factors) for i in range(n_combinations)]

@@ -206,22 +206,19 @@ def forked(act: Callable[[], object]) -> tuple[int, Any]:
     return os.waitstatus_to_exitcode(status), json.loads(answer or "null")
 
 
-def small_disk(folder: Path, n_bytes: int, n_inodes: int = 0) -> bool:
+def small_disk(folder: Path, n_bytes: int) -> bool:
     """Mount a file system of this size on a folder for this process. Return False if the machine does not allow it.
 
-    Another call on the same folder changes the size. If `n_inodes` is 0, the number of files is not limited.
+    Another call on the same folder changes the size.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    options = b"size=%d,nr_inodes=%d" % (n_bytes, n_inodes)
+    options = b"size=%d,nr_inodes=0" % n_bytes
     if os.path.ismount(folder):
         return libc.mount(b"tmpfs", bytes(folder), b"tmpfs", _REMOUNT, options) == 0
-    return _has_own_mounts() and libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, options) == 0
-
-
-def _has_own_mounts() -> bool:
-    """Separate the mounts of this process from those of others. Return False if the machine does not allow it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    return libc.unshare(_NEW_MOUNTS) == 0 and libc.mount(b"none", b"/", None, _PRIVATE, None) == 0
+    # The mounts of this process must be separate from those of others.
+    if libc.unshare(_NEW_MOUNTS) or libc.mount(b"none", b"/", None, _PRIVATE, None):
+        return False
+    return libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, options) == 0
 
 
 # -- the journal, read without the code of the program ---------------------------------------------------------------

@@ -48,39 +48,23 @@ def secret(folder: Path) -> Path:
     return path
 
 
-def in_several_files(folder: Path, driver: str, libver: str) -> Path:
-    """Write the first file of a family, or the metadata half of a split pair."""
-    names = {"family": ("x%d.h5", "x0.h5"), "split": ("x", "x-m.h5")}[driver]
-    options = {"memb_size": 4096} if driver == "family" else {}
-    with h5py.File(folder / names[0], "w", driver=driver, libver=libver, **options) as file:
-        file["X"] = np.zeros((600, 2))
-    return folder / names[1]
-
-
-# -- excessive sizes --------------------------------------------------------------------------------------------------
-
-
-def nested(folder: Path, depth: int) -> Path:
-    """Write deeply nested groups."""
-    path = folder / "x.h5"
-    with h5py.File(path, "w") as file:
-        group = file
-        for _ in range(depth):
-            group = group.create_group("g")
-        group["rows"] = ROWS
-    return path
-
-
-def crowded(folder: Path, n: int, group: str = "/", libver: str = "latest") -> Path:
-    """Write many names of one small object next to the rows."""
-    path = folder / "x.h5"
-    with h5py.File(path, "w", libver=libver) as file:
-        file["X"] = ROWS
-        group_id = file.require_group(group).id
-        small = h5py.h5g.create(group_id, b"small")
-        for i in range(n):
-            h5py.h5o.link(small, group_id, b"n%d" % i)
-    return path
+def add_references(file: h5py.File, target: Path) -> None:
+    """Write every kind of reference to another file."""
+    for name, n_most in (("virtual", 6), ("unlimited", None)):
+        layout = h5py.VirtualLayout((6, 2), "<i4", maxshape=(n_most, 2))
+        source = h5py.VirtualSource(target, "X", (6, 2), maxshape=(n_most, 2))
+        n = n_most or h5py.h5s.UNLIMITED
+        layout[:n, :] = source[:n, :]
+        file.create_virtual_dataset(f"entry/{name}", layout)
+    file["entry/mask"] = np.zeros((2, 2), "u4")  # the only array in the file itself, as in files of detectors
+    file.create_dataset("external", (6, 2), "u1", external=[(target, 0, 12)])
+    file["link"] = h5py.ExternalLink(target, "/X")
+    file["group"] = file["var"] = h5py.ExternalLink(target, "/group")  # AnnData has names of columns in var
+    file["obs/_index"] = h5py.ExternalLink(target, "/y")  # names of rows
+    file["deep/er"] = h5py.ExternalLink(target, "/")
+    file["name"] = h5py.SoftLink(str(target))
+    file["inside"] = h5py.SoftLink("/entry/mask")
+    file["data/data_0"] = file["frame/table"] = h5py.ExternalLink(target, "/X")
 
 
 # -- damaged files ----------------------------------------------------------------------------------------------------

@@ -31,10 +31,10 @@ def model_of(network: Network = NETWORK, seed: int = 0) -> Model:
     return Model(scaler, network, parameters, {"config": {}, "training": {"history": []}})
 
 
-def write_model(folder: Path, name: str = "model.h5", seed: int = 0) -> Path:
+def write_model(folder: Path, name: str = "model.h5") -> Path:
     """Write a valid model."""
     path = folder / name
-    path.write_bytes(model_of(seed=seed).to_hdf5())
+    path.write_bytes(model_of().to_hdf5())
     return path
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,6 @@ def stamps(output: Path) -> dict[str, tuple[int, int]]:
         for name, status in found.items()
         if name not in ("work/lock", "run.log")
     }
-
-
-def results(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of results that are written once. A run that finishes again rewrites all other files."""
-    return {name: each for name, each in found.items() if "/" in name and name != "work/journal.jsonl"}
 
 
 def finished_stamps(output: Path) -> dict[str, tuple[int, int]]:

@@ -70,9 +70,9 @@ def index_of(*records: Record) -> bytes:
     return result_bytes(lambda file: None, model_of(), facts, parts, {}, {})
 
 
-def reopen(journal: Journal, restarts: bool = False, extends: bool = False) -> Journal:
+def reopen(journal: Journal, restarts: bool = False) -> Journal:
     """Open the directory of a journal again, as a later run does."""
-    return Journal(journal.directory, journal.disk, restarts, extends)
+    return Journal(journal.directory, journal.disk, restarts)
 
 
 def is_published(journal: Journal, *records: Record) -> bool:

@@ -109,17 +109,7 @@ class Program:
     ) -> EndedRun:
         """Run to the end, or send a signal. Raise `CheckFailed` if the run is stuck, or leaves a running process.
 
-        Parameters
-        ----------
-        output : Path
-        flags : str
-            Additional arguments.
-        at : str, optional
-            Phase in which to send the signal, or a pattern of the log line after which to send it.
-        delay : float
-            Seconds between the start of this phase, or this log line, and the signal.
-        by : int
-            Signal to send.
+        The signal `by` is sent `delay` seconds after the start of the phase `at`, or after a log line of that pattern.
         """
         start = time.monotonic()
         mark = uuid.uuid4().hex

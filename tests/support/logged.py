@@ -37,11 +37,6 @@ def resumes_encoding(log: str) -> bool:
     return "encoding: resuming; an earlier run has encoded" in log
 
 
-def n_recomputed(log: str) -> int:
-    """Return the number of damaged files that a run reported and computed again."""
-    return log.count("it is recomputed")
-
-
 def differs(log: str) -> bool:
     """Return whether a run reported that it differs from the unfinished run that it resumes."""
     return "this run differs from the previous one" in log

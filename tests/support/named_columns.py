@@ -68,14 +68,6 @@ def with_coordinate(path: Path, rows: np.ndarray, values: object, name: str = "w
         file[name] = values
 
 
-def with_scale(path: Path, rows: np.ndarray, values: object) -> None:
-    """Write rows with a netCDF coordinate variable of numbers along the columns."""
-    with_coordinate(path, rows, values, "channel")
-    with h5py.File(path, "a") as file:
-        file["channel"].make_scale("channel")
-        file["X"].dims[1].attach_scale(file["channel"])
-
-
 def _variables(group: h5py.Group, names: Sequence[str]) -> None:
     group["genes"] = list(names)
     group["mean"] = np.zeros(len(names))

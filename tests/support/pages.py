@@ -19,7 +19,7 @@ from shardpress.report.facts import input_facts
 from shardpress.report.judgment import judge
 from shardpress.report.measures import measure
 from shardpress.report.page.build import html_of, page_of
-from shardpress.report.sample import PartSource, SampleSpec, draw_sample
+from shardpress.report.sample import PartSource, Sample, SampleSpec, draw_sample
 from shardpress.scan.scaler import Scaler
 from shardpress.settings.config import Config
 from shardpress.shards.open import open_shards
@@ -28,12 +28,12 @@ from shardpress_kernels.network import Network
 EMPTY = {"meta", "br", "link", "img", "hr", "input"}
 
 
-def model_of(n_inputs: int, n_features: int, low: float = 0.0, high: float = 1.0) -> Model:
+def model_of(n_inputs: int, n_features: int) -> Model:
     """Return a model with random weights."""
     network = Network((n_inputs, n_features), code="linear")
     rng = np.random.default_rng(0)
     weights = {name: (rng.normal(size=shape) / n_inputs).astype(np.float32) for name, shape in network.shapes.items()}
-    return Model(Scaler(np.full(n_inputs, low), np.full(n_inputs, high)), network, weights)
+    return Model(Scaler(np.zeros(n_inputs), np.ones(n_inputs)), network, weights)
 
 
 def make_parts(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **extras: Any) -> list[PartSource]:
@@ -57,6 +57,13 @@ def make_parts(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **e
     return parts
 
 
+def measured(model: Model, parts: list[PartSource]) -> tuple[Sample, dict[str, Any]]:
+    """Return the sample of parts, and the numbers of a report about it."""
+    sample = draw_sample(parts, SampleSpec(model))
+    assert sample is not None
+    return sample, measure(sample, parts, model, LabelChoice())
+
+
 def largest(folder: Path) -> dict[str, Any]:
     """Return the numbers of a report on noisy colour images, with long names, many epochs and every kind of warning."""
     rng = np.random.default_rng(0)
@@ -66,8 +73,6 @@ def largest(folder: Path) -> dict[str, Any]:
     parts = make_parts(
         folder, model, rng.random((n, 32, 32, 3), np.float32), n, y=np.array([names[i % 40] for i in range(n)], "S")
     )
-    sample = draw_sample(parts, SampleSpec(model))
-    assert sample is not None
     summary = {"n_rows": 10**12, "n_inputs": 32 * 32 * 3, "n_features": 256, "n_bad": 10**9, "n_parts": 10**6}
     summary |= {"n_bad_shards": 10**6, "n_outside": 10**9, "cost": 0.02, "components": 0.01, "mean": 0.1}
     summary |= {"device": "x" * 999, "seconds": {"scan": 1e5, "training": 1e6, "encoding": 1e5, "report": 2.0}}
@@ -82,7 +87,7 @@ def largest(folder: Path) -> dict[str, Any]:
     worker["stages"] = {"scan": done, "training": done, "encoding": done}
     column = {"column": 10**5, "name": "n<b>" * 99, "n_values": 10**12, "value": 1e300, "low": -1e-300, "high": 1e300}
     column |= {"excess": 1e300, "n_shards": 10**6}
-    facts = measure(sample, parts, model, LabelChoice())
+    _, facts = measured(model, parts)
     return {
         "made": "now",
         "host": "h<b>" * 99,

@@ -1,8 +1,8 @@
 """Run the whole program in a tenth of a second.
 
-NumPy replaces the device, parts are tiny, shards are vetted once, and nothing is synced. All other code is the real
-program, from the command line to the commit. The stand-in computes a real autoencoder. Equal rows give bitwise equal
-results, regardless of block size, threads and interruptions.
+NumPy replaces the device, parts are tiny, and nothing is synced. All other code is the real program, from the command
+line to the commit. The stand-in computes a real autoencoder. Equal rows give bitwise equal results, regardless of block
+size, threads and interruptions.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import h5py
 import numpy as np
@@ -25,13 +24,10 @@ from shardpress.output import journal
 from shardpress.output.disk import Disk
 from shardpress.records import stretches_of
 from shardpress.result import INDEX, Result
-from shardpress.run import budget, encoding_stage, engine, inputs
+from shardpress.run import budget, encoding_stage, engine
 from shardpress.run import plan as planning
 from shardpress.settings.flags import parse
 from shardpress.shards import digests
-from shardpress.shards.open import open_sources
-from shardpress.shards.sources import Source
-from shardpress.shards.vet import Selection
 from shardpress_kernels.backend import Device
 from shardpress_kernels.network import Network, TargetLoss
 from shardpress_kernels.rules import DECAY
@@ -208,36 +204,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(encoding_stage, "_LEAST_FILES", 2)  # so that three files give two parts
     monkeypatch.setattr(journal, "_SECONDS", math.inf)  # so that equal runs make equal calls, however long they take
-    monkeypatch.setattr(inputs, "open_sources", _remembering(open_sources))
-
-
-def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that vets files again only if they change. Vetting takes time, and has its own tests."""
-    known: dict[object, Any] = {}
-
-    def vet_once(sources: Sequence[Source], selection: Selection, refuse: Any, *rest: Any) -> Any:
-        stamps = _stamps(sources)
-        *others, like, categories = rest
-        # Errors and appends are not repeated often.
-        if stamps is None or refuse is not None or like is not None or categories:
-            return vet(sources, selection, refuse, *rest)
-        key = (stamps, selection, *others)
-        if key not in known:
-            known[key] = vet(sources, selection, refuse, *rest)
-        return known[key]
-
-    return vet_once
-
-
-def _stamps(sources: Sequence[Source]) -> tuple[object, ...] | None:
-    """Return facts that change if files change, or None if a file does not exist."""
-    try:
-        found = [(source, os.stat(source.path)) for source in sources]
-    except OSError:
-        return None
-    return tuple(
-        (source, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for source, status in found
-    )
 
 
 class UnsyncedDisk(Disk):

@@ -11,7 +11,6 @@ import ctypes
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,8 +31,8 @@ FAULTS: dict[str, Callable[[], object]] = {
     "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
     # A call through PyDLL holds the interpreter lock, so that no thread of the worker can send a heartbeat.
     "keeps the lock": lambda: ctypes.PyDLL(None).sleep(SECONDS),
-    "is slow": lambda: time.sleep(0.3),  # so that tests find the worker busy
-    "loses its scheduler": lambda: os.kill(int(os.environ["SCHEDULER"]), signal.SIGKILL),
+    "kills its scheduler": lambda: os.kill(int(os.environ["SCHEDULER"]), signal.SIGKILL),
+    "stops its scheduler": lambda: os.kill(int(os.environ["SCHEDULER"]), signal.SIGSTOP),
 }
 
 

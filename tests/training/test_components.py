@@ -48,15 +48,13 @@ def found_of(x: np.ndarray, k: int, seed: int = 0) -> Components:
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_reconstructions_are_as_good_as_exact_ones(shape: tuple[int, int]) -> None:
-    for power in (0.5, 1.0):  # variances that decrease like 1 / i, 1 / i^2
-        values = np.arange(1, min(*shape, 300)) ** -power
-        x = rows_with(values, *shape)
-        for k in (1, 40):
-            with case(power, k):
-                assert error_of(x, found_of(x, k)) <= 1.001 * np.square(values[k:]).sum() / x.size
-    one = found_of(x, 8)
-    assert found_of(x, 8).components.tobytes() == one.components.tobytes()
-    np.testing.assert_allclose(found_of(-x, 8, seed=1).components, one.components, atol=1e-3)
+    values = np.arange(1, min(*shape, 300)) ** -0.5
+    x = rows_with(values, *shape)
+    for k in (1, 40):
+        with case(k):
+            assert error_of(x, found_of(x, k)) <= 1.001 * np.square(values[k:]).sum() / x.size
+    x = rows_with(values**2, *shape)
+    np.testing.assert_allclose(found_of(-x, 8, seed=1).components, found_of(x, 8).components, atol=1e-3)
     for rank in (0, 5):
         x = rows_with(np.ones(rank), *shape)
         assert error_of(x, found_of(x, 12)) < 1e-12

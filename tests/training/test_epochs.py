@@ -1,4 +1,4 @@
-"""Tests of training with a simulated device: schedule, early stopping and divergence."""
+"""Tests of training with a simulated device: early stopping and divergence."""
 
 from __future__ import annotations
 
@@ -57,14 +57,10 @@ class Counting:
         self._costs = itertools.chain(costs, itertools.repeat(1.0))
         self._validation_costs = iter(validation_costs)
         self.n_steps = 0.0
-        self.rates: list[float] = []
-        self.requests: list[bool] = []
         self.growth = 0.0
 
     def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
         self.n_steps += 1
-        self.rates.append(learning_rate)
-        self.requests.append(with_cost)
         return next(self._costs) if with_cost else None
 
     def n_at_once(self, batch_size: int) -> int:
@@ -122,12 +118,6 @@ STOPPING: dict[str, tuple[list[float], dict[str, Any], int, int]] = {
         -1,
         6,
     ),
-    "components are replaced after a clear improvement": (
-        [1, 0.999, 0.998, 0.97, 0.999, 0.999, 0.999],
-        {"start": "components", "patience": 0},
-        2,
-        6,
-    ),
 }
 
 
@@ -162,15 +152,6 @@ def test_without_usable_validation_the_last_epoch_is_kept() -> None:
         assert device.n_steps == 12
 
 
-def test_the_cost_of_an_epoch_is_the_mean_of_a_few_costs() -> None:
-    trained = run(Counting(costs=[4.0, 2.0]), CONFIG.changed(epochs=1))
-    assert trained.history[0].cost == 3.0
-    device = Counting()
-    run(device, CONFIG.changed(epochs=1, batch_size=1), n_rows=320)
-    assert device.requests[0], "all others are compared with the first cost"
-    assert sum(device.requests) == 16
-
-
 def test_divergence_names_its_place_and_keeps_the_last_weights() -> None:
     class Breaking(Counting):
         def parameters(self) -> dict[str, np.ndarray]:
@@ -185,9 +166,3 @@ def test_divergence_names_its_place_and_keeps_the_last_weights() -> None:
         run(Breaking())
     with pytest.raises(TrainingDiverged, match=r"\bepoch 0\b"):
         run(Counting(validation_costs=[math.inf]), validation=FEW_ROWS)
-
-
-def test_the_linear_schedule_rises_first_and_ends_near_zero() -> None:
-    device = Counting()
-    run(device, CONFIG.changed(schedule="linear", epochs=3), n_rows=16)
-    assert np.allclose(device.rates, 0.5 * np.array([1, 2, 3, 4, 4, 3.5, 3, 2.5, 2, 1.5, 1, 0.5]) / 4)

@@ -12,7 +12,6 @@ import pytest
 from shardpress.settings.config import Config
 from shardpress.settings.resolve import network_of, resolve
 from shardpress.training.verdict import complaints, count_units
-from tests.support.cases import case
 from tests.support.logged import mentions
 
 CONFIG = resolve(Config.of(n_features=2), 1000, 4)
@@ -31,11 +30,15 @@ WORSE: dict[str, Any] = {"baseline": {**BASELINE, "is_worse": True}, "units": as
 
 
 def test_a_dead_feature_hardly_varies_compared_with_the_others() -> None:
+    """A damaged row, in which a feature is huge, does not make the others dead."""
     features = random_features(200, 5)
     features[:, 1] = 0.7
     features[:, 3] = 0.5 + 1e-4 * (features[:, 3] - 0.5)
     assert count_units(features, "sigmoid").dead == 2
     assert count_units(1000 * features, "linear").dead == 2, "the scale of a linear code does not matter"
+    damaged = 1000 * features
+    damaged[5, 0] = 1e6
+    assert count_units(damaged, "linear").dead == 2
     assert count_units(np.full((50, 3), 0.5, dtype=np.float32), "sigmoid").dead == 3
 
 
@@ -69,11 +72,16 @@ def warnings_about(about: Mapping[str, Any], **settings: Any) -> list[str]:
     return list(complaints(about, config.training, network_of(config.network, 4)))
 
 
-def test_features_worse_than_components_cause_a_warning() -> None:
+def test_bad_features_and_bad_units_cause_warnings() -> None:
     (warning,) = warnings_about(WORSE)
     assert mentions(warning, "20 principal components", "0.01")
     assert warnings_about({**WORSE, "baseline": BASELINE}) == []
     assert warnings_about(WORSE, corruption=0.25) == [], "corruption is expected to increase the error"
+    for kind in ("dead", "saturated", "duplicate"):
+        assert warnings_about({"units": asdict(replace(UNITS, **{kind: 2}))}) == []
+        (warning,) = warnings_about({"units": asdict(replace(UNITS, **{kind: 3}))})
+        assert mentions(warning, "3 of 20")
+        assert "--" in warning
 
 
 def history(costs: Sequence[float], validation: Sequence[float] | None = None) -> dict[str, Any]:
@@ -85,26 +93,12 @@ FALLING = np.linspace(1, 0.5, 20).tolist()
 FLAT = [*np.linspace(1, 0.5, 10), *[0.48] * 10]
 
 
-@pytest.mark.parametrize(
-    ("about", "settings", "is_warned"),
-    [
+def test_only_a_training_run_that_still_improves_causes_a_warning() -> None:
+    for about, settings, is_warned in (
         (history(FALLING), {"epochs": 20}, True),
         (history(FLAT), {"epochs": 20}, False),
         (history(FALLING), {"epochs": 21}, False),  # validation stopped the training
         (history(FALLING, FLAT), {"epochs": 20}, False),  # the training overfits
         (history(FALLING, FLAT), {"epochs": 20, "corruption": 0.25}, True),
-    ],
-)
-def test_a_training_run_that_still_improves_causes_a_warning(
-    about: dict[str, Any], settings: dict[str, Any], is_warned: bool
-) -> None:
-    assert ["--epochs" in warning for warning in warnings_about(about, **settings)] == [True] * is_warned
-
-
-def test_each_kind_of_bad_units_causes_its_own_warning() -> None:
-    for kind in ("dead", "saturated", "duplicate"):
-        with case(kind):
-            assert warnings_about({"units": asdict(replace(UNITS, **{kind: 2}))}) == []
-            (warning,) = warnings_about({"units": asdict(replace(UNITS, **{kind: 3}))})
-            assert mentions(warning, "3 of 20")
-            assert "--" in warning
+    ):
+        assert ["--epochs" in warning for warning in warnings_about(about, **settings)] == [True] * is_warned

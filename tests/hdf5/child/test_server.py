@@ -48,19 +48,16 @@ def test_child_cannot_open_create_or_remove_files(path, tmp_path, child_runs, mo
     assert not Path(f"{victim}2").exists()
 
 
-def test_child_has_one_socket_one_thread_and_no_new_privileges(path, fresh):
-    vet(Path(path))
-    links = [os.readlink(entry) for entry in Path(f"/proc/{child_pid()}/fd").iterdir()]
-    assert len([link for link in links if link.startswith("socket")]) == 1
-    status = dict(line.split(":\t") for line in Path(f"/proc/{child_pid()}/status").read_text().splitlines())
-    assert (status["Threads"].strip(), status["NoNewPrivs"].strip()) == ("1", "1")
-
-
-def test_environment_of_the_child_is_clean(path, fresh, monkeypatch):
+def test_child_has_one_socket_no_privileges_and_a_clean_environment(path, fresh, monkeypatch):
     for name in ("HDF5_PLUGIN_PATH", "HDF5_VOL_CONNECTOR", "HDF5_VDS_PREFIX", "LD_PRELOAD", "LD_AUDIT", "PYTHONPATH"):
         monkeypatch.setenv(name, "" if name.startswith("LD") else "/tmp")
     vet(Path(path))
-    found = Path(f"/proc/{child_pid()}/environ").read_bytes().split(b"\0")
+    process = Path(f"/proc/{child_pid()}")
+    links = [os.readlink(entry) for entry in (process / "fd").iterdir()]
+    assert len([link for link in links if link.startswith("socket")]) == 1
+    status = dict(line.split(":\t") for line in (process / "status").read_text().splitlines())
+    assert (status["Threads"].strip(), status["NoNewPrivs"].strip()) == ("1", "1")
+    found = (process / "environ").read_bytes().split(b"\0")
     odd = [item for item in found if item.startswith((b"HDF5_", b"LD_PRELOAD", b"LD_AUDIT", b"PYTHON"))]
     assert odd == [b"HDF5_PLUGIN_PRELOAD=::"]
 

@@ -1,7 +1,6 @@
 """Tests of all filters of HDF5 and hdf5plugin: values equal h5py's, and damaged chunks are refused.
 
-Sample: 6 random files for each filter, and damage to 2 files for each of 6 filters. With TEST_CASES=all: 60 files, and
-all filters.
+Sample: 4 random files for each filter, and with TEST_CASES=all 60.
 """
 
 import bz2
@@ -11,14 +10,12 @@ import hdf5plugin
 import numpy as np
 import pytest
 
-from shardpress.errors import DataError
 from shardpress.hdf5.child import ask
 from shardpress.hdf5.shard import Block
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from tests.support.cases import case, sample
 from tests.support.child import plant
-from tests.support.damage import damage
 from tests.support.filtered import WAYS, write_random
 from tests.support.helpers import numbered, refused, whole, write_shard
 
@@ -33,13 +30,6 @@ def path(tmp_path):
     return tmp_path / "x.h5"
 
 
-@pytest.fixture
-def new_child():
-    ask.retire()
-    yield
-    ask.retire()
-
-
 def opened(path):
     (shard,) = open_shards([str(path)], "X")
     return shard
@@ -50,7 +40,7 @@ def opened(path):
 
 @pytest.mark.parametrize("name", WAYS)
 def test_rows_with_every_filter_are_read_as_by_h5py(path, name):
-    for seed in sample(range(60), 6):
+    for seed in sample(range(60), 4):
         with case(seed=seed):
             rng = np.random.default_rng(seed)
             with h5py.File(path, "w", libver=("v108", "latest")) as file:
@@ -96,25 +86,6 @@ def test_short_chunk_with_texts_is_refused(path):
         read_extras(Block(opened(path), 0, 8))
 
 
-@pytest.mark.parametrize("name", sample([name for name, way in WAYS.items() if way.is_by_child], 6))
-def test_damaged_chunk_is_named_or_has_the_right_size(path, name):
-    errors = []
-    seeds = sample(range(60), 2)
-    for seed in seeds:
-        with case(seed=seed):
-            with h5py.File(path, "w") as file:
-                write_random(file, "X", WAYS[name], np.random.default_rng(seed))
-            damage(path)
-            shard = opened(path)
-            try:
-                assert whole(shard).shape == shard.shape
-            except DataError as error:
-                errors.append(str(error))
-    assert [error for error in errors if "dataset=X" not in error or "chunk=[0, 0]: " not in error] == []
-    if name.startswith(("bitshuffle-", "bzip2", "scaleoffset-gzip")):
-        assert len(errors) == len(seeds)
-
-
 CRASHING = """
 import os
 from shardpress.hdf5.child import server
@@ -128,7 +99,7 @@ main = server.main
 """
 
 
-def test_chunk_that_crashes_its_filter_is_named(path, tmp_path, new_child, monkeypatch):
+def test_chunk_that_crashes_its_filter_is_named(path, tmp_path, fresh, monkeypatch):
     with h5py.File(path, "w") as file:
         file.create_dataset("X", data=numbered(8, 4), chunks=(2, 4), **BZIP2)
     plant(monkeypatch, tmp_path, CRASHING)
@@ -141,24 +112,16 @@ def test_chunk_that_crashes_its_filter_is_named(path, tmp_path, new_child, monke
 # -- missing packages --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "missing", "package"),
-    [
-        ("zstd", ["zstandard", "hdf5plugin"], "zstandard"),
-        ("blosc-snappy", ["hdf5plugin"], "hdf5plugin"),
-        ("zstd", ["zstandard"], None),
-    ],
-)
-def test_missing_package_is_named_if_no_other_can_be_used(
-    path, tmp_path, new_child, monkeypatch, name, missing, package
-):
-    hidden = f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n"
-    plant(monkeypatch, tmp_path, f"{hidden}from shardpress.hdf5.child.server import main\n")
+def test_missing_package_is_named_if_no_other_can_be_used(path, tmp_path, fresh, monkeypatch):
     with h5py.File(path, "w") as file:
-        write_random(file, "X", WAYS[name], np.random.default_rng(0))
+        write_random(file, "X", WAYS["zstd"], np.random.default_rng(0))
         stored = file["X"][:]
-    if package is None:
-        np.testing.assert_array_equal(whole(opened(path)), stored)
-    else:
-        with refused(65, str(path), "dataset=X", f"pip install {package}"):
-            opened(path)
+    for missing in (["zstandard"], ["zstandard", "hdf5plugin"]):
+        ask.retire()
+        hidden = f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n"
+        plant(monkeypatch, tmp_path, f"{hidden}from shardpress.hdf5.child.server import main\n")
+        if "hdf5plugin" in missing:
+            with refused(65, str(path), "dataset=X", "pip install zstandard"):
+                opened(path)
+        else:
+            np.testing.assert_array_equal(whole(opened(path)), stored)

@@ -1,4 +1,4 @@
-"""Fixtures of the child tests."""
+"""Fixtures of tests with a child of their own."""
 
 import pytest
 
