@@ -102,6 +102,8 @@ def test_prepared_and_other_rows_stay_as_they_are() -> None:
     for name, rows in unsuitable.items():
         with case(name):
             assert chosen(rows) == NONE
+    large_with_gaps = np.where(rng.random((500, 3)) < 0.1, np.nan, 2.0**52)
+    assert chosen(large_with_gaps, impute="median") == NONE, "no memory is allocated for each number up to the largest"
 
 
 def test_bits_of_all_dtypes_get_linear_features_without_a_hidden_layer() -> None:

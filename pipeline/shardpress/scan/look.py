@@ -209,7 +209,7 @@ def _are_whole(rows: np.ndarray) -> bool:
 
 def _are_packed(rows: np.ndarray) -> bool:
     """Return whether the values are bytes of bits that are rarely set: mostly powers of 2, large and small ones."""
-    if not _are_whole(rows) or rows.max() > 255:
+    if not _are_whole(rows) or np.nanmax(rows) > 255:
         return False
     n_values = np.bincount(rows[rows > 0].astype(np.int64), minlength=256)
     singles = n_values[[1 << bit for bit in range(8)]]
