@@ -1,4 +1,7 @@
-"""Tests of runs in the other versions of Python, with their newest NumPy: the results are equal to those here."""
+"""Tests of runs in another version of Python, with its newest NumPy: the results are equal to those here.
+
+Sample: the newest other version on this machine; with TEST_CASES=all each of them.
+"""
 
 from __future__ import annotations
 

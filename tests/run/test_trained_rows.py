@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from scripts import classify as script
+from shardpress.features import open_features
 from shardpress.result import Result
+from shardpress.rowfacts import rows_with_value
 from tests.support.bad_shards import Shards
 from tests.support.damage import damage
 from tests.support.helpers import write_shard
@@ -96,3 +98,4 @@ def test_labels_that_cannot_be_read_are_no_labels_but_their_fill_value_is_one(tr
     assert lost == [{"y": [[30, 32]]}, {"y": [[32, 40]]}]
     probe = probe_of(trained.output)
     assert probe["n_train"] + probe["n_test"] == 3 * N - 10
+    assert rows_with_value(open_features(trained.output), "y").sum() == 3 * N - 10
