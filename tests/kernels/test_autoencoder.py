@@ -32,8 +32,8 @@ def test_results_of_a_row_do_not_depend_on_rows_after_it_or_splits(rng):
             np.testing.assert_array_equal(autoencoder.errors(rows[some]), errors[some])
             np.testing.assert_array_equal(autoencoder.errors(rows[some], features[some]), decoded[some])
     p = {name: array.astype(np.float64) for name, array in autoencoder.parameters().items()}
-    assert_close(features, reference.code(DEEP, rows / 255, p), "cpu", "float32", "features")
-    assert_close(errors, reference.row_errors(DEEP, rows / 255, p), "cpu", "float32", "cost")
+    assert_close(features, reference.code(DEEP, rows / 255, p), "cpu", "features")
+    assert_close(errors, reference.row_errors(DEEP, rows / 255, p), "cpu", "cost")
 
 
 @pytest.mark.usefixtures("path")

@@ -165,9 +165,9 @@ def test_costs_and_parameters_of_training_equal_numpy(runs, gpu):
     for label, (p, costs) in trained.items():
         with case(label):
             assert costs[-1] < 0.5 * costs[0]  # it learns
-            assert_close(arrays[f"{label} costs"], costs, gpu, "float32", "cost")
+            assert_close(arrays[f"{label} costs"], costs, gpu, "cost")
             for name, expected in p.items():
-                assert_close(arrays[f"{label} {name}"], expected, gpu, "float32", "parameters")
+                assert_close(arrays[f"{label} {name}"], expected, gpu, "parameters")
 
 
 def test_features_and_errors_equal_numpy(runs, gpu):
@@ -177,10 +177,10 @@ def test_features_and_errors_equal_numpy(runs, gpu):
     for name, network in child.networks_of(gpu).items():
         arrays = {key.removeprefix(f"{name} "): array.astype(np.float64) for key, array in stored.items()}
         with case(name):
-            assert_close(arrays["features"], reference.features(network, x, arrays), gpu, "float32", "features")
-            assert_close(arrays["errors"], reference.row_errors(network, x, arrays), gpu, "float32", "cost")
+            assert_close(arrays["features"], reference.features(network, x, arrays), gpu, "features")
+            assert_close(arrays["errors"], reference.row_errors(network, x, arrays), gpu, "cost")
             decoded = reference.row_errors(network, x, arrays, arrays["features"])
-            assert_close(arrays["decoded"], decoded, gpu, "float32", "cost")
+            assert_close(arrays["decoded"], decoded, gpu, "cost")
 
 
 def test_features_of_every_dtype_equal_the_numpy_encoder(runs, gpu):
@@ -188,7 +188,7 @@ def test_features_of_every_dtype_equal_the_numpy_encoder(runs, gpu):
         rows = child.make_rows(dtype)[:50]
         scaler = child.make_scaler_of(dtype, rows)
         expected = Model(scaler, child.NETWORK, child.start_of(child.NETWORK)).encode(rows)
-        assert_close(runs[gpu].arrays[f"{dtype} features"], expected, gpu, "float32", "features")
+        assert_close(runs[gpu].arrays[f"{dtype} features"], expected, gpu, "features")
 
 
 @pytest.mark.pygpu

@@ -134,11 +134,11 @@ def check_features_and_errors(rng, network, kind):
         with case(n_rows):
             rows, x = random_rows(rng, n_rows, network, kind)
             features = autoencoder.encode(rows)
-            assert_close(features, reference.features(network, x, p), "cpu", "float32", "features")
-            assert_close(autoencoder.errors(rows), reference.row_errors(network, x, p), "cpu", "float32", "cost")
+            assert_close(features, reference.features(network, x, p), "cpu", "features")
+            assert_close(autoencoder.errors(rows), reference.row_errors(network, x, p), "cpu", "cost")
             others = np.ascontiguousarray(features[::-1])
             expected = reference.row_errors(network, x, p, others.astype(np.float64))
-            assert_close(autoencoder.errors(rows, others), expected, "cpu", "float32", "cost")
+            assert_close(autoencoder.errors(rows, others), expected, "cpu", "cost")
 
 
 def check_error_and_gradients(rng, network, corruption=0.0, kind="floats"):
@@ -159,10 +159,10 @@ def check_error_and_gradients(rng, network, corruption=0.0, kind="floats"):
             expected_error, gradients = reference.gradients(
                 network, x, visible, float64(parameters), targets, arrays.get("kept")
             )
-            assert_close(error, expected_error, "cpu", "float32", "cost")
+            assert_close(error, expected_error, "cpu", "cost")
             # In the first step at a rate of -1, the velocity is the gradient.
             for found, expected in zip(step.state().values(), gradients, strict=True):
-                assert_close(found, expected, "cpu", "float32", "gradients")
+                assert_close(found, expected, "cpu", "gradients")
 
 
 @pytest.mark.process
@@ -217,18 +217,18 @@ def test_features_and_gradients_of_every_dtype_equal_numpy(rng, dtype, working):
     autoencoder = autoencoder_of(network, parameters, scaling)
     x = reference.scaled(rows, scaling)
     expected = reference.features(network, x, float64(parameters))
-    assert_close(autoencoder.encode(rows), expected, "cpu", "float32", "features")
+    assert_close(autoencoder.encode(rows), expected, "cpu", "features")
     if not ALL_CASES and dtype not in ("uint8", "int64"):
         return
     expected = reference.row_errors(network, x, float64(parameters))
-    assert_close(autoencoder.errors(rows), expected, "cpu", "float32", "cost")
+    assert_close(autoencoder.errors(rows), expected, "cpu", "cost")
     numbers = rng.permutation(40)[:31]
     x = x[numbers]
     step = TrainingStep(autoencoder, "momentum", np.dtype(dtype), resident=rows.copy())
     cost, gradients = reference.gradients(network, x, x, float64(parameters))
-    assert_close(take_step(step, numbers, 0.1, with_cost=True), cost, "cpu", "float32", "cost")
+    assert_close(take_step(step, numbers, 0.1, with_cost=True), cost, "cpu", "cost")
     for found, expected in zip(step.state().values(), gradients, strict=True):
-        assert_close(found, -0.1 * expected, "cpu", "float32", "gradients")
+        assert_close(found, -0.1 * expected, "cpu", "gradients")
 
 
 @pytest.mark.process
@@ -315,7 +315,7 @@ def test_features_of_bytes_are_as_exact_as_those_of_floats(rng, columns, weights
     features = autoencoder.encode(rows)
     of_floats = autoencoder.encode(rows.astype(np.uint16))
     expected = reference.code(network, reference.scaled(rows, scaling), float64(parameters))
-    assert_close(features, expected, "cpu", "float32", "features")
+    assert_close(features, expected, "cpu", "features")
     expected = reference.code(network, exact, float64(parameters))
     errors = [np.sqrt(np.mean((found - expected) ** 2)) for found in (features, of_floats)]
     assert errors[0] <= 1.05 * errors[1]
@@ -456,7 +456,7 @@ def test_rows_of_floats_are_not_scaled_if_columns_begin_near_0(rng, n_features, 
     assert not np.array_equal(found, scaled_first)
     x = (rows - low.astype(np.float64)) * scale.astype(np.float64)  # not rounded
     expected = reference.code(network, x, float64(parameters))
-    assert_close(found, expected, "cpu", "float32", "features")
+    assert_close(found, expected, "cpu", "features")
     errors = [np.sqrt(np.mean((features - expected) ** 2)) for features in (found, scaled_first)]
     assert errors[0] <= 1.05 * (1 + 2 * abs(offset)) * errors[1]  # the mean row is 1/2
 

@@ -83,7 +83,7 @@ def features(output: Path) -> np.ndarray:
 
 def test_a_card_gives_the_features_of_the_model_and_frees_its_memory(undisturbed: Undisturbed) -> None:
     expected = load_model(undisturbed.output).encode(ROWS)
-    assert_close(features(undisturbed.output), expected, "cuda", "float32", "features")
+    assert_close(features(undisturbed.output), expected, "cuda", "features")
     calls = Counter(line.split()[0] for line in undisturbed.calls)
     n_steps = 2 * 9
     assert calls["cublasSgemm_v2"] >= 5 * n_steps, "the card computes every product"
@@ -107,7 +107,7 @@ def test_encoding_continues_with_fewer_rows_if_memory_runs_out(
     ended = on_card(shards, oom_at=tile).run(tmp_path / "out")
     assert ended.code == 0, ended.lines
     assert ended.has_line(r" WARNING .*\bmemory\b.* \d+ rows\b")
-    assert_close(features(tmp_path / "out"), features(undisturbed.output), "cuda", "float32", "features")
+    assert_close(features(tmp_path / "out"), features(undisturbed.output), "cuda", "features")
 
 
 def test_training_stops_if_device_memory_runs_out(shards: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ TOLERANCES = {
 }
 
 
-def assert_close(found: ArrayLike, expected: ArrayLike, device: str, dtype: str, quantity: str) -> None:
-    """Compare the result of a device in a dtype with the expected values, within the tolerance of the quantity."""
+def assert_close(found: ArrayLike, expected: ArrayLike, device: str, quantity: str) -> None:
+    """Compare the float32 result of a device with the expected values, within the tolerance of the quantity."""
     allowed = TOLERANCES[quantity] * np.abs(expected).max(initial=0)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=allowed, err_msg=f"{quantity} in {dtype} on {device}")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=allowed, err_msg=f"{quantity} on {device}")
