@@ -17,7 +17,7 @@ def main(of_device: str, of_cpu: str, device: str) -> None:
     """Print the largest difference. Fail if it exceeds the tolerance of the device."""
     found, expected = (open_features(path).features.compute() for path in (of_device, of_cpu))
     print(f"{len(found)} rows: features differ by {np.abs(found - expected).max():.2g} at most")
-    assert_close(found, expected, device, "float32", "features")
+    assert_close(found, expected, device, "features")
 
 
 if __name__ == "__main__":
