@@ -29,15 +29,6 @@ def test_columns_are_features_then_valid_then_extras() -> None:
     pd.testing.assert_frame_equal(every.to_pandas(only_valid=True), only_valid)
 
 
-def test_codes_become_categoricals() -> None:
-    codes = np.array([1, -1, 0, 1], "i1")
-    for categories in (["T cell", "ß", "unused"], [0.5, 1.5]):
-        with case(categories):
-            found = opened({"kind": codes}, {"kind": categories}).to_pandas()["kind"]
-            expected = pd.Categorical([categories[1], None, categories[0], categories[1]], categories)
-            pd.testing.assert_series_equal(found, pd.Series(expected, name="kind"))
-
-
 def test_categories_that_pandas_refuses_become_values() -> None:
     for categories in (["a", "a"], [0.5, np.nan]):
         with case(categories):

@@ -24,7 +24,7 @@ from shardpress.hdf5 import shard
 from shardpress.hdf5.shard import Block, Shard
 from shardpress.model import Model
 from shardpress.output.disk import Disk
-from shardpress.records import Part, Range, in_order, with_digests
+from shardpress.records import Part, in_order, with_digests
 from shardpress.run.digests import with_content
 from shardpress.run.request import facts_of
 from shardpress.scan.scaler import Scaler
@@ -76,26 +76,6 @@ def concatenate(folder: Path, parts: Sequence[Part], name: str) -> np.ndarray:
     return np.concatenate(found)
 
 
-def ranges_of(parts: Sequence[Part]) -> list[Range]:
-    return [each for _, each in in_order(parts)]
-
-
-@each("sizes", [(4, 12), (3, 9)])
-def test_skipped_rows_do_not_shift_other_rows(tmp_path: Path, sizes: tuple[int, int]) -> None:
-    rows = numbered(50, 3, dtype=np.float32)
-    rows[np.random.default_rng(0).random((50, 3)) < 0.05] = np.nan
-    shards = open_shards([write_shard(tmp_path / "a.h5", rows)])
-    parts = encode(shards, tmp_path, *sizes, BadData("skip"))
-    features = concatenate(tmp_path, parts, "features")
-    is_bad = np.isnan(rows).any(axis=1)
-    assert np.isnan(features[is_bad]).all()
-    np.testing.assert_array_equal(features[~is_bad], 2 * rows[~is_bad, :2])
-    np.testing.assert_array_equal(concatenate(tmp_path, parts, "valid"), ~is_bad)
-    assert sum(each.n_bad for each in ranges_of(parts)) == is_bad.sum()
-    listed = [(bad["row"], bad["columns"]) for each in ranges_of(parts) for bad in each.bad]
-    assert listed == [(i, np.flatnonzero(np.isnan(rows[i])).tolist()) for i in np.flatnonzero(is_bad)]
-
-
 # -- bad data ----------------------------------------------------------------------------------------------------
 
 
@@ -142,7 +122,7 @@ def test_lost_values_of_an_extra_are_filled_and_marked(tmp_path: Path, caplog: p
             expected[~is_known] = nothing
             np.testing.assert_array_equal(concatenate(tmp_path, parts, name), expected)
             np.testing.assert_array_equal(concatenate(tmp_path, parts, f"{name}_present"), is_known)
-        for used in ranges_of(parts):
+        for _, used in in_order(parts):
             found = {name: [row for ends in used.lost.get(name, []) for row in range(*ends)] for name in lost}
             own = range(used.start, used.stop) if used.shard == 1 else ()
             assert found == {name: [row for row in rows if row in own] for name, rows in lost.items()}

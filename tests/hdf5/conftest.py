@@ -1,9 +1,11 @@
 """Fixtures of tests with a child of their own."""
 
+import numpy as np
 import pytest
 
 from shardpress.hdf5.child import ask as ask_module
-from tests.support.child import MODIFIED_CHILD, plant, unusual
+from tests.support.child import MODIFIED_CHILD, plant
+from tests.support.helpers import numbered, write_shard
 
 
 @pytest.fixture
@@ -28,4 +30,5 @@ def child_runs(fresh, monkeypatch, tmp_path_factory):
 
 @pytest.fixture
 def path(tmp_path):
-    return unusual(tmp_path / "x.h5")
+    extras = {"text": np.array(["text"] * 3, object)}  # only the child can read this text
+    return write_shard(tmp_path / "x.h5", numbered(3), extras=extras)

@@ -8,15 +8,11 @@ from shardpress.hdf5 import limits
 from shardpress.hdf5.shard import Block
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
-from tests.support.helpers import names, numbered, write_shard
+from tests.support.helpers import names, numbered, warnings_of, write_shard
 
 pytestmark = pytest.mark.process
 
 N = 6
-
-
-def warnings_of(caplog):
-    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_unusable_extras_leave_rows_and_other_extras(tmp_path, caplog):
@@ -26,6 +22,7 @@ def test_unusable_extras_leave_rows_and_other_extras(tmp_path, caplog):
         "references": {"shape": (N,), "dtype": h5py.ref_dtype},
         "lists": {"shape": (N,), "dtype": h5py.vlen_dtype("i4")},
         "long": {"shape": (N,), "dtype": f"S{limits.MOST_ITEM + 1}", "chunks": (1,)},
+        "text": {"data": np.array([b"x" * (limits.MOST_TEXT_BYTES + 1)] + [b""] * (N - 1), object)},
         "la\udcff": {"data": range(N)},  # a name that is not UTF-8
         "less": {"data": range(N - 1)},
         "more": {"data": np.zeros((N + 1, 1))},

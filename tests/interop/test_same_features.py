@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from shardpress.cli import main
@@ -23,10 +22,13 @@ from shardpress.features import open_features
 from shardpress.interop.estimator import TiedAutoencoder
 from shardpress.interop.onnx import encoder_onnx
 from shardpress.model import Model
+from shardpress.preparation import Preparation
 from shardpress.result import load_model
+from tests.interop.test_encoders import of_onnx
 from tests.support.cases import ALL_CASES, case, sample
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY
+from tests.test_preparation import slow_row
 
 pytestmark = [pytest.mark.compiler, pytest.mark.slow]
 
@@ -118,11 +120,9 @@ def expected_values(model: Model, rows: np.ndarray, settings: list[str]) -> tupl
 
     Also return the mean squares of the scaled rows, with which the rounding of the errors grows.
     """
-    x = _values(model, rows)
-    if "--row-scale" in settings:
-        x = x / _sizes(x, settings[settings.index("--row-scale") + 1])
-    if "log1p" in settings:
-        x = np.copysign(np.log1p(np.abs(x)), x)
+    row_scale = settings[settings.index("--row-scale") + 1] if "--row-scale" in settings else None
+    preparation = Preparation(row_scale, "log1p" if "log1p" in settings else None)
+    x = np.array([slow_row(preparation, row) for row in _values(model, rows)])
     scaler = model.scaler
     is_missing = np.isnan(x)
     if scaler.fill is not None:
@@ -151,18 +151,6 @@ def _values(model: Model, rows: np.ndarray) -> np.ndarray:
         return rows.astype(np.float64)
     differences = rows.astype(object) - np.array([int(each) for each in model.offset], object)
     return differences.astype(np.float64)
-
-
-def _sizes(x: np.ndarray, row_scale: str) -> np.ndarray:
-    """Return the size (n_rows, 1) of each row."""
-    absolute = np.abs(x)
-    sizes = {
-        "total": np.nansum(absolute, axis=1) / 10_000,
-        "median": np.abs(np.nanmedian(x, axis=1)),
-        "norm": np.sqrt(np.nansum(x**2, axis=1)),
-        "max": np.nanmax(absolute, axis=1),
-    }[row_scale]
-    return np.where(sizes > 0, sizes, 1.0)[:, None]
 
 
 ACTIVATIONS: dict[str, Any] = {
@@ -232,14 +220,6 @@ def _python_code(page: str, word: str) -> list[str]:
     return [block for block in blocks if word in block]
 
 
-def of_onnx(model: Model, rows: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(encoder_onnx(model), providers=["CPUExecutionProvider"])
-    (rows_input,) = session.get_inputs()
-    dtype = {"tensor(float)": np.float32, "tensor(double)": np.float64}[rows_input.type]
-    (found,) = session.run(None, {"rows": rows.astype(dtype)})
-    return np.asarray(found)
-
-
 def other_dtypes(rows: np.ndarray) -> list[np.dtype]:
     """Return the other tested dtypes that hold all values exactly."""
     others = [np.dtype(kind) for kind in TESTED if kind not in (HUGE, "?")]
@@ -285,7 +265,7 @@ def largest_differences(folder: Path, data: Data, settings: list[str]) -> dict[s
         errors["error of estimator"] = -estimator.score_samples(data.floats)
         if not data.flags:
             np.testing.assert_array_equal(errors["error of estimator"], errors["error"])
-        found["onnx"] = of_onnx(model, data.floats)
+        found["onnx"] = of_onnx(encoder_onnx(model), data.floats)
         others = [dtype for dtype in other_dtypes(data.rows) if not data.flags or dtype.kind != "f"]
         if others:
             again = folder / "again"

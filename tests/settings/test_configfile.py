@@ -1,13 +1,9 @@
 """Tests of the configuration file: only plain YAML values, read with bounded memory and work."""
 
 from shardpress.settings.config import Config
-from shardpress.settings.flags import parse
+from tests.settings.test_flags import settings
 from tests.support.cases import case
 from tests.support.helpers import refused
-
-
-def settings(*arguments, **environment):
-    return parse(arguments, environment, "")
 
 
 def test_a_file_that_cannot_be_read_is_refused_by_name(file, tmp_path):

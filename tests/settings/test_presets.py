@@ -7,8 +7,6 @@ from collections.abc import Callable
 from shardpress.settings.config import SETTINGS, Config, problems
 from shardpress.settings.flags import parse
 from shardpress.settings.presets import PRESETS, values_of_preset
-from shardpress.settings.resolve import network_of, resolve
-from shardpress_kernels.network import Network
 
 
 def test_each_preset_sets_every_setting_of_the_model() -> None:
@@ -19,16 +17,6 @@ def test_each_preset_sets_every_setting_of_the_model() -> None:
     for name, values in PRESETS.items():
         assert deciding - set(values) == about_data | of_steps, name
         assert problems(Config.of(**values)) == [], name
-
-
-def test_the_reference_is_the_published_model() -> None:
-    settings = resolve(parse(["--preset", "reference"], {}, ""), 2000, 4)
-    assert network_of(settings.network, 4) == Network((4, 2))
-    training = settings.training
-    assert (training.start, training.biases) == ("random", "zero")
-    assert (training.optimizer, training.learning_rate) == ("momentum", 0.1)
-    assert (training.schedule, training.corruption) == ("constant", 0.0)
-    assert settings.scaling.scale == "range"
 
 
 def test_other_settings_override_a_preset(file: Callable[[str], list[str]]) -> None:

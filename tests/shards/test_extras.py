@@ -13,8 +13,7 @@ from shardpress.shards.extras import common_dtype, why_left_out
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
 from tests.support.cases import case, each
-from tests.support.helpers import names, numbered, refused, write_shard
-from tests.support.parts import feature_rows, part_bytes
+from tests.support.helpers import names, numbered, refused, warnings_of, write_shard
 
 pytestmark = pytest.mark.process
 
@@ -58,7 +57,7 @@ def test_extra_missing_in_some_shards_is_read_from_the_others(shards, caplog):
     assert found["y"] == [0, 1, 2] + [LOWEST] * 6
     assert found["y_present_"] == [True] * 3 + [False] * 6
     assert found["y_present"] == [0, 1, 2] + [LOWEST] * 3 + [0, 1, 2]
-    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    assert len(warnings_of(caplog)) == 1
 
 
 @each("y", [np.arange(2), np.array([b"a", b"b"], object)])
@@ -73,7 +72,7 @@ def test_shard_without_rows_affects_no_extra(tmp_path, caplog, y, first):
     shards = open_shards(paths, include=["kind"])
     assert values(shards) == {"y": y.tolist(), "kind": [1, 0]}
     assert {extra.categories for shard in shards for extra in shard.extras} == {None, ("a", "b")}
-    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    (warning,) = warnings_of(caplog)
     assert "without rows" in warning
 
 
@@ -229,10 +228,3 @@ def test_long_category_among_many_takes_no_memory(tmp_path):
     extras = {"y": range(N), "kind": [0] * N, "__categories/kind": words}
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), extras=extras)])
     assert names(shard) == ("y",)
-
-
-def test_categories_of_a_part_are_read(tmp_path):
-    codes = np.array([0, 1, -1, 0], "i1")
-    path = tmp_path / "part.h5"
-    path.write_bytes(part_bytes(feature_rows(N), np.ones(N, bool), {"kind": codes}, categories={"kind": ["x", "ü"]}))
-    assert categories_of(open_shards([str(path)])) == ["x", "ü", None, "x"]

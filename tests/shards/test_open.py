@@ -17,13 +17,9 @@ from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from tests.support import hostile
 from tests.support.cases import case, each
-from tests.support.helpers import numbered, refused, whole, write_shard
+from tests.support.helpers import numbered, refused, warnings_of, whole, write_shard
 
 pytestmark = pytest.mark.process
-
-
-def warnings_of(caplog):
-    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 @each("name", ["new\nline\x1b[31m", os.fsdecode(b"not utf8 \xff\xfe"), "-x %s{}\u202e", "n" * 252])
@@ -148,8 +144,12 @@ def test_file_of_several_is_refused(tmp_path, driver, name, first, libver):
 
 
 def test_file_left_open_is_refused_and_not_repaired(tmp_path):
-    path = hostile.left_open(tmp_path)
-    before = path.read_bytes()
+    path = tmp_path / "x.h5"
+    with h5py.File(tmp_path / "open.h5", "w", libver="latest") as file:
+        file["X"] = np.zeros((6, 2))
+        file.flush()
+        before = Path(file.filename).read_bytes()  # as if the writer was killed here
+    path.write_bytes(before)
     with refused(65, str(path), "h5clear -s"):
         open_shards([str(path)])
     assert path.read_bytes() == before

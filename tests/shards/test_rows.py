@@ -1,4 +1,4 @@
-"""Tests of rows: pickled blocks, and damaged rows and extras.
+"""Tests of rows: pickled blocks, and damaged rows.
 
 `hdf5/test_libraries.py` compares rows in any form with those of the libraries that wrote them.
 """
@@ -12,9 +12,8 @@ import pytest
 from shardpress.hdf5.shard import Block
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from tests.support.cases import case, each
-from tests.support.damage import damage
-from tests.support.helpers import blocks, csr, numbered, refused, some_rows, whole, write_csr, write_shard
+from tests.support.cases import each
+from tests.support.helpers import csr, refused, some_rows, whole, write_csr, write_shard
 
 pytestmark = pytest.mark.process
 
@@ -54,32 +53,6 @@ def test_pickled_block_is_small_and_reads_the_same_rows(tmp_path):
         assert copy == block
         assert read(copy).tobytes() == rows[block.start : block.stop].tobytes()
         assert pickle.dumps(read_extras(copy)) == pickle.dumps(read_extras(block))
-
-
-# -- damaged extras ------------------------------------------------------------------------------------------------
-
-
-def test_lost_values_of_a_damaged_extra_do_not_depend_on_blocks(tmp_path, caplog):
-    path = write_shard(tmp_path / "a.h5", numbered(12))
-    with h5py.File(path, "a") as file:
-        file.create_dataset("y", data=np.arange(12), chunks=(4,), fletcher32=True)
-        file["z"] = np.arange(12)
-    damage(path, "y", 1)
-    shard, _ = open_shards([path, write_shard(tmp_path / "b.h5", numbered(2))])  # lacks extras
-    with refused(65, f"file={path} dataset=y rows=0:12"):
-        read_extras(Block(shard, 0, 12))
-    lowest = np.iinfo(np.int64).min
-    for block_rows in (1, 3, 4, 5, 12):
-        with case(block_rows):
-            caplog.clear()
-            reports = []
-            salvaged = [read_extras(block, reports) for block in blocks([shard], block_rows)]
-            values = {name: np.concatenate([each[name] for each in salvaged]).tolist() for name in salvaged[0]}
-            assert values["y"] == [0, 1, 2, 3, *[lowest] * 4, 8, 9, 10, 11]
-            assert values["y_present"] == [True] * 4 + [False] * 4 + [True] * 4
-            assert values["z"] == list(range(12))
-            assert [row for report in reports for row in range(*report["row"])] == [4, 5, 6, 7]
-            assert {report["dataset"] for report in reports} == {"y"}
 
 
 # -- sparse rows ---------------------------------------------------------------------------------------------------

@@ -1,14 +1,8 @@
-"""Helpers for tests of the child process: modified children, process ids, and a shard that needs the child."""
+"""Helpers for tests of the child process: modified children, and process ids."""
 
 import uuid
-from pathlib import Path
-
-import numpy as np
 
 from shardpress.hdf5.child import ask as ask_module
-from tests.support.helpers import numbered, write_shard
-
-ROOT = Path(__file__).parents[2]
 
 # A child like the real one, except for the function that describes a file.
 MODIFIED_CHILD = """
@@ -43,11 +37,6 @@ def plant(monkeypatch, folder, source):
     (folder / f"{module}.py").write_text(source)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(ask_module, "_MODULE", module)
-
-
-def unusual(path, n_rows=3):
-    """Write a shard that only the child can read, because of a text dataset next to the rows."""
-    return write_shard(path, numbered(n_rows), extras={"text": np.array(["text"] * n_rows, object)})
 
 
 def child_pid():

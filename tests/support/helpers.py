@@ -98,6 +98,10 @@ def write_csr(path: Path, parts: Sequence[np.ndarray], shape: tuple[int, ...], *
     return str(path)
 
 
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
 @contextmanager
 def refused(exit_code: int, *phrases: str) -> Iterator[None]:
     """Expect a `ShardpressError` with this exit code. Its message must be one line and contain these phrases."""

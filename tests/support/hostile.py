@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,36 +73,3 @@ def edited(content: bytes, found: bytes, replaced: bytes) -> bytes:
     assert len(found) == len(replaced)
     assert content.count(found) == 1
     return content.replace(found, replaced)
-
-
-def left_open(folder: Path) -> Path:
-    """Write a file, and kill the writer before it closes the file."""
-    path = folder / "x.h5"
-    program = (
-        "import os, sys, h5py, numpy; file = h5py.File(sys.argv[1], 'w', libver='latest'); "
-        "file['X'] = numpy.zeros((6, 2)); file.flush(); os.kill(os.getpid(), 9)"
-    )
-    subprocess.run([sys.executable, "-c", program, str(path)], check=False)
-    return path
-
-
-# -- a plugin ---------------------------------------------------------------------------------------------------------
-
-_PLUGIN = """
-#include <stdlib.h>
-#include <fcntl.h>
-#include <unistd.h>
-__attribute__((constructor)) static void loaded(void) {
-    const char *canary = getenv("CANARY");
-    if (canary) close(open(canary, O_CREAT | O_WRONLY, 0644));
-}
-int H5PLget_plugin_type(void) { return 0; }
-const void *H5PLget_plugin_info(void) { return 0; }
-"""
-
-
-def plugin(folder: Path) -> dict[str, str]:
-    """Build a plugin that creates a file when it is loaded. Return the environment in which HDF5 loads the plugin."""
-    (folder / "plugin.c").write_text(_PLUGIN)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "libplugin.so", folder / "plugin.c"], check=True)
-    return {"HDF5_PLUGIN_PATH": str(folder), "CANARY": str(folder / "loaded")}

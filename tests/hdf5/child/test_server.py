@@ -13,7 +13,8 @@ from shardpress.hdf5.child.ask import ask
 from shardpress.shards.vet import vet
 from tests.support import hostile
 from tests.support.cases import case
-from tests.support.child import ROOT, child_pid
+from tests.support.child import child_pid
+from tests.support.interpreters import REPOSITORY
 
 pytestmark = pytest.mark.process
 
@@ -62,6 +63,18 @@ def test_child_has_one_socket_no_privileges_and_a_clean_environment(path, fresh,
     assert odd == [b"HDF5_PLUGIN_PRELOAD=::"]
 
 
+PLUGIN = """
+#include <stdlib.h>
+#include <fcntl.h>
+#include <unistd.h>
+__attribute__((constructor)) static void loaded(void) {
+    const char *canary = getenv("CANARY");
+    if (canary) close(open(canary, O_CREAT | O_WRONLY, 0644));
+}
+int H5PLget_plugin_type(void) { return 0; }
+const void *H5PLget_plugin_info(void) { return 0; }
+"""
+
 PLANTED = """
 import sys
 if sys.argv[1] == "bare":
@@ -82,14 +95,16 @@ def test_planted_plugin_is_not_loaded(tmp_path):
         properties.set_filter(300, h5py.h5z.FLAG_OPTIONAL, ())
         dataset = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I32LE, h5py.h5s.create_simple((4, 2)), dcpl=properties)
         dataset.write_direct_chunk((0, 0), bytes(32))
-    environment = {**os.environ, **hostile.plugin(tmp_path)}
+    (tmp_path / "plugin.c").write_text(PLUGIN)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "libplugin.so", tmp_path / "plugin.c"], check=True)
+    canary = tmp_path / "loaded"
+    environment = {**os.environ, "HDF5_PLUGIN_PATH": str(tmp_path), "CANARY": str(canary)}
     environment.pop("HDF5_PLUGIN_PRELOAD")
-    canary = Path(environment["CANARY"])
     for variables in ({}, {"HDF5_VOL_CONNECTOR": "canary"}):
         for reader, loads in (("bare", True), ("ours", False)):
             command = [sys.executable, "-c", PLANTED, reader, str(path)]
             both = {**environment, **variables}
-            result = subprocess.run(command, cwd=ROOT, env=both, capture_output=True, text=True, check=False)
+            result = subprocess.run(command, cwd=REPOSITORY, env=both, capture_output=True, text=True, check=False)
             with case(reader, variables):
                 assert canary.exists() == loads, result.stderr
             canary.unlink(missing_ok=True)
