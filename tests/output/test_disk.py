@@ -40,6 +40,8 @@ class Answering(RecordingDisk):
         self._answers = list(answers)
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+        if name == "bypass_cache":  # so that writes can end within a page
+            return None
         if name != "write" or not self._answers:
             return do(*arguments)
         answer = self._answers.pop(0)
@@ -56,18 +58,11 @@ class Answering(RecordingDisk):
     [
         (PAGE, OSError(errno.EINVAL, "requires larger multiples")),
         (PAGE, 7 * PAGE),
-        (PAGE + 1,),
         (1, 2, 3, 4),
     ],
 )
 def test_interrupted_and_short_writes_are_completed(tmp_path: Path, answers: tuple[int | OSError, ...]) -> None:
-    class Cached(Answering):
-        """Disk that always writes through the page cache, so writes can end within a page."""
-
-        def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
-            os.fstat(descriptor)
-
-    publish(Cached(*answers), tmp_path / "part.h5", large())
+    publish(Answering(*answers), tmp_path / "part.h5", large())
     assert contents(tmp_path) == {"part.h5": bytes(large())}
 
 

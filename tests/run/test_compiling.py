@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.killing import features_of
-from tests.support.processes import DEADLINE, Small, arguments_of, descendants
+from tests.support.killing import features_of, processes_of
+from tests.support.processes import DEADLINE, Small
 
 pytestmark = pytest.mark.process
 
@@ -51,7 +51,7 @@ def test_a_run_succeeds_after_one_was_killed_while_compiling(small: Small, tmp_p
     deadline = time.monotonic() + DEADLINE
     compilers: list[int] = []
     while not compilers and process.poll() is None and time.monotonic() < deadline:
-        compilers = [pid for pid, _ in descendants(process.pid) if "mod.cpp" in " ".join(arguments_of(pid))]
+        compilers = [pid for pid, command in processes_of(str(tmp_path)).items() if "mod.cpp" in command]
     for pid in (process.pid, *compilers):
         os.kill(pid, signal.SIGKILL)
     process.communicate(timeout=DEADLINE)

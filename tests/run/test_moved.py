@@ -19,23 +19,6 @@ from tests.support.interruptions import OTHER, STEPS
 from tests.support.protocol import invalid_entries, leftovers, run_seen_by_readers
 from tests.support.standin import Workspace, features_of
 
-
-class Losing(RecordingDisk):
-    """Disk that calls `lose` once, right before a file of this kind is first renamed or opened to append."""
-
-    def __init__(self, kind: str, lose: Callable[[], None]) -> None:
-        super().__init__()
-        self._kind = kind
-        self._lose: Callable[[], None] | None = lose
-
-    def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
-        if self._lose and name in ("replace", "open_to_append") and self._kind in str(arguments[-1]):
-            lose = self._lose
-            self._lose = None
-            lose()
-        return do(*arguments)
-
-
 KINDS = ["work/scan", "work/model", "journal.jsonl", "parts/part", "report.html", "out/index.h5"]
 
 
@@ -44,11 +27,17 @@ KINDS = ["work/scan", "work/model", "journal.jsonl", "parts/part", "report.html"
 def test_a_run_whose_directory_was_moved_stops_and_harms_no_run(workspace: Workspace, out: Path, kind: str) -> None:
     old = out.with_name("old")
 
-    def move_and_run() -> None:
-        out.rename(old)
-        assert forked(lambda: workspace.run(out, *STEPS, *OTHER)) == (0, 0)
+    class Losing(RecordingDisk):
+        """Disk whose directory is moved right before a file of this kind is first renamed or opened to append."""
 
-    assert workspace.run(out, *STEPS, disk=Losing(kind, move_and_run)) == 75
+        def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
+            changes_kind = name in ("replace", "open_to_append") and kind in str(arguments[-1])
+            if changes_kind and not old.exists():
+                out.rename(old)
+                assert forked(lambda: workspace.run(out, *STEPS, *OTHER)) == (0, 0)
+            return do(*arguments)
+
+    assert workspace.run(out, *STEPS, disk=Losing()) == 75
     assert run_seen_by_readers(out) is not None
     assert invalid_entries(out) == leftovers(out) == []
     assert workspace.run(out, *STEPS, *OTHER) == 0

@@ -17,20 +17,15 @@ pytestmark = pytest.mark.process
 SKIP = ["--on-bad-data", "skip", *NO_LIMITS]
 
 
-def rows_around_range(rng: np.random.Generator, size: int, dtype: Any) -> np.ndarray:
-    """Return rows of which some are outside the range of the model."""
-    rows = rng.uniform(-25, 25, (size, 4))
-    rows[rng.random(size) < 0.3, rng.integers(4)] = rng.choice([-1e3, 31, 1e30 if dtype == np.float32 else 120])
-    return rows.astype(dtype)
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.int8])
 def test_rows_outside_the_range_are_counted_and_clipped_or_kept(
     shards: Shards, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: Any
 ) -> None:
     rng = np.random.default_rng(2)
     for size in (30, 0, 21, 40):
-        shards.add(rows_around_range(rng, size, dtype))
+        rows = rng.uniform(-25, 25, (size, 4))
+        rows[rng.random(size) < 0.3, rng.integers(4)] = rng.choice([-1e3, 31, 1e30 if dtype == np.float32 else 120])
+        shards.add(rows.astype(dtype))
     fitted = load_model(model)
     low = fitted.scaler.minimum
     high = fitted.scaler.maximum

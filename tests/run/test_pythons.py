@@ -25,36 +25,30 @@ FLAGS = ("--epochs", "2", "--include", "y", "--quiet")
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with shards, and with the output of a run in this Python."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "shards").mkdir()
     values = np.random.default_rng(0).normal(size=(3, 700, 24))
     for i, rows in enumerate(values.astype(np.float32)):
-        write_shard(folder / f"{i}.h5", rows, extras={"y": np.arange(700) % 3})
+        write_shard(folder / f"shards/{i}.h5", rows, extras={"y": np.arange(700) % 3})
+    assert extract.main(["--input", str(folder / "shards"), "--output", str(folder / "expected"), *FLAGS]) == 0
     return folder
 
 
-@pytest.fixture(scope="module")
-def expected(shards: Path) -> Path:
-    """Return the output of a run in this Python."""
-    output = shards.with_name("expected")
-    assert extract.main(["--input", str(shards), "--output", str(output), *FLAGS]) == 0
-    return output
-
-
 @pytest.mark.parametrize("version", OTHER_PYTHONS)
-def test_another_python_gives_equal_results_and_reuses_them(
-    shards: Path, expected: Path, tmp_path: Path, version: str
-) -> None:
+def test_another_python_gives_equal_results_and_reuses_them(folder: Path, tmp_path: Path, version: str) -> None:
     python = REPOSITORY / f".venv-readers/{version}-run/bin/python"
     if not python.exists():
         pytest.skip(f"no Python {version} with Theano; scripts/readers.sh can create one")
 
     def run(output: Path) -> None:
-        command = [python, REPOSITORY / "scripts/extract.py", "--input", shards, "--output", output, *FLAGS]
+        command = [python, REPOSITORY / "scripts/extract.py", "--input", folder / "shards", "--output", output, *FLAGS]
         environment = {**os.environ, "PYTHONPATH": search_path()}  # not the installed wheel, which can be older
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
 
+    expected = folder / "expected"
     output = tmp_path / "out"
     run(output)
     assert features_of(output) == features_of(expected)

@@ -21,10 +21,6 @@ from tests.support.standin import Workspace, features_of
 pytestmark = pytest.mark.process
 
 
-def report_of(output: Path) -> dict[str, Any]:
-    return Result.open(output).report()
-
-
 def test_the_page_can_be_made_again_from_the_result(
     workspace: Workspace, out: Path, tmp_path: Path, capsys: Any
 ) -> None:
@@ -38,7 +34,7 @@ def test_the_page_can_be_made_again_from_the_result(
     assert (tmp_path / "again.html").read_text() == page
     capsys.readouterr()
     assert main(["report", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == report_of(out)
+    assert json.loads(capsys.readouterr().out) == Result.open(out).report()
     assert main(["report", str(out), "--text"]) == 0
     assert mentions(" ".join(capsys.readouterr().out.split()), 55, 4, 2)
     assert main(["report", str(out), "--html", str(out / "x.html")]) == 64
@@ -75,10 +71,10 @@ def test_a_repair_keeps_bad_rows_and_the_comparison(shards: Shards) -> None:
     shards.rewrite(1, rows)
     flags = ("--on-bad-data", "skip", "--max-bad", "2")
     assert shards.run(*flags) == 0
-    first = report_of(shards.output)
+    first = Result.open(shards.output).report()
     assert first["last"] is None
     assert shards.run(*flags, "--overwrite", "--seed", "1") == 0
-    report = report_of(shards.output)
+    report = Result.open(shards.output).report()
     assert report["last"]["summary"] == first["summary"]
     path = str(shards.folder / "1.h5")
     found = [(each["file"], each["row"], each["column"], each["value"]) for each in report["bad"]["rows"]["first"]]
@@ -86,7 +82,7 @@ def test_a_repair_keeps_bad_rows_and_the_comparison(shards: Shards) -> None:
     assert any(mentions(line, "2 of 60") for line in report["warnings"]["first"])
     (shards.output / Result.open(shards.output).parts[-1].file).unlink()
     assert shards.run(*flags, "--seed", "1") == 0
-    repaired = report_of(shards.output)
+    repaired = Result.open(shards.output).report()
     for name in ("bad", "scan", "last", "summary", "stages", "taken_over"):
         assert repaired[name] == report[name], name
     page = (shards.output / "report.html").read_text()
@@ -103,26 +99,26 @@ def test_drift_is_reported_by_column_and_shard_after_resuming(shards: Shards, mo
     shards.add(rows)
     flags = ["--model", model, "--on-drift", "clip"]
     assert shards.run(*flags) == 0
-    drift = report_of(shards.output)["drift"]
+    drift = Result.open(shards.output).report()["drift"]
     assert (drift["n_rows"], drift["n_outside"], drift["on_drift"]) == (70, 2, "clip")
     columns = [(each["column"], each["n_values"], each["value"]) for each in drift["columns"]]
     assert columns == [(2, 2, 900), (0, 1, -500)]
     assert [(Path(each["file"]).name, each["n_outside"]) for each in drift["shards"]] == [("1.h5", 2)]
     (shards.output / Result.open(shards.output).parts[0].file).unlink()
     assert shards.run(*flags) == 0
-    assert report_of(shards.output)["drift"] == drift
+    assert Result.open(shards.output).report()["drift"] == drift
 
 
 def test_a_damaged_validation_row_is_named(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     shards.fill(500, 500)
     assert shards.run() == 0
-    assert report_of(shards.output)["summary"]["outlier"] is None
+    assert Result.open(shards.output).report()["summary"]["outlier"] is None
     damaged = int(np.flatnonzero(Result.open(shards.output).use() == Use.VALIDATION)[-1]) - 500
     rows = shards.arrays[1].copy()
     rows[damaged] = 1e4 * np.abs(rows[damaged])
     shards.rewrite(1, rows)
     assert shards.run("--overwrite") == 0
-    report = report_of(shards.output)
+    report = Result.open(shards.output).report()
     path = str(shards.folder / "1.h5")
     for outlier in (report["summary"]["outlier"], report["sample"]["outlier"]):
         assert (outlier["file"], outlier["row"]) == (path, damaged)

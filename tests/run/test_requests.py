@@ -71,15 +71,11 @@ class Cells:
         return {"labels": report["sample"]["probe"]["labels"], **report["judgment"]}
 
 
-def nothing(cells: Cells) -> None:
-    pass
-
-
 class Request(NamedTuple):
     """A request on a complete result."""
 
     flags: tuple[str, ...] = ()
-    before: Callable[[Cells], object] = nothing
+    before: Callable[[Cells], object] = lambda cells: None
     labels: str = "kind"  # of the judgment afterwards
     extras: tuple[str, ...] = ("group", "kind")
     judges: bool = False  # whether the features are judged again

@@ -1,7 +1,7 @@
 """Tests of ``--row-error``: errors are those of the values before the clipping, and are verified and reported.
 
 `tests/interop/test_same_features.py` compares them with an independent computation, and
-`tests/run/test_same_features.py` those of the compiled kernels with the model, bit for bit on all paths.
+`tests/run/test_same_features.py` compares their bits on all paths.
 """
 
 from __future__ import annotations
@@ -23,10 +23,6 @@ from shardpress.result import INDEX, Result, result_bytes
 from tests.support.bad_shards import NO_LIMITS, Shards
 from tests.support.logged import mentions
 from tests.support.standin import Workspace
-
-
-def errors_of(output: Path) -> np.ndarray:
-    return np.asarray(open_features(output).extras["error"].compute())
 
 
 def test_a_changed_error_is_a_fault(workspace: Workspace, out: Path) -> None:
@@ -56,7 +52,7 @@ def test_the_report_lists_the_worst_of_all_rows(shards: Shards, monkeypatch: pyt
     shards.add(rows[400:])
     flags = ["--clip-quantile", "0.02", "--impute", "mean", "--on-bad-data", "skip", *NO_LIMITS]
     assert shards.run(*flags, "--row-error") == 0
-    errors = errors_of(shards.output)
+    errors = open_features(shards.output).extras["error"].compute()
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(errors)), [500])
     report = Result.open(shards.output).report()
     worst = report["sample"]["worst"]

@@ -12,7 +12,6 @@ import pytest
 
 from shardpress.features import open_features
 from shardpress.interop.onnx import encoder_onnx
-from shardpress.model import Model
 from shardpress.result import Result, load_model
 from tests.support import standin
 from tests.support.bad_shards import Shards
@@ -41,14 +40,6 @@ def add(shards: Shards, seed: int = 0, n: int = N, **changes: Any) -> dict[str, 
     return values
 
 
-def same(one: Model, other: Model) -> bool:
-    return all(np.array_equal(array, other.parameters[name]) for name, array in one.parameters.items())
-
-
-def report_of(output: Path) -> dict[str, Any]:
-    return Result.open(output).report()
-
-
 @pytest.mark.process
 @pytest.mark.parametrize("stride", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_rows_and_targets_that_are_left_out_have_no_influence(shards: Shards, stride: int) -> None:
@@ -67,9 +58,9 @@ def test_rows_and_targets_that_are_left_out_have_no_influence(shards: Shards, st
     for some in (shards, other):
         assert some.run(*ON_TRAIN, *LEARNING) == 0
     assert load_model(shards.output).about["training"]["target"]["n_classes"] == 3
-    assert same(load_model(shards.output), load_model(other.output))
+    assert load_model(shards.output).fingerprint == load_model(other.output).fingerprint
     assert shards.run(*ON_TRAIN, *LEARNING, "--target-weight", "5", "--overwrite") == 0
-    assert not same(load_model(shards.output), load_model(other.output))
+    assert load_model(shards.output).fingerprint != load_model(other.output).fingerprint
 
 
 @pytest.mark.slow
@@ -117,7 +108,7 @@ def test_random_labels_score_at_chance_on_rows_that_are_left_out(shards: Shards)
     rng = np.random.default_rng(0)
     add(shards, n=900, rows=rng.normal(size=(900, 4)).astype(np.float32), kind=rng.integers(0, 2, 900))
     assert shards.run(*ON_TRAIN, *LEARNING, "--target-weight", "5") == 0
-    probe = report_of(shards.output)["sample"]["probe"]
+    probe = Result.open(shards.output).report()["sample"]["probe"]
     assert probe["labels"] == "kind"
     assert abs(probe["features"] - 0.5) < 0.1
 
@@ -131,12 +122,12 @@ def test_supervised_features_are_marked(shards: Shards, tmp_path: Path, caplog: 
         assert shards.run(*LEARNING, *flags, output=output) == 0
         mark = {"name": "kind", "kind": "classes", "fit_on": fit_on}
         assert open_features(output).manifest["target"] == mark
-        assert report_of(output)["target"] == mark
+        assert Result.open(output).report()["target"] == mark
         exported = onnx.load_model_from_string(encoder_onnx(load_model(output)))
         properties = {each.key: each.value for each in exported.metadata_props}
         assert json.loads(properties["target"]) == mark
     assert mentions(caplog.text, "WARNING", "target", "kind", "--fit-on")
-    assert mentions(report_of(tmp_path / "all")["judgment"]["classifier"], "--fit-on")
+    assert mentions(Result.open(tmp_path / "all").report()["judgment"]["classifier"], "--fit-on")
     assert shards.run("--model", str(tmp_path / "all"), output=tmp_path / "new") == 0
     assert open_features(tmp_path / "new").manifest["target"] == {**mark, "fit_on": None}
     assert load_model(tmp_path / "new").network.head is None

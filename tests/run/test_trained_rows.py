@@ -38,11 +38,6 @@ def add(shards: Shards, name: str, seed: int, n: int = N, **more: Any) -> Path:
     return path
 
 
-def probe_of(output: Path) -> dict[str, Any]:
-    found: dict[str, Any] = Result.open(output).report()["sample"]["probe"]
-    return found
-
-
 def refusal(output: Path, *more: str) -> str:
     """Return why scripts/classify.py finds no test rows."""
     with pytest.raises(SystemExit) as caught:
@@ -60,12 +55,12 @@ def trained(shards: Shards) -> Shards:
 
 def test_rows_of_new_files_are_test_rows_but_copies_are_not(trained: Shards, capsys: Any) -> None:
     assert trained.run(*TARGET) == 0
-    assert "no_test" in probe_of(trained.output)
+    assert "no_test" in Result.open(trained.output).report()["sample"]["probe"]
     assert mentions(refusal(trained.output), "No honest test", "y", "--test")
     add(trained, "copy.h5", seed=1)
     add(trained, "new.h5", seed=7)
     assert trained.run("--append") == 0
-    probe = probe_of(trained.output)
+    probe = Result.open(trained.output).report()["sample"]["probe"]
     assert (probe["n_test"], probe["n_train"]) == (N, 4 * N)
     script.main([str(trained.output)])
     assert mentions(capsys.readouterr().out, f"{N} test rows", f"{4 * N} other rows")
@@ -75,7 +70,7 @@ def test_rows_of_a_given_supervised_model_may_have_trained_it(trained: Shards, t
     assert trained.run(*TARGET, *ON_TRAIN) == 0
     given = tmp_path / "given"
     assert trained.run("--model", str(trained.output), output=given) == 0
-    assert "no_test" in probe_of(given)
+    assert "no_test" in Result.open(given).report()["sample"]["probe"]
     assert "--test" in refusal(given)
     assert "other rows" in refusal(trained.output, "--test", str(given))
     other = trained.another("other")
@@ -96,6 +91,6 @@ def test_labels_that_cannot_be_read_are_no_labels_but_their_fill_value_is_one(tr
     assert trained.run("--epochs", "2", "--on-bad-data", "skip") == 0
     lost = [each.lost for _, each in Result.open(trained.output).ranges if each.lost]
     assert lost == [{"y": [[30, 32]]}, {"y": [[32, 40]]}]
-    probe = probe_of(trained.output)
+    probe = Result.open(trained.output).report()["sample"]["probe"]
     assert probe["n_train"] + probe["n_test"] == 3 * N - 10
     assert rows_with_value(open_features(trained.output), "y").sum() == 3 * N - 10

@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from shardpress.cluster import workers
-from shardpress.result import INDEX, Result
+from shardpress.result import Result
 from tests.support.clusters import Cluster, until
 from tests.support.killing import features_of as digest_of
+from tests.support.killing import processes_of
 from tests.support.logged import mentions
-from tests.support.processes import Small, arguments_of, descendants, ends_well
-from tests.support.protocol import invalid_entries, leftovers, records
+from tests.support.processes import Small, ends_well
+from tests.support.protocol import committed, invalid_entries, leftovers
 from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.process
@@ -52,11 +53,9 @@ def check(output: Path, expected: Path) -> None:
     assert len(Result.open(output).parts) == len(SIZES)
 
 
-def committed(output: Path) -> set[str]:
+def committed_parts(output: Path) -> set[str]:
     """Return the files of the parts that the journal or the index names."""
-    if (output / INDEX).exists():
-        return {*Result.open(output).files}
-    return {record["entry"]["file"] for record in records(output) if record["key"].startswith("part")}
+    return {file for file in committed(output).values() if file.startswith("parts/")}
 
 
 def test_killed_crashed_stopped_or_silent_workers_are_replaced(wide: Workspace, tmp_path: Path) -> None:
@@ -99,33 +98,31 @@ def test_a_run_resumes_after_losing_all_workers_or_its_scheduler(
         cluster.wait_for("w0", "w1")
         assert wide.run(output, *flags) == 75
         assert mentions(caplog.text, "TryAgain", "worker", "3 s")
-        first = committed(output)
+        first = committed_parts(output)
         scheduler = {"SCHEDULER": str(cluster.processes["scheduler"].pid)}
         cluster.start_worker("w2", *PRELOAD, **scheduler, **worker_faults(at4=fault))
         cluster.wait_for("w2")
         assert wide.run(output, *flags) == 75
         assert re.search(r"TryAgain: .*\bscheduler\b", caplog.text)
-        second = committed(output)
+        second = committed_parts(output)
         cluster.start_scheduler()
         cluster.start_worker("w3", *PRELOAD)
         cluster.wait_for("w3")
         assert wide.run(output, *flags) == 0
         check(output, tmp_path / "expected")
         assert len(first) > 0, "finished results are kept"
-        assert first <= second <= committed(output)
+        assert first <= second <= committed_parts(output)
         assert leftovers(output) == []
 
 
 def test_a_killed_local_worker_is_replaced(small: Small, tmp_path: Path) -> None:
-    process = small.program().start(tmp_path / "out", "--workers", "2")
+    process = small.program(MARK_OF_TEST_RUN=tmp_path).start(tmp_path / "out", "--workers", "2")
     assert process.stdout is not None
     try:
         for line in process.stdout:
             if b" INFO cluster: 2 workers: " in line:
-                below = list(descendants(process.pid))
-                nannies = {pid for pid, parent in below if parent == process.pid}
-                children = [pid for pid, parent in below if parent in nannies]
-                worker = next(pid for pid in children if "spawn_main" in " ".join(arguments_of(pid)))
+                commands = processes_of(str(tmp_path))
+                worker = next(pid for pid, command in commands.items() if "spawn_main" in command)
                 os.kill(worker, signal.SIGKILL)
                 break
         ends_well(process)

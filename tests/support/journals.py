@@ -73,12 +73,3 @@ def index_of(*records: Record) -> bytes:
 def reopen(journal: Journal, restarts: bool = False) -> Journal:
     """Open the directory of a journal again, as a later run does."""
     return Journal(journal.directory, journal.disk, restarts)
-
-
-def is_published(journal: Journal, *records: Record) -> bool:
-    """Return whether a directory contains a result with exactly these parts, and their files."""
-    result = reopen(journal).published
-    found = [] if result is None else [part.entry for part in result.parts]
-    return found == [record.entry for record in records] and all(
-        (journal.directory / entry.file).exists() for entry in found
-    )

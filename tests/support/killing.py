@@ -61,10 +61,6 @@ _SECONDS_TO_EXIT = 10.0  # for every process of a run after the end of the drive
 _MARK = "MARK_OF_TEST_RUN"
 
 
-class CheckFailed(AssertionError):
-    """Raised if a check fails."""
-
-
 @dataclass(frozen=True)
 class EndedRun:
     """A run that has ended."""
@@ -72,11 +68,6 @@ class EndedRun:
     code: int  # exit code, negative for a signal
     lines: list[str]  # of standard output and standard error
     phase_starts: dict[str, float]  # in seconds from the start of the run
-
-    @property
-    def phase(self) -> str:
-        """Name of the last phase that began."""
-        return list(self.phase_starts)[-1]
 
     def has_line(self, pattern: str) -> bool:
         """Return whether a line matches a pattern."""
@@ -107,7 +98,7 @@ class Program:
     def run(
         self, output: Path, *flags: str, at: str | None = None, delay: float = 0, by: int = signal.SIGKILL
     ) -> EndedRun:
-        """Run to the end, or send a signal. Raise `CheckFailed` if the run is stuck, or leaves a running process.
+        """Run to the end, or send a signal. Raise `AssertionError` if the run is stuck, or leaves a running process.
 
         The signal `by` is sent `delay` seconds after the start of the phase `at`, or after a log line of that pattern.
         """
@@ -137,8 +128,8 @@ class Program:
                     at = None
         code = process.wait(_SECONDS)
         watchdog.cancel()
-        if time.monotonic() - start > _SECONDS:
-            raise CheckFailed(f"is stuck, or has left a running process, after {_SECONDS:.0f} s: {lines[-3:]}")
+        seconds = time.monotonic() - start
+        assert seconds <= _SECONDS, f"is stuck, or has left a running process, after {_SECONDS:.0f} s: {lines[-3:]}"
         _must_exit(mark)
         return EndedRun(code, lines, phase_starts)
 
@@ -165,7 +156,7 @@ def _must_exit(mark: str) -> None:
     while (survivors := processes_of(mark)) and time.monotonic() < end:
         time.sleep(0.05)
     _kill_processes(mark)
-    _must_be_nothing("processes that outlive their driver", list(survivors.values()))
+    assert not survivors, f"processes outlive their driver: {survivors}"
 
 
 # -- runs to kill -----------------------------------------------------------------------------------------------------
@@ -191,8 +182,7 @@ class Victim:
         self._must_end(ended, self.undisturbed)
         self.features = features_of(self.undisturbed)
         self.n_rows = Result.open(self.undisturbed).n_rows
-        if features_of(folder / "first") != self.features:
-            raise CheckFailed("two undisturbed runs differ")
+        assert features_of(folder / "first") == self.features, "two undisturbed runs differ"
         self.seconds = {phase: stop - start for (phase, start), (_, stop) in pairwise(ended.phase_starts.items())}
 
     def resume(self, output: Path, *flags: str) -> EndedRun:
@@ -206,18 +196,16 @@ class Victim:
 
     def check(self, output: Path) -> None:
         """Check that a finished output has the bits of the undisturbed output, and no other files."""
-        _must_be_nothing("damaged results", invalid_entries(output))
-        _must_be_nothing("unreferenced files", leftovers(output))
-        if features_of(output) != self.features:
-            raise CheckFailed("the features differ from the features of an undisturbed run")
+        damaged = invalid_entries(output)
+        assert damaged == [], f"damaged results: {damaged}"
+        unreferenced = leftovers(output)
+        assert unreferenced == [], f"unreferenced files: {unreferenced}"
+        assert features_of(output) == self.features, "the features differ from the features of an undisturbed run"
 
     def _must_end(self, ended: EndedRun, output: Path) -> None:
-        if ended.code != 0:
-            raise CheckFailed(f"exit code {ended.code} in {output}: {ended.lines[-3:]}")
-        _must_be_nothing(
-            "warnings or errors",
-            [line for line in ended.lines if _COMPLAINTS.search(line) and not _HARMLESS.search(line)],
-        )
+        assert ended.code == 0, f"exit code {ended.code} in {output}: {ended.lines[-3:]}"
+        complaints = [line for line in ended.lines if _COMPLAINTS.search(line) and not _HARMLESS.search(line)]
+        assert complaints == [], f"warnings or errors: {complaints[:5]}"
 
 
 def _write_shards(folder: Path) -> None:
@@ -244,9 +232,8 @@ def _must_use(before: Mapping[str, str], ended: EndedRun, output: Path) -> None:
     if ended.has_line("^Already complete"):
         return
     parts = {part.file for part in Result.open(output).parts}
-    _must_be_nothing(
-        "parts recomputed", [file for key, file in before.items() if key.startswith("part") and file not in parts]
-    )
+    recomputed = [file for key, file in before.items() if key.startswith("part") and file not in parts]
+    assert recomputed == [], f"parts recomputed: {recomputed}"
     last = max((int(key.split("-")[1]) for key in before if key.startswith("checkpoint")), default=0)
     expected = {
         "scan": "scan: reusing the result of an earlier run",
@@ -255,9 +242,5 @@ def _must_use(before: Mapping[str, str], ended: EndedRun, output: Path) -> None:
     words = [expected[key] for key in before if key in expected]
     if last and "model" not in before:
         words.append(f"training: resuming after step {last} ")
-    _must_be_nothing("missing log lines", [sentence for sentence in words if not ended.has_line(re.escape(sentence))])
-
-
-def _must_be_nothing(what: str, found: list[str]) -> None:
-    if found:
-        raise CheckFailed(f"{what}: {found[:5]}")
+    missing = [sentence for sentence in words if not ended.has_line(re.escape(sentence))]
+    assert missing == [], f"missing log lines: {missing}"

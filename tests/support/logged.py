@@ -35,8 +35,3 @@ def resumed_step(log: str) -> int | None:
 def resumes_encoding(log: str) -> bool:
     """Return whether a run kept parts that an earlier run encoded."""
     return "encoding: resuming; an earlier run has encoded" in log
-
-
-def differs(log: str) -> bool:
-    """Return whether a run reported that it differs from the unfinished run that it resumes."""
-    return "this run differs from the previous one" in log

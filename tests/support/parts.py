@@ -68,7 +68,11 @@ def finished_parts(directory, parts, model=None, append_ids=None, used=None, **f
     Each part has the rows of a file, or those of the ranges that `used` lists for it, in the order of the result.
     `append_ids` are the numbers of the appends of the parts, and `facts` are fields of `RunFacts`.
     """
-    shapes = shapes_in(parts[0][1])
+    with h5py.File(io.BytesIO(parts[0][1])) as file:
+        datasets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+        shapes = {name: (item.shape, item.dtype) for name, item in datasets.items()}
+        stored = {name: read_categories(item.id) for name, item in datasets.items()}
+    categories = {name: attribute_value(values) for name, values in stored.items() if values is not None}
     model = model or model_of(Network((4, shapes["features"][0][1])))
     numbers = append_ids or [0] * len(parts)
     found = []
@@ -80,7 +84,6 @@ def finished_parts(directory, parts, model=None, append_ids=None, used=None, **f
             shards.append(ShardFacts(f"/in/{len(shards)}.h5", "X", [stop - start, 4], "f8", Stat(9, 0, 0, 0)))
     facts.setdefault("request", Request(shards, {}, {}, {}))
     facts.setdefault("appends", [{"id": number} for number in sorted(set(numbers) - {0})])
-    categories = {name: attribute_value(values) for name, values in _categories_in(parts[0][1]).items()}
     pairs = in_order(found)
     use = np.repeat(
         [Use.LATER if each.append_id else Use.TRAINING for _, each in pairs], [each.n_rows for _, each in pairs]
@@ -135,21 +138,9 @@ def _part_of(number, data, rows, first_shard, append_id):
     return Part(entry, len(valid), sorted(ranges, key=lambda each: each.first))
 
 
-def shapes_in(data):
-    """Return shape and dtype of each dataset in a part, as HDF5 reads them."""
-    with h5py.File(io.BytesIO(data)) as file:
-        return {name: (item.shape, item.dtype) for name, item in file.items() if isinstance(item, h5py.Dataset)}
-
-
 def part_paths(directory):
     """Return the files in ``parts/`` in the order of the rows."""
     return sorted((directory / "parts").iterdir())
-
-
-def _categories_in(data):
-    with h5py.File(io.BytesIO(data)) as file:
-        found = {name: read_categories(item.id) for name, item in file.items() if isinstance(item, h5py.Dataset)}
-    return {name: values for name, values in found.items() if values is not None}
 
 
 def assert_same_datasets(arrays, expected):

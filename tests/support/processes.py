@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,23 +52,3 @@ def patch_program(small: Small, program: str) -> Program:
     found.command[found.command.index("scripts/extract.py")] = "-c"
     found.command.insert(found.command.index("-c") + 1, program)
     return found
-
-
-def arguments_of(pid: int) -> list[str]:
-    """Return the command line of a process, or an empty list if it has exited."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-    except OSError:
-        return []
-
-
-def descendants(pid: int) -> Iterator[tuple[int, int]]:
-    """Yield every descendant of a process with its parent."""
-    children: list[int] = []
-    with suppress(OSError):  # the process has exited
-        for path in Path(f"/proc/{pid}/task").iterdir():
-            with suppress(OSError):  # the thread has exited
-                children += map(int, (path / "children").read_text().split())
-    for child in children:
-        yield child, pid
-        yield from descendants(child)
