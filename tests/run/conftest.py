@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from functools import cache, partial
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from shardpress.scan import ranges
 from shardpress.settings import replicas
 from tests.support.bad_shards import Shards
 from tests.support.helpers import write_shard
-from tests.support.interruptions import SIZES, undisturbed_features
+from tests.support.interruptions import SIZES
 from tests.support.killing import Victim, features_of
 from tests.support.processes import Small
 from tests.support.standin import Workspace, install
-
-
-@pytest.fixture
-def make_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Workspace]]:
-    """Return a function that makes a workspace, given the sizes of its shards; restore the current directory."""
-    install(monkeypatch)
-    before = os.getcwd()
-    yield partial(Workspace, tmp_path)
-    os.chdir(before)
 
 
 @pytest.fixture(scope="session")
@@ -55,15 +42,6 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     return Workspace(tmp_path, *SIZES)
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., bytes]]:
-    """Return a function that gives the features of an undisturbed run with these flags over the same shards."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        install(monkeypatch)
-        undisturbed = Workspace(tmp_path_factory.mktemp("undisturbed"), *SIZES)
-        yield cache(partial(undisturbed_features, undisturbed))
-
-
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
@@ -76,20 +54,6 @@ def replicas_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(replicas, name, value)
 
 
-class Reading(Exception):
-    """Raised if rows are read."""
-
-
-@pytest.fixture
-def unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raise `Reading` if rows are read."""
-
-    def read(*_arguments: object) -> None:
-        raise Reading
-
-    monkeypatch.setattr(ranges, "scan_pieces", read)
-
-
 @pytest.fixture
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shards:
     """Return an empty folder of shards; runs over it use the stand-in."""
@@ -98,11 +62,9 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shards:
 
 
 @pytest.fixture
-def model(shards: Shards, tmp_path: Path) -> str:
+def model(shards: Shards) -> str:
     """Return the directory of a model that was trained on other rows, with values between -30 and 30."""
-    other = tmp_path / "other"
-    other.mkdir()
-    training = Shards(other)
+    training = shards.another("other")
     training.add(np.random.default_rng(9).uniform(-30, 30, (100, 4)).astype(np.float32))
     assert training.run() == 0
     return str(training.output)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -17,15 +16,16 @@ from tests.support.faulty import RecordingDisk
 from tests.support.helpers import write_shard
 from tests.support.interruptions import parts, stamps
 from tests.support.logged import mentions
-from tests.support.standin import Workspace
+from tests.support.standin import Workspace, install
 
 SKIP = ("--on-bad-data", "skip", "--max-bad", "50%")
 
 
 @pytest.fixture
-def growing(make_workspace: Callable[..., Workspace]) -> Workspace:
+def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """Return a data set to which tests append files."""
-    return make_workspace(20, 9, 15)
+    install(monkeypatch)
+    return Workspace(tmp_path, 20, 9, 15)
 
 
 @pytest.fixture

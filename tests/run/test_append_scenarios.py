@@ -78,11 +78,10 @@ class Month:
 
 
 @pytest.fixture
-def month(make_workspace: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch) -> Month:
+def month(empty: Workspace, monkeypatch: pytest.MonkeyPatch) -> Month:
     """Return twenty files. Parts have many rows; the stand-in makes them as small as possible."""
-    workspace = make_workspace()
     monkeypatch.setattr(budget, "_PART_BYTES", 2**20)
-    month = Month(workspace, seed=0)
+    month = Month(empty, seed=0)
     month.arrive(n_files=20)
     return month
 

@@ -16,23 +16,13 @@ import pytest
 
 from shardpress.result import INDEX, Result, Use, load_model
 from tests.support import standin
-from tests.support.bad_shards import (
-    NO_LIMITS,
-    InterruptedDisk,
-    Shards,
-    bad_lines,
-    check,
-    errors,
-    fill_with_bad_data,
-    results,
-)
+from tests.support.bad_shards import SKIP, InterruptedDisk, Shards, bad_lines, check, errors, fill_with_bad_data
 from tests.support.cases import case, sample
 from tests.support.damage import damage
 from tests.support.faulty import failing_reads
 from tests.support.logged import mentions
 
 LIMIT = ["--on-bad-data", "skip", "--max-bad"]
-SKIP = ["--on-bad-data", "skip", *NO_LIMITS]
 
 
 @pytest.mark.process
@@ -97,10 +87,10 @@ def test_the_limit_of_bad_shards_is_exact_for_rows_and_results(shards: Shards, m
     assert shards.run(*flags, *LIMIT, "50%") == 0
     check(shards.output, shards.arrays, bad, load_model(model))
     assert Result.open(shards.output).facts.summary["n_bad_shards"] == 2
-    before = results(shards.output)
+    before = (shards.output / INDEX).read_bytes()
     for limit in (["--on-bad-data", "raise"], [*LIMIT, "49.99%"]):
         assert shards.run(*flags, *limit) == 65
-        assert results(shards.output) == before
+        assert (shards.output / INDEX).read_bytes() == before
 
 
 @pytest.mark.process
@@ -109,13 +99,13 @@ def test_the_limit_of_bad_rows_of_an_append_refers_to_its_rows(shards: Shards) -
     shards.fill(100)
     flags = [*LIMIT, "20%"]
     assert shards.run(*flags) == 0
-    before = results(shards.output)
+    before = (shards.output / INDEX).read_bytes()
     shards.fill(20)
     rows = shards.arrays[1]
     for n_bad, code in ((5, 65), (4, 0)):
         shards.rewrite(1, np.where(np.arange(20)[:, None] < n_bad, np.float32(np.nan), rows))
         assert shards.run("--append", *flags) == code
-        assert (results(shards.output) == before) == (code != 0)
+        assert ((shards.output / INDEX).read_bytes() == before) == (code != 0)
     check(shards.output, shards.arrays, range(100, 104))
 
 

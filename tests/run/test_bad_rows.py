@@ -16,11 +16,9 @@ import pytest
 from shardpress.features import open_features
 from shardpress.result import INDEX, load_model
 from tests.support import standin
-from tests.support.bad_shards import NO_LIMITS, Shards, bad_lines, check, errors, results
-from tests.support.cases import case, cross, sample
+from tests.support.bad_shards import SKIP, Shards, bad_lines, check, errors
+from tests.support.cases import case, cross, each, sample
 from tests.support.logged import mentions
-
-SKIP = ["--on-bad-data", "skip", *NO_LIMITS]
 
 
 def test_a_bad_row_stops_the_run_before_training(
@@ -43,14 +41,10 @@ def test_a_bad_row_stops_the_run_before_training(
 
 
 @pytest.mark.slow
-def test_skipped_rows_keep_their_places_and_change_no_other_row(shards: Shards) -> None:
+@each("seed", sample(range(4), 2))
+def test_skipped_rows_keep_their_places_and_change_no_other_row(shards: Shards, seed: int) -> None:
     """One shard has only bad rows."""
-    for seed in sample(range(4), 2):
-        with case(seed):
-            check_skipped(shards.another(f"seed-{seed}"), seed)
-
-
-def check_skipped(shards: Shards, seed: int) -> None:
+    shards = shards.another(f"seed-{seed}")
     rng = np.random.default_rng(seed)
     shards.fill(*rng.integers(0, 40, 4), 7, 33, seed=seed)
     bad_entries: list[tuple[int, int, list[int], str]] = []
@@ -145,8 +139,8 @@ def test_the_limit_of_bad_rows_is_exact(
     spoil(7)
     assert shards.run(*flags) == 0
     check(shards.output, shards.arrays, bad[:7].tolist(), load_model(model) if with_model else None)
-    before = results(shards.output)
+    before = (shards.output / INDEX).read_bytes()
     spoil(8)
     assert shards.run(*flags, "--overwrite") == 65
     assert mentions(errors(caplog), 8, 7)
-    assert results(shards.output) == before
+    assert (shards.output / INDEX).read_bytes() == before

@@ -15,7 +15,7 @@ from shardpress.output.files import unique_name
 from shardpress.output.journal import Record
 from shardpress.output.lock import locked
 from tests.support.cases import each
-from tests.support.interruptions import STEPS, FullAfter, flip
+from tests.support.interruptions import STEPS, FullAfter, flip, undisturbed_features
 from tests.support.logged import resumed_step
 from tests.support.protocol import records
 from tests.support.standin import Workspace, features_of
@@ -49,7 +49,7 @@ BAD: dict[str, tuple[Callable[[Path], None], int]] = {
 @pytest.mark.slow
 @each("kind", BAD)
 def test_an_invalid_checkpoint_is_ignored(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, kind: str
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     output = out.with_name(kind)
     assert workspace.run(output, *STEPS, disk=FullAfter("checkpoint", 3)) == 74
@@ -58,4 +58,4 @@ def test_an_invalid_checkpoint_is_ignored(
     caplog.clear()
     assert workspace.run(output, *STEPS) == 0
     assert resumed_step(caplog.text) == step
-    assert features_of(output) == expected()
+    assert features_of(output) == undisturbed_features(workspace)

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from shardpress.device import TILE_ROWS
-from shardpress.features import open_features
 from shardpress.result import load_model
 from tests.support.clusters import Cluster, until
 from tests.support.cuda.stub import variables
 from tests.support.device_child import make_rows
-from tests.support.helpers import write_shard
+from tests.support.helpers import features_in, write_shard
 from tests.support.killing import Program, features_of
 from tests.support.logged import mentions
 from tests.support.processes import LAST_LINE, ends_well
@@ -77,13 +76,9 @@ def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Undis
     return Undisturbed(folder / "out", (folder / "log").read_text().splitlines())
 
 
-def features(output: Path) -> np.ndarray:
-    return np.asarray(open_features(output).features.compute())
-
-
 def test_a_card_gives_the_features_of_the_model_and_frees_its_memory(undisturbed: Undisturbed) -> None:
     expected = load_model(undisturbed.output).encode(ROWS)
-    assert_close(features(undisturbed.output), expected, "cuda", "features")
+    assert_close(features_in(undisturbed.output), expected, "cuda", "features")
     calls = Counter(line.split()[0] for line in undisturbed.calls)
     n_steps = 2 * 9
     assert calls["cublasSgemm_v2"] >= 5 * n_steps, "the card computes every product"
@@ -94,7 +89,7 @@ def test_a_run_allocates_from_preallocated_memory(shards: Path, undisturbed: Und
     program = on_card(shards, log=tmp_path / "log")
     program.environment["THEANO_FLAGS"] = "device=cuda,gpuarray.preallocate=64"
     assert program.run(tmp_path / "out", "--preset", "none", "--model", str(undisturbed.output)).code == 0
-    np.testing.assert_array_equal(features(tmp_path / "out"), features(undisturbed.output))
+    np.testing.assert_array_equal(features_in(tmp_path / "out"), features_in(undisturbed.output))
     sizes = [int(line.split()[1]) for line in (tmp_path / "log").read_text().splitlines() if line[:9] == "allocate "]
     assert max(sizes) == 64 << 20
     assert len(sizes) < 10 < len([line for line in undisturbed.calls if line.startswith("allocate ")])
@@ -107,7 +102,7 @@ def test_encoding_continues_with_fewer_rows_if_memory_runs_out(
     ended = on_card(shards, oom_at=tile).run(tmp_path / "out")
     assert ended.code == 0, ended.lines
     assert ended.has_line(r" WARNING .*\bmemory\b.* \d+ rows\b")
-    assert_close(features(tmp_path / "out"), features(undisturbed.output), "cuda", "features")
+    assert_close(features_in(tmp_path / "out"), features_in(undisturbed.output), "cuda", "features")
 
 
 def test_training_stops_if_device_memory_runs_out(shards: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:

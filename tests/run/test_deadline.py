@@ -56,7 +56,7 @@ class Machine:
     """Durations of a step and of the encoding, with a clock that only steps advance."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.steps_take(EPOCH / STEPS_PER_EPOCH)
+        self.step: Callable[[int], float] = lambda epoch: EPOCH / STEPS_PER_EPOCH
         self.encodings = [ENCODING]  # successive measurements; the last one is repeated
         self.restart()
         self.now = time.time()
@@ -64,7 +64,7 @@ class Machine:
 
         def after_step(policy: deadline.DeadlinePolicy, training: Any) -> Limit | None:
             self.n_steps += 1
-            seconds = self._step(training.state.epoch)
+            seconds = self.step(training.state.epoch)
             self.now += seconds
             self._epochs[training.state.epoch] += seconds
             limit = call(policy, training)
@@ -79,13 +79,8 @@ class Machine:
         monkeypatch.setattr(deadline, "_timed_epochs", self._timed_epochs)
         monkeypatch.setattr(deadline, "_encoding_seconds", self._encoding)
 
-    def steps_take(self, seconds: float | Callable[[int], float]) -> None:
-        """Let each step take this long, which can depend on its epoch."""
-        self._step = seconds if callable(seconds) else lambda epoch: seconds
-
     def restart(self) -> None:
         """Forget the run so far."""
-        self.n_measured = 0
         self.n_steps = 0
         self.plans: list[int] = []
         self._epochs: dict[int, float] = defaultdict(float)
@@ -94,8 +89,7 @@ class Machine:
         return [self._epochs[epoch] for epoch in range(training.state.epoch)]
 
     def _encoding(self, *_arguments: Any) -> float:
-        self.n_measured += 1
-        return self.encodings[min(self.n_measured, len(self.encodings)) - 1]
+        return self.encodings.pop(0) if len(self.encodings) > 1 else self.encodings[0]
 
     def flags(self, n_epochs: float, *more: str) -> list[str]:
         """Return flags that leave time for `n_epochs` epochs before the encoding."""
@@ -189,7 +183,7 @@ def test_a_training_uses_its_time_and_ends_early_enough(
 ) -> None:
     n_epochs, of, pace, encoding, plan, n_steps = SCENARIOS[name]
     ends_by = machine.now + RESERVED + n_epochs * EPOCH
-    machine.steps_take(lambda epoch: EPOCH / STEPS_PER_EPOCH * pace(epoch))
+    machine.step = lambda epoch: EPOCH / STEPS_PER_EPOCH * pace(epoch)
     machine.encodings = [encoding * ENCODING, ENCODING]
     training = training_after(workspace, out, machine.flags(n_epochs, "--epochs", f"{of}"))
     assert machine.plans[0] == plan

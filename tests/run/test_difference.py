@@ -17,7 +17,8 @@ again with the same model, and the names of settings that differ.
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import pytest
 from msgspec import structs
@@ -44,13 +45,8 @@ class Row(NamedTuple):
     storage: str = "float32"
 
 
-def append(title: str, base: str, wanted: str, expected: str, **settings: Any) -> Row:
-    return Row(title, base, wanted, expected, append=True, **settings)
-
-
-def retrain(title: str, base: str, wanted: str, expected: str, **settings: Any) -> Row:
-    return Row(title, base, wanted, expected, reorders=True, **settings)
-
+append = partial(Row, append=True)
+retrain = partial(Row, reorders=True)
 
 ROWS = [
     # first runs and repeated runs

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shardpress.features import open_features
 from shardpress.report.verify import verify
 from shardpress.result import Result
 from tests.support.faulty import journal_lines
+from tests.support.helpers import features_in
 from tests.support.interruptions import OTHER, STEPS, FullAfter, FullDisk, flip, undisturbed_features
 from tests.support.logged import resumed_step, reuses
 from tests.support.protocol import edit, invalid_entries, leftovers, records, run_seen_by_readers
@@ -23,10 +22,6 @@ pytestmark = pytest.mark.slow
 
 def add_rows(workspace: Workspace) -> None:
     workspace.add_shard("new.h5", np.random.default_rng(5).normal(size=(9, 4)).astype(np.float32))
-
-
-def features_in(output: Path) -> np.ndarray:
-    return open_features(output).features.compute()
 
 
 def is_clean(output: Path) -> bool:
@@ -49,9 +44,7 @@ def test_a_copy_is_a_result_and_the_base_of_an_append(workspace: Workspace, out:
     assert is_clean(copy)
 
 
-def test_a_restored_index_is_repaired_by_its_command(
-    workspace: Workspace, out: Path, tmp_path: Path, expected: Callable[..., bytes]
-) -> None:
+def test_a_restored_index_is_repaired_by_its_command(workspace: Workspace, out: Path, tmp_path: Path) -> None:
     """The parts of a replaced result are gone, and the model is in the index."""
     assert workspace.run(out) == 0
     shutil.copy(out / "index.h5", tmp_path / "backup.h5")
@@ -59,14 +52,12 @@ def test_a_restored_index_is_repaired_by_its_command(
     shutil.copy(tmp_path / "backup.h5", out / "index.h5")
     assert verify(str(out), 4).faults
     assert workspace.run(out) == 0
-    assert features_of(out) == expected()
+    assert features_of(out) == undisturbed_features(workspace)
     assert run_seen_by_readers(out) is not None
     assert is_clean(out)
 
 
-def test_deleting_work_keeps_the_result(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_deleting_work_keeps_the_result(workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert workspace.run(out, *OTHER) == 0
     before = run_seen_by_readers(out)
     assert workspace.run(out, "--overwrite", disk=FullDisk("parts/part", 2)) == 74
@@ -81,20 +72,18 @@ def test_deleting_work_keeps_the_result(
     shutil.rmtree(first / "work")
     assert workspace.run(first) == 65
     assert workspace.run(first, "--restart") == 0
-    assert features_of(first) == expected()
+    assert features_of(first) == undisturbed_features(workspace)
     assert is_clean(first)
 
 
 # -- interrupted runs ----------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_stops_right_after_its_commit_is_complete(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes]
-) -> None:
+def test_a_run_that_stops_right_after_its_commit_is_complete(workspace: Workspace, out: Path) -> None:
     """The disk is full, so that neither the new journal nor the report can be written."""
     assert workspace.run(out, *OTHER) == 0
     assert workspace.run(out, "--overwrite", disk=FullDisk("out/index.h5", 1)) == 74
-    assert features_of(out) == expected()
+    assert features_of(out) == undisturbed_features(workspace)
     assert records(out) == []
     before = (out / "index.h5").read_bytes()
     assert workspace.run(out) == 0
@@ -118,7 +107,7 @@ def test_extending_after_an_interrupted_restart_keeps_the_result(workspace: Work
 
 
 def test_a_restart_over_a_damaged_index_makes_progress(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With --restart, each attempt would start from nothing."""
     assert workspace.run(out, *OTHER) == 0
@@ -129,7 +118,7 @@ def test_a_restart_over_a_damaged_index_makes_progress(
     caplog.clear()
     assert workspace.run(out, *STEPS) == 0
     assert resumed_step(caplog.text) is not None
-    assert features_of(out) == expected()
+    assert features_of(out) == undisturbed_features(workspace)
     assert is_clean(out)
 
 

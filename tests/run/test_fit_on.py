@@ -9,7 +9,7 @@ import pytest
 from shardpress.features import open_features
 from shardpress.report.verify import verify
 from shardpress.result import Result, load_model
-from tests.support.bad_shards import NO_LIMITS, Shards, encoded
+from tests.support.bad_shards import SKIP, Shards, encoded
 from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.helpers import write_shard
@@ -94,7 +94,7 @@ def test_a_damaged_extra_leaves_its_shard_out(shards: Shards, caplog: pytest.Log
             file.create_dataset("split", data=np.ones(30, np.int64), chunks=(10,), fletcher32=True)
     damage(shards.folder / "1.h5", "split", 2)
     assert shards.run("--fit-on", "split==1") == 65
-    assert shards.run("--fit-on", "split==1", "--scale", "range", "--on-bad-data", "skip", *NO_LIMITS) == 0
+    assert shards.run("--fit-on", "split==1", "--scale", "range", *SKIP) == 0
     assert mentions(caplog.text, "fit_on", "1.h5", "split")
     np.testing.assert_array_equal(load_model(shards.output).scaler.maximum, rows[:30].max(axis=0))
     assert open_features(shards.output).valid.compute().all()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -17,6 +16,7 @@ from shardpress.features import open_features
 from shardpress.report.page.build import page_of, text_of
 from shardpress.report.verify import verify
 from shardpress.result import Result
+from tests.support.helpers import features_in
 from tests.support.interruptions import flip
 from tests.support.protocol import invalid_entries, leftovers
 from tests.support.standin import Workspace
@@ -27,12 +27,11 @@ RETRAIN = ("--retrain", "--seed", "1")
 
 
 @pytest.fixture
-def runs(make_workspace: Callable[..., Workspace]) -> Workspace:
+def runs(empty: Workspace) -> Workspace:
     """Return a data set whose four columns depend on two causes, which two features can represent."""
-    runs = make_workspace()
-    add(runs, "0.h5", n_rows=40)
-    add(runs, "1.h5", n_rows=30)
-    return runs
+    add(empty, "0.h5", n_rows=40)
+    add(empty, "1.h5", n_rows=30)
+    return empty
 
 
 @pytest.fixture
@@ -48,10 +47,6 @@ def add(runs: Workspace, name: str, n_rows: int = 12) -> Path:
     return runs.add_shard(name, rows.astype(np.float32))
 
 
-def features(output: Path, **options: object) -> np.ndarray:
-    return np.asarray(open_features(output, **options).features.compute())  # type: ignore[arg-type]
-
-
 def residual(mapped: np.ndarray, expected: np.ndarray) -> float:
     """Return the unexplained share of the variance."""
     return float(np.square(mapped - expected).sum() / np.square(expected - expected.mean(axis=0)).sum())
@@ -61,45 +56,45 @@ def test_a_new_model_becomes_the_next_generation(runs: Workspace, first: Path) -
     add(runs, "2.h5", n_rows=8)
     assert runs.run(first, "--append") == 0
     encoder = Result.open(first).encoder
-    before = features(first)
+    before = features_in(first)
     copy = shutil.copytree(first, runs.folder / "copy")
 
     assert runs.run(first, *RETRAIN) == 0
     result = Result.open(first)
     assert (result.facts.generation, result.facts.appends) == (2, [])
-    np.testing.assert_array_equal(features(first, generation=1), before)
-    assert features(first, generation=1, appends=1).shape == (8, 2)
-    assert residual(features(first), before) > 0.5
-    mapped = features(first, as_of=1)
+    np.testing.assert_array_equal(features_in(first, generation=1), before)
+    assert features_in(first, generation=1, appends=1).shape == (8, 2)
+    assert residual(features_in(first), before) > 0.5
+    mapped = features_in(first, as_of=1)
     assert residual(mapped, before) < 0.1
     assert open_features(first, as_of=1).manifest["model"] == encoder
-    np.testing.assert_array_equal(features(first, as_of=2), features(first))
-    np.testing.assert_array_equal(features(first, as_of=copy), mapped)
+    np.testing.assert_array_equal(features_in(first, as_of=2), features_in(first))
+    np.testing.assert_array_equal(features_in(first, as_of=copy), mapped)
 
     add(runs, "3.h5", n_rows=9)
     assert runs.run(first, *RETRAIN[1:], "--append") == 0
     result = Result.open(first)
     assert (result.facts.generation, len(result.facts.appends)) == (2, 1)
-    np.testing.assert_array_equal(features(first, generation=1), before)
-    np.testing.assert_array_equal(features(first, as_of=1)[: len(mapped)], mapped)
-    assert features(first, as_of=1).shape == (87, 2)
+    np.testing.assert_array_equal(features_in(first, generation=1), before)
+    np.testing.assert_array_equal(features_in(first, as_of=1)[: len(mapped)], mapped)
+    assert features_in(first, as_of=1).shape == (87, 2)
     assert invalid_entries(first) == leftovers(first) == []
 
 
 def test_old_generations_are_removed_but_maps_lead_to_them(runs: Workspace, first: Path) -> None:
-    expected = features(first)
+    expected = features_in(first)
     for seed in ("1", "2"):
         assert runs.run(first, "--retrain", "--seed", seed) == 0
     assert [each.generation for each in Result.open(first).facts.generations] == [2]
-    assert len(features(first, generation=2)) == 70
+    assert len(features_in(first, generation=2)) == 70
     with pytest.raises(DataError, match="generation=1"):
         open_features(first, generation=1)
-    assert residual(features(first, as_of=1), expected) < 0.2
+    assert residual(features_in(first, as_of=1), expected) < 0.2
     n_parts = len(list((first / "parts").iterdir()))
     assert runs.run(first, "--retrain", "--seed", "3", "--keep-generations", "1") == 0
     assert Result.open(first).facts.generations == []
     assert len(list((first / "parts").iterdir())) == n_parts // 2
-    assert features(first, as_of=2).shape == (70, 2)
+    assert features_in(first, as_of=2).shape == (70, 2)
 
 
 def test_without_a_map_earlier_features_are_refused(
@@ -108,7 +103,7 @@ def test_without_a_map_earlier_features_are_refused(
     """A classifier of the first model must not get features of another one under the same number."""
     overwritten = shutil.copytree(first, runs.folder / "overwritten")
     assert runs.run(overwritten, "--overwrite", "--seed", "1") == 0
-    assert len(features(overwritten, as_of=2)) == 70
+    assert len(features_in(overwritten, as_of=2)) == 70
     for path in list(runs.shards.iterdir()):
         path.unlink()
     add(runs, "new.h5", n_rows=50)  # without common rows, there is no map
@@ -130,10 +125,10 @@ def test_features_can_be_read_as_those_of_another_output(runs: Workspace, first:
         with pytest.raises(DataError, match=re.escape(f"shardpress compare {first} {other} --map ")):
             open_features(outputs, as_of=first)
     assert main(["compare", str(first), str(other), "--map", str(path)]) == 0
-    assert residual(features(other), features(first)) > 0.5
-    assert residual(features(other, as_of=path), features(first)) < 0.1
-    np.testing.assert_array_equal(features(first, as_of=path), features(first))
-    np.testing.assert_array_equal(features(first, as_of=first), features(first))
+    assert residual(features_in(other), features_in(first)) > 0.5
+    assert residual(features_in(other, as_of=path), features_in(first)) < 0.1
+    np.testing.assert_array_equal(features_in(first, as_of=path), features_in(first))
+    np.testing.assert_array_equal(features_in(first, as_of=first), features_in(first))
     assert open_features([first, other], as_of=path).features.shape == (140, 2)
 
 
@@ -144,7 +139,7 @@ def test_a_damaged_earlier_result_harms_only_readers_of_it(runs: Workspace, firs
     part = Result.open(first).parts[0].file
     assert runs.run(first, *RETRAIN) == 0
     assert not verify(str(first)).faults
-    before = features(first)
+    before = features_in(first)
     flip(first / part)
     assert [fault.file for fault in verify(str(first)).faults] == [part]
     flip(first / part)
@@ -155,7 +150,7 @@ def test_a_damaged_earlier_result_harms_only_readers_of_it(runs: Workspace, firs
     add(runs, "2.h5")
     n_parts = len(list((first / "parts").iterdir()))
     assert runs.run(first, *RETRAIN[1:], "--append") == 0
-    np.testing.assert_array_equal(features(first)[:70], before)
+    np.testing.assert_array_equal(features_in(first)[:70], before)
     assert len(list((first / "parts").iterdir())) > n_parts, "parts that the damaged file may name stay"
 
 

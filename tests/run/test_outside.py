@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 
 from shardpress.result import Result, load_model
-from tests.support.bad_shards import NO_LIMITS, Shards, bad_lines, check, errors
+from tests.support.bad_shards import SKIP, Shards, bad_lines, check, errors
 from tests.support.logged import mentions
 
 pytestmark = pytest.mark.process
-
-SKIP = ["--on-bad-data", "skip", *NO_LIMITS]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int8])

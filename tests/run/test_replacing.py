@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_overwriting_reuses_results_that_still_fit(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out) == 0
     before = stamps(out)
@@ -40,14 +39,14 @@ def test_overwriting_reuses_results_that_still_fit(
     caplog.clear()
     assert workspace.run(out, *OTHER, "--overwrite") == 0
     assert reuses(caplog.text, "scan")
-    assert features_of(out) == expected(*OTHER)
+    assert features_of(out) == undisturbed_features(workspace, *OTHER)
     reused = before.items() & stamps(out).items()
     assert [name.partition("-")[0] for name, _ in reused if "/" in name] == ["work/scan"]
     caplog.clear()
     assert workspace.run(out, *OTHER, "--storage-dtype", "float16", "--overwrite") == 0
     assert "scan:" not in caplog.text
     assert "training:" not in caplog.text
-    assert features_of(out) == expected(*OTHER, "--storage-dtype", "float16")
+    assert features_of(out) == undisturbed_features(workspace, *OTHER, "--storage-dtype", "float16")
     assert invalid_entries(out) == leftovers(out) == []
 
 
@@ -76,7 +75,7 @@ EPOCHS = [*STEPS, "--epochs", "3"]
 
 
 def test_only_expensive_work_of_other_settings_is_kept(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out, *EPOCHS, disk=FullAfter("scan", 1)) == 74
     for kind, n_named in (("checkpoint", 2), ("model", 1), ("part", 2)):
@@ -88,7 +87,7 @@ def test_only_expensive_work_of_other_settings_is_kept(
             assert mentions(caplog.text, f"output={out}", "epochs 2 -> 3")
             assert stamps(out) == before
     assert workspace.run(out, *STEPS) == 0
-    assert features_of(out) == expected()
+    assert features_of(out) == undisturbed_features(workspace)
 
 
 def test_features_do_not_replace_the_model_that_makes_them(workspace: Workspace, out: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -13,13 +12,7 @@ import pytest
 from shardpress.result import INDEX
 from shardpress.sealed import FORMAT
 from tests.support.faulty import RecordingDisk
-from tests.support.interruptions import (
-    DAMAGE,
-    FullAfter,
-    flip,
-    parts,
-    stamps,
-)
+from tests.support.interruptions import DAMAGE, FullAfter, flip, parts, stamps, undisturbed_features
 from tests.support.logged import mentions, reuses_anything
 from tests.support.protocol import invalid_entries, leftovers
 from tests.support.standin import Workspace, features_of
@@ -31,12 +24,7 @@ from tests.support.standin import Workspace, features_of
     [("work/scan-*", "deleted"), ("work/model-*", "truncated"), ("parts/*", "flipped")],
 )
 def test_damaged_files_of_an_unfinished_run_are_recomputed(
-    workspace: Workspace,
-    out: Path,
-    expected: Callable[..., bytes],
-    caplog: pytest.LogCaptureFixture,
-    pattern: str,
-    damage: str,
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, pattern: str, damage: str
 ) -> None:
     assert workspace.run(out, disk=FullAfter("part", 2)) == 74
     damaged = min(out.glob(pattern))
@@ -44,7 +32,7 @@ def test_damaged_files_of_an_unfinished_run_are_recomputed(
     caplog.clear()
     assert workspace.run(out) == 0
     assert f"file={damaged}: " in caplog.text
-    assert features_of(out) == expected()
+    assert features_of(out) == undisturbed_features(workspace)
     assert invalid_entries(out) == leftovers(out) == []
 
 

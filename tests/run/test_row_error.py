@@ -20,7 +20,7 @@ from shardpress.report import sample as sampling
 from shardpress.report.page.build import page_of, text_of
 from shardpress.report.verify import verify
 from shardpress.result import INDEX, Result, result_bytes
-from tests.support.bad_shards import NO_LIMITS, Shards
+from tests.support.bad_shards import SKIP, Shards
 from tests.support.logged import mentions
 from tests.support.standin import Workspace
 
@@ -50,7 +50,7 @@ def test_the_report_lists_the_worst_of_all_rows(shards: Shards, monkeypatch: pyt
     rows[500] = np.nan
     shards.add(rows[:400])
     shards.add(rows[400:])
-    flags = ["--clip-quantile", "0.02", "--impute", "mean", "--on-bad-data", "skip", *NO_LIMITS]
+    flags = ["--clip-quantile", "0.02", "--impute", "mean", *SKIP]
     assert shards.run(*flags, "--row-error") == 0
     errors = open_features(shards.output).extras["error"].compute()
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(errors)), [500])

@@ -48,7 +48,6 @@ def test_committed_results_need_no_space_again(
     assert workspace.run(out.with_name("another"), disk=Small(needed[0])) == 0
 
 
-@pytest.mark.usefixtures("unread")
 def test_an_unusable_output_is_reported_before_rows_are_read(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

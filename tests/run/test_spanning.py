@@ -16,7 +16,7 @@ from shardpress.features import open_features
 from shardpress.report.verify import verify
 from shardpress.result import Result
 from shardpress.run import budget, encoding_stage
-from tests.support.bad_shards import NO_LIMITS, SETTINGS, Shards, bad_lines, encoded
+from tests.support.bad_shards import SETTINGS, SKIP, Shards, bad_lines, encoded
 from tests.support.damage import damage
 from tests.support.fields import run_with_sizes
 from tests.support.helpers import write_shard
@@ -26,7 +26,6 @@ from tests.support.protocol import invalid_entries, leftovers
 from tests.support.standin import PART_BYTES, UnsyncedDisk
 
 N_ROWS = (5, 9, 3, 7, 6, 20, 4)
-SKIP = ("--on-bad-data", "skip", *NO_LIMITS)
 
 
 @pytest.fixture

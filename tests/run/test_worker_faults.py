@@ -10,7 +10,6 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from tests.support.killing import processes_of
 from tests.support.logged import mentions
 from tests.support.processes import Small, ends_well
 from tests.support.protocol import committed, invalid_entries, leftovers
-from tests.support.standin import Workspace, features_of
+from tests.support.standin import Workspace, features_of, install
 
 pytestmark = pytest.mark.process
 
@@ -32,9 +31,11 @@ PRELOAD = ("--preload", "tests.support.worker_faults")
 
 
 @pytest.fixture
-def wide(make_workspace: Callable[..., Workspace]) -> Workspace:
+def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """Return a workspace with ten shards of one part each."""
-    return make_workspace(*SIZES)
+    install(monkeypatch)
+    monkeypatch.chdir(".")  # the probe of the cluster changes the directory; this restores it
+    return Workspace(tmp_path, *SIZES)
 
 
 def worker_faults(once: Path | None = None, **faults: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from shardpress.shards.conversion import Conversion
 from shardpress.shards.open import open_shards
 from tests.support import named_columns
 from tests.support.cases import case, each
-from tests.support.helpers import refused, some_rows, whole
+from tests.support.helpers import refused, some_rows, whole, write_shard
 
 pytestmark = pytest.mark.process
 
@@ -82,7 +82,7 @@ def test_repeated_names_match_in_their_order_only(tmp_path: Path) -> None:
 
 
 def test_missing_names_and_columns_are_refused_by_name(tmp_path: Path) -> None:
-    named_columns.with_coordinate(tmp_path / "0.h5", ROWS, np.arange(6.0))
+    write_shard(tmp_path / "0.h5", ROWS, extras={"wavelength": np.arange(6.0)})
     named_columns.attribute(tmp_path / "1.h5", ROWS, NAMES)
     named_columns.attribute(tmp_path / "2.h5", ROWS[:, :3], [*NAMES[:2], "\x1b[2J" + "a" * 500])
     paths = [tmp_path / f"{i}.h5" for i in range(3)]
@@ -95,7 +95,7 @@ def test_missing_names_and_columns_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_first_shard_with_names_decides_unless_it_is_bad(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.h5" for i in range(4)]
-    named_columns.with_coordinate(paths[0], ROWS, np.arange(5.0), "y")
+    write_shard(paths[0], ROWS, extras={"y": np.arange(5.0)})
     named_columns.attribute(paths[1], ROWS[:, :2], ["x", "y"])
     named_columns.attribute(paths[2], ROWS, NAMES)
     named_columns.attribute(paths[3], ROWS, NAMES[::-1])
@@ -115,7 +115,7 @@ def test_numbers_of_columns_are_compared(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.h5" for i in range(3)]
     in_order = WAVELENGTHS[[*ORDER]].astype("f4")
     for path, order, values in zip(paths, (range(6), ORDER, ORDER), (WAVELENGTHS, in_order, WAVELENGTHS), strict=True):
-        named_columns.with_coordinate(path, ROWS[:, order], values)
+        write_shard(path, ROWS[:, order], extras={"wavelength": values})
     np.testing.assert_array_equal(opened(paths[::2])[0].columns.values, WAVELENGTHS)
     with refused(65, f"file={paths[1]}", "column 0 ", "4000.0", "4300.0", f" file={paths[0]}"):
         opened(paths)
@@ -131,7 +131,7 @@ def test_numbers_of_columns_are_compared(tmp_path: Path) -> None:
 def test_numbers_that_may_not_be_of_columns_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     for name, n_rows in (("mean", 9), ("energy", 6)):  # as many rows as columns
-        named_columns.with_coordinate(path, some_rows(n_rows=n_rows), WAVELENGTHS, name)
+        write_shard(path, some_rows(n_rows=n_rows), extras={name: WAVELENGTHS})
         assert not opened([path])[0].columns.is_known
 
 

@@ -96,12 +96,11 @@ def test_columns_are_digested_in_the_order_of_the_model(tmp_path: Path) -> None:
     permuted = rows[:, order]
     named_columns.attribute(tmp_path / "0.h5", rows, names)
     named_columns.attribute(tmp_path / "1.h5", permuted, [names[i] for i in order])
-    named_columns.sparse_anndata(tmp_path / "2.h5", permuted, [names[i] for i in order])
     check = ColumnCheck(ColumnRule("name"))
-    shards = open_shards([str(tmp_path / f"{i}.h5") for i in range(3)], check=check)
+    shards = open_shards([str(tmp_path / f"{i}.h5") for i in range(2)], check=check)
     conversion = Conversion(check.orders)
     assert {digest_of(shard, conversion=conversion) for shard in shards} == {digest_of(shards[0])}
-    assert digest_of(opened(tmp_path / "3.h5", permuted)) != digest_of(shards[0])
+    assert digest_of(opened(tmp_path / "2.h5", permuted)) != digest_of(shards[0])
 
 
 # -- extras ------------------------------------------------------------------------------------------------------------

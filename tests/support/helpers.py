@@ -14,6 +14,7 @@ import pytest
 
 from shardpress.cluster.threads import threads
 from shardpress.errors import ShardpressError
+from shardpress.features import open_features
 from shardpress.hdf5.shard import Block, Shard
 from shardpress.scan.blocks import ScanSettings
 from shardpress.scan.ranges import Scan, scan
@@ -67,6 +68,11 @@ def scanned(
     """Scan shards in threads, and return the scan."""
     with threads(n_threads) as pool:
         return scan(shards, ScanSettings(block_rows, **settings), pool, n_threads, advance, fitted)
+
+
+def features_in(output: Path, **options: Any) -> np.ndarray:
+    """Return the features of an output directory. `options` are those of `open_features`."""
+    return open_features(output, **options).features.compute()
 
 
 def names(shard: Shard) -> tuple[str, ...]:

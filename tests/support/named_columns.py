@@ -8,8 +8,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from tests.support.helpers import csr
-
 Write = Callable[[Path, np.ndarray, Sequence[str]], None]
 
 
@@ -17,16 +15,9 @@ def anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
     """Write an AnnData file. Its `var` is a group with an attribute that names the dataset of names."""
     with h5py.File(path, "w") as file:
         file["X"] = rows
-        _variables(file.create_group("var"), names)
-
-
-def sparse_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """Write an AnnData file with a matrix in CSR form."""
-    with h5py.File(path, "w") as file:
-        group = file.create_group("X")
-        group["data"], group["indices"], group["indptr"] = csr(rows)
-        group.attrs.update({"encoding-type": "csr_matrix", "shape": rows.shape})
-        _variables(file.create_group("var"), names)
+        file["var/genes"] = list(names)
+        file["var/mean"] = np.zeros(len(names))
+        file["var"].attrs["_index"] = "genes"
 
 
 def early_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
@@ -59,16 +50,3 @@ SOURCES: dict[str, Write] = {
     "attribute": attribute,
 }
 """Functions that write files of kinds that today's libraries do not always write."""
-
-
-def with_coordinate(path: Path, rows: np.ndarray, values: object, name: str = "wavelength") -> None:
-    """Write rows with a numeric dataset next to them."""
-    with h5py.File(path, "w") as file:
-        file["X"] = rows
-        file[name] = values
-
-
-def _variables(group: h5py.Group, names: Sequence[str]) -> None:
-    group["genes"] = list(names)
-    group["mean"] = np.zeros(len(names))
-    group.attrs["_index"] = "genes"

@@ -55,14 +55,13 @@ class Autoencoder:
         self._center = center
         self._scale = scale
         self._limits = limits
-        self._shapes = network.shapes
-        self.set_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
+        self.set_parameters({name: np.zeros(shape) for name, shape in network.shapes.items()})
 
     def parameters(self) -> dict[str, np.ndarray]:
         return {name: array.copy() for name, array in self._parameters.items()}
 
     def set_parameters(self, values: Mapping[str, np.ndarray]) -> None:
-        self._parameters = checked(values, self._shapes)
+        self._parameters = {name: np.array(array, dtype=np.float32) for name, array in values.items()}
 
     def scaled(self, rows: np.ndarray) -> np.ndarray:
         return ((rows.astype(self._center.dtype) - self._center) * self._scale).astype(np.float32)
@@ -114,8 +113,8 @@ class TrainingStep:
         self._loss = loss
         self._autoencoder = autoencoder
         self._resident = resident
-        self._shapes = {f"{name}_velocity": array.shape for name, array in autoencoder.parameters().items()}
-        self.set_state({name: np.zeros(shape) for name, shape in self._shapes.items()})
+        parameters = autoencoder.parameters()
+        self.set_state({f"{name}_velocity": np.zeros_like(array) for name, array in parameters.items()})
         self._minibatches: Iterator[np.ndarray] = iter(())
         self._targets: Iterator[np.ndarray] = iter(())
 
@@ -150,7 +149,7 @@ class TrainingStep:
         return {name: array.copy() for name, array in self._state.items()}
 
     def set_state(self, values: Mapping[str, np.ndarray]) -> None:
-        self._state = checked(values, self._shapes)
+        self._state = {name: np.array(array, dtype=np.float32) for name, array in values.items()}
 
     def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
         """Take a step on one minibatch. Tests replace this method to count steps, or to make them fail."""
@@ -166,14 +165,6 @@ class TrainingStep:
             parameter += velocity
         self._autoencoder.set_parameters(parameters)
         return cost if with_cost else None
-
-
-def checked(values: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Return copies of the values as float32. Raise `ValueError` if their names or shapes are different."""
-    found = {name: np.shape(array) for name, array in values.items()}
-    if found != dict(shapes):
-        raise ValueError(f"found arrays with shapes {found}, expected arrays with shapes {dict(shapes)}")
-    return {name: np.array(array, dtype=np.float32) for name, array in values.items()}
 
 
 # Settings that the stand-in supports, with the initialization of earlier versions.
