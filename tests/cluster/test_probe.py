@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,18 +12,13 @@ from shardpress.cluster.probe import Probe, differences
 from tests.support.logged import mentions
 
 
-@pytest.fixture
-def probe(tmp_path: Path) -> Iterator[Probe]:
-    """Return a probe with an existing output directory and input, and restore the working directory."""
-    before = os.getcwd()
-    (tmp_path / "work").mkdir()
-    (tmp_path / "a.h5").write_bytes(b"rows")
-    yield Probe(str(tmp_path), str(tmp_path), (str(tmp_path / "a.h5"),)).marked()
-    os.chdir(before)
-
-
 @pytest.mark.process  # runs g++ to get its version
-def test_differences_name_both_values(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_differences_name_both_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # restores the directory, which a probe changes
+    (tmp_path / "work").mkdir()
+    shard = tmp_path / "a.h5"
+    shard.write_bytes(b"rows")
+    probe = Probe(str(tmp_path), str(tmp_path), (str(shard),)).marked()
     driver = probe.facts()
     assert differences(driver, probe.facts()) == []
     others = {"numpy": "1.25.2", "processor": "Another One", "h5py": "not installed", "g++": "4.8"}

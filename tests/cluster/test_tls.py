@@ -12,11 +12,6 @@ import pytest
 from shardpress.cluster.tls import IsolatedSecurity
 
 
-@pytest.fixture(scope="module")
-def security() -> IsolatedSecurity:
-    return IsolatedSecurity.temporary()
-
-
 def connect(security: IsolatedSecurity) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
     """Open a connection and return its two ends, which do not block."""
     ours, theirs = socket.socketpair()
@@ -32,7 +27,8 @@ def connect(security: IsolatedSecurity) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
     return client, server
 
 
-def test_a_lost_connection_does_not_affect_others(security: IsolatedSecurity) -> None:
+def test_a_lost_connection_does_not_affect_others() -> None:
+    security = IsolatedSecurity.temporary()
     client, lost = connect(security)
     intact, peer = connect(security)
     with lost, intact, peer:

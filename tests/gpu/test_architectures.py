@@ -7,8 +7,6 @@ networks, all cards, and the NVRTC versions in .nvrtc/, which `make soak` instal
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import pytest
 from shardpress.gpu.install import _build_forwarders
 from tests.support.cases import ALL_CASES, sample
 from tests.support.cuda import stub
-from tests.support.interpreters import REPOSITORY, environment, run_python
+from tests.support.interpreters import REPOSITORY, run_python
 
 pytestmark = pytest.mark.process
 
@@ -50,10 +48,9 @@ def sources(pygpu: None, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return files with the sources of kernels that libgpuarray compiles for graphs on the emulated card."""
     folder = tmp_path_factory.mktemp("sources")
     networks = [] if ALL_CASES else ["leaky"]
-    # Disable the kernel cache that Theano enables in libgpuarray.
-    env = environment(THEANO_FLAGS="device=cuda,gpuarray.cache_path=", **stub.variables(sources=folder, blind=1))
-    command = [sys.executable, "-m", "tests.support.graphs_child", *networks]
-    subprocess.run(command, env=env, cwd=REPOSITORY, check=True)
+    code = f"from tests.support import graphs_child\ngraphs_child.main({networks})"
+    flags = "device=cuda,gpuarray.cache_path="  # without the kernel cache that Theano enables in libgpuarray
+    run_python(code, "default", THEANO_FLAGS=flags, **stub.variables(sources=folder, blind=1))
     paths = sorted(map(str, folder.glob("*.cu")))
     assert len(paths) > 50
     return sample(paths, 20)

@@ -16,20 +16,10 @@ from tests.support.interpreters import run_python
 
 pytestmark = pytest.mark.process
 
-BEGIN = """
-import ctypes
-from concurrent.futures import ThreadPoolExecutor
-import numpy as np
-from tests.support.cuda.calls import CUDA, Card, call, code_of
-def in_thread(*arguments):
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(code_of, *arguments).result()
-"""
-
 
 def with_and_without(code: str, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return ``facts`` with our libraries in front of a stub with these settings, and without our libraries."""
-    ours, without = (run_python(BEGIN + code, **variables(forwarded, **settings)) for forwarded in (True, False))
+    ours, without = (run_python(code, **variables(forwarded, **settings)) for forwarded in (True, False))
     return ours.facts, without.facts
 
 
@@ -37,6 +27,7 @@ def with_and_without(code: str, **settings: Any) -> tuple[dict[str, Any], dict[s
 
 
 PYGPU = """
+import numpy as np
 import pygpu
 context = pygpu.init("cuda0")
 x = pygpu.array(np.arange(1000, dtype=np.float32), context=context, cls=pygpu._array.ndgpuarray)
@@ -53,24 +44,45 @@ def test_downloads_of_libgpuarray_are_complete_on_return() -> None:
 
 
 THREAD = """
-card = Card()
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import byref, c_int, c_size_t, c_void_p
+import numpy as np
+cuda = ctypes.CDLL("libcuda.so")
+device = c_int()
+context = c_void_p()
+stream = c_void_p()
+place = c_void_p()
 source = np.ones(16, np.float32)
-place = card.upload(source)
+found = np.zeros(16, np.float32)
+n_bytes = c_size_t(source.nbytes)
+assert not cuda.cuInit(0)
+assert not cuda.cuDeviceGet(byref(device), 0)
+assert not cuda.cuDevicePrimaryCtxRetain(byref(context), device)
+assert not cuda.cuCtxPushCurrent_v2(context)
+assert not cuda.cuStreamCreate(byref(stream), 0)
+assert not cuda.cuMemAlloc_v2(byref(place), n_bytes)
+assert not cuda.cuMemcpyHtoDAsync_v2(place, c_void_p(source.ctypes.data), n_bytes, stream)
 source[:] = 2
+def download():
+    return cuda.cuMemcpyDtoHAsync_v2(c_void_p(found.ctypes.data), place, n_bytes, stream)
 def work():
-    facts["found"] = float(card.download(place, np.zeros(16, np.float32)).mean())
-    call("cuCtxPopCurrent_v2", None)
-    facts["twice"] = code_of(call, "cuCtxPopCurrent_v2", None)
-facts["code"] = in_thread(work)
-card.synchronise()
-facts["uploaded"] = float(card.download(place, np.zeros(16, np.float32)).mean())
+    facts["code"] = download()
+    facts["found"] = float(found.mean())
+    facts["pops"] = [cuda.cuCtxPopCurrent_v2(None), cuda.cuCtxPopCurrent_v2(None)]
+with ThreadPoolExecutor(1) as pool:
+    pool.submit(work).result()
+assert not cuda.cuStreamSynchronize(stream)
+assert not download()
+facts["uploaded"] = float(found.mean())
 """
 
 
 def test_uploads_are_waited_for_and_a_thread_gets_a_context_once() -> None:
     ours, without = with_and_without(THREAD, hold="uploads")
-    assert ours == {"found": 1, "twice": 201, "code": 0, "uploaded": 1}
-    assert without == {"code": 201, "uploaded": 2}
+    # 201 is CUDA_ERROR_INVALID_CONTEXT: the thread has no context, or no second one.
+    assert ours == {"code": 0, "found": 1, "pops": [0, 201], "uploaded": 1}
+    assert without == {"code": 201, "found": 0, "pops": [201, 201], "uploaded": 2}
 
 
 # ---- NVRTC

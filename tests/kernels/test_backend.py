@@ -17,10 +17,6 @@ def has_nvidia_driver():
     return True
 
 
-needs_pygpu = pytest.mark.usefixtures("pygpu")
-without_a_card = pytest.mark.skipif(has_nvidia_driver(), reason="this machine has an NVIDIA driver")
-
-
 # ---- fallback
 
 
@@ -43,8 +39,8 @@ except backend.DeviceUnavailable as error:
 """
 
 
-@needs_pygpu
-@without_a_card
+@pytest.mark.usefixtures("pygpu")
+@pytest.mark.skipif(has_nvidia_driver(), reason="this machine has an NVIDIA driver")
 def test_cuda_without_a_card_computes_on_the_cpu_and_warns_once():
     # Theano itself refuses to start a device when it inherits the second variable from a parent process.
     ended = run_python(FALL_BACK, THEANO_FLAGS="device=cuda", THEANO_GPU_IS_ALREADY_ACTIVE="Yes")

@@ -7,12 +7,10 @@ Sample: rows of 3 dtypes; one network of several layers on each GPU; one layer t
 TEST_CASES=all, each GPU gets 10 dtypes, four training runs and three networks.
 """
 
-import json
 import re
-import subprocess
-import sys
-from dataclasses import dataclass
+from functools import cache
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +20,7 @@ from tests.support import device_child as child
 from tests.support import reference
 from tests.support.cases import case
 from tests.support.cuda import stub
-from tests.support.interpreters import REPOSITORY, environment
+from tests.support.interpreters import run_python
 from tests.support.networks import numpy_steps
 from tests.support.tolerances import assert_close
 
@@ -32,43 +30,24 @@ OPENCL = "opencl0:0"
 CUDA = "cuda"
 
 
-@dataclass
-class Run:
-    """Results of `device_child` on a device."""
-
-    arrays: dict
-    device: str
-    graphs: dict
-    reduction: dict
-
-
 def run(device, folder):
     """Run `device_child` on a device and return its results."""
-    arrays = folder / "arrays.npz"
-    facts = folder / "facts.json"
-    command = [sys.executable, "-W", "error", "tests/support/device_child.py", arrays, facts]
+    path = folder / "arrays.npz"
+    code = f"from tests.support import device_child\nfacts |= device_child.main({str(path)!r})"
     # The emulated driver delays copies, like current drivers. Our own libraries wrap this driver.
     card = stub.card(hold="downloads") if device == CUDA else {}
     # If pocl compiles a kernel of libgpuarray for the first time, it writes the number of warnings to stderr.
     flags = {"THEANO_FLAGS": f"device={device}", "POCL_EXTRA_BUILD_FLAGS": "-w"}
-    env = environment(**flags, **card)
-    result = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    with np.load(arrays) as stored:
-        return Run(arrays=dict(stored), **json.loads(facts.read_text()))
+    ended = run_python(code, **flags, **card)
+    assert ended.stderr == ""
+    with np.load(path) as stored:
+        return SimpleNamespace(arrays=dict(stored), **ended.facts)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Return the runs by device; each run takes place when it is first requested."""
-
-    class Runs(dict):
-        def __missing__(self, device):
-            self[device] = run(device, tmp_path_factory.mktemp("run"))
-            return self[device]
-
-    return Runs()
+def run_on(tmp_path_factory):
+    """Return a function that returns the results on a device; each run takes place when it is first requested."""
+    return cache(lambda device: run(device, tmp_path_factory.mktemp("run")))
 
 
 def labels_of(device):
@@ -107,25 +86,25 @@ def n_products_of(device):
     return found
 
 
-def test_every_product_is_compiled_for_the_device(runs, gpu):
-    assert runs[gpu].device == gpu
+def test_every_product_is_compiled_for_the_device(run_on, gpu):
+    assert run_on(gpu).device == gpu
     for label, n_products in n_products_of(gpu).items():
         with case(label):
-            found = products(runs[gpu].graphs[label])
+            found = products(run_on(gpu).graphs[label])
             assert len(found) == n_products
             assert set(found) <= {"GpuDot22", "GpuGemm"}
 
 
-def test_only_scalars_stay_on_the_cpu_and_only_rows_are_uploaded(runs, gpu):
+def test_only_scalars_stay_on_the_cpu_and_only_rows_are_uploaded(run_on, gpu):
     transfers = {"GpuFromHost", "HostFromGpu"}
-    for label, graph in runs[gpu].graphs.items():
+    for label, graph in run_on(gpu).graphs.items():
         others = [node for node in graph if not node["op"].startswith("Gpu") and node["op"] not in transfers]
         assert [node for node in others if node["ndim"] > 0] == [], label
         if label.startswith("step"):
             assert "float64" not in {node["dtype"] for node in graph if node["ndim"] > 0}, label
             assert [node for node in graph if node["op"] == "GpuFromHost" and node["ndim"]] == [], label
     for dtype in child.DTYPES:
-        graph = runs[gpu].graphs[f"encode {dtype}"]
+        graph = run_on(gpu).graphs[f"encode {dtype}"]
         assert [node["dtype"] for node in graph if node["op"] == "GpuFromHost"] == [np.dtype(dtype).name]
 
 
@@ -146,7 +125,7 @@ def targets_of(network, step):
 
 
 def trained_by_numpy(network):
-    """Repeat `device_child.train_network` in NumPy and float64; return parameters and costs."""
+    """Repeat the training of a network on corrupted rows in NumPy and float64; return parameters and costs."""
     complete = minibatches(child.N_NETWORK_STEPS)
     corrupted = [reference.masked(x, child.make_noise(step), child.CORRUPTION) for step, x in enumerate(complete)]
     more = [(targets_of(network, step), child.make_kept(network, step)) for step in range(child.N_NETWORK_STEPS)]
@@ -154,8 +133,8 @@ def trained_by_numpy(network):
     return numpy_steps(network, child.start_of(network), pairs, "adam", child.RATES["adam"], more)
 
 
-def test_costs_and_parameters_of_training_equal_numpy(runs, gpu):
-    arrays = runs[gpu].arrays
+def test_costs_and_parameters_of_training_equal_numpy(run_on, gpu):
+    arrays = run_on(gpu).arrays
     trained = {name: trained_by_numpy(network) for name, network in child.networks_of(gpu).items()}
     pairs = [(x, x) for x in minibatches(child.N_STEPS)]
     for label in labels_of(gpu):
@@ -170,10 +149,10 @@ def test_costs_and_parameters_of_training_equal_numpy(runs, gpu):
                 assert_close(arrays[f"{label} {name}"], expected, gpu, "parameters")
 
 
-def test_features_and_errors_equal_numpy(runs, gpu):
+def test_features_and_errors_equal_numpy(run_on, gpu):
     rows = child.make_rows()
     x = child.make_scaler(rows).transform(rows).astype(np.float64)
-    stored = runs[gpu].arrays
+    stored = run_on(gpu).arrays
     for name, network in child.networks_of(gpu).items():
         arrays = {key.removeprefix(f"{name} "): array.astype(np.float64) for key, array in stored.items()}
         with case(name):
@@ -183,20 +162,20 @@ def test_features_and_errors_equal_numpy(runs, gpu):
             assert_close(arrays["decoded"], decoded, gpu, "cost")
 
 
-def test_features_of_every_dtype_equal_the_numpy_encoder(runs, gpu):
+def test_features_of_every_dtype_equal_the_numpy_encoder(run_on, gpu):
     for dtype in child.DTYPES:
         rows = child.make_rows(dtype)[:50]
         scaler = child.make_scaler_of(dtype, rows)
         expected = Model(scaler, child.NETWORK, child.start_of(child.NETWORK)).encode(rows)
-        assert_close(runs[gpu].arrays[f"{dtype} features"], expected, gpu, "features")
+        assert_close(run_on(gpu).arrays[f"{dtype} features"], expected, gpu, "features")
 
 
 @pytest.mark.pygpu
-def test_resident_and_streamed_rows_give_the_same_bits(pygpu, runs):
+def test_resident_and_streamed_rows_give_the_same_bits(pygpu, run_on):
     first, *others = (label for label in labels_of(CUDA) if label.startswith("momentum"))
     assert others
     for label, name in product(others, ("costs", "W", "b_hidden", "b_output", "features")):
-        np.testing.assert_array_equal(runs[CUDA].arrays[f"{label} {name}"], runs[CUDA].arrays[f"{first} {name}"])
+        np.testing.assert_array_equal(run_on(CUDA).arrays[f"{label} {name}"], run_on(CUDA).arrays[f"{first} {name}"])
 
 
 # ---- the fix of OpenCL reductions
@@ -211,8 +190,8 @@ def argument_lengths(code):
     return int(room), max(indices) + 1
 
 
-def test_repair_of_reductions_makes_room_for_every_argument(opencl, runs):
-    reduction = runs[OPENCL].reduction
+def test_repair_of_reductions_makes_room_for_every_argument(opencl, run_on):
+    reduction = run_on(OPENCL).reduction
     room, need = argument_lengths(reduction["repaired"])
     assert room >= need == 5 + 2 * 2
     room, need = argument_lengths(reduction["original"])

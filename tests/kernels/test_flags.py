@@ -3,7 +3,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from configparser import RawConfigParser
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 
 import pytest
 
@@ -23,29 +22,23 @@ FLAG = "cuda103"
 # ---- the device, as Theano itself reads it from the settings
 
 
-@dataclass
-class Settings:
-    """Settings of a user: files by name in a home directory, and environment variables that may contain ``{home}``."""
-
-    expected: str
-    files: dict[str, str] = field(default_factory=dict)
-    variables: dict[str, str] = field(default_factory=dict)
-
-
 def naming(device):
     return f"[global]\ndevice = {device}\n"
 
 
 HOME_FILE = {".theanorc": naming(FILE)}
+# The expected device, files in the home directory, and environment variables, which may contain "{home}".
 SETTINGS = {
-    "the file at home": Settings(FILE, HOME_FILE),
-    "later files win, and replace the file at home": Settings(
+    "the file at home": (FILE, HOME_FILE, {}),
+    "later files win, and replace the file at home": (
         OTHER_FILE,
         {**HOME_FILE, "a": naming(FLAG), "b": naming(OTHER_FILE)},
         {"THEANORC": "{home}/a:{home}/b:{home}/missing"},
     ),
-    "the last of repeated flags, before a comment, wins over files": Settings(
-        FLAG, HOME_FILE, {"THEANO_FLAGS": f"device=cpu, floatX=float32,,device='{FLAG}',#,device={FILE}"}
+    "the last of repeated flags, before a comment, wins over files": (
+        FLAG,
+        HOME_FILE,
+        {"THEANO_FLAGS": f"device=cpu, floatX=float32,,device='{FLAG}',#,device={FILE}"},
     ),
 }
 
@@ -72,12 +65,12 @@ facts["device"] = flags.requested_device()
 
 def test_device_is_read_from_flags_and_files_as_theano_reads_it(tmp_path):
     def devices_of(name):
-        settings = SETTINGS[name]
+        _, files, variables = SETTINGS[name]
         home = tmp_path / name
         home.mkdir()
-        for file, text in settings.files.items():
+        for file, text in files.items():
             (home / file).write_text(text)
-        variables = {name: value.format(home=home) for name, value in settings.variables.items()}
+        variables = {variable: value.format(home=home) for variable, value in variables.items()}
         ended = [
             run_python(DEVICE_OF_BACKEND, HOME=home, **variables),
             run_python(DEVICE_OF_THEANO, warnings="ignore", HOME=home, **variables),
@@ -87,9 +80,10 @@ def test_device_is_read_from_flags_and_files_as_theano_reads_it(tmp_path):
     # This fills a cold compile cache. Otherwise the other processes would wait for its lock for 5 to 10 s at a time.
     run_python(DEVICE_OF_BACKEND)
     with ThreadPoolExecutor(2) as pool:
-        for (name, settings), found in zip(SETTINGS.items(), pool.map(devices_of, SETTINGS), strict=True):
+        for name, found in zip(SETTINGS, pool.map(devices_of, SETTINGS), strict=True):
+            expected, _, _ = SETTINGS[name]
             with case(name):
-                assert set(found) == {settings.expected}
+                assert set(found) == {expected}
 
 
 @pytest.mark.compiler

@@ -48,13 +48,6 @@ CORE = {
 SAMPLE = [("sse2", "one layer"), ("avx2", "networks")]
 
 
-def run_tests_with(name, *arguments):
-    """Run tests with one instruction set."""
-    command = [sys.executable, "-m", "pytest", "-q", "-rp", "-x", "-p", "no:cacheprovider", *arguments]
-    env = environment(TEST_ISA=name, THEANORC=None)
-    return subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize(("name", "group"), list(product(INSTRUCTION_SETS, CORE)) if ALL_CASES else SAMPLE)
 def test_kernels_are_correct_with_every_instruction_set(name, group):
     # All other tests use only the best instruction set of the processor.
@@ -62,7 +55,10 @@ def test_kernels_are_correct_with_every_instruction_set(name, group):
     if os.environ.get("TEST_ISA"):
         return  # this run already includes the same tests
     words = CORE[group]
-    result = run_tests_with(name, "tests/kernels/test_ops.py", "-k", " or ".join(words))
+    tests = ["tests/kernels/test_ops.py", "-k", " or ".join(words)]
+    command = [sys.executable, "-m", "pytest", "-q", "-rp", "-x", "-p", "no:cacheprovider", *tests]
+    env = environment(TEST_ISA=name, THEANORC=None)
+    result = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-20_000:]
     passed_tests = re.findall(r"^PASSED .*::(test_\w+)", result.stdout, re.MULTILINE)
     assert all(any(word in test for test in passed_tests) for word in words), result.stdout

@@ -6,8 +6,6 @@ Sample: one of Theano's two linkers; with TEST_CASES=all both.
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 from tests.support import device_child as child
 from tests.support.cases import ALL_CASES
 from tests.support.cuda.stub import variables
-from tests.support.interpreters import REPOSITORY, environment
+from tests.support.interpreters import run_python
 from tests.support.steps_child import N_EACH, STEPS_PER_CALL
 
 pytestmark = pytest.mark.process
@@ -37,10 +35,8 @@ def uploads(calls: list[str]) -> list[int]:
 @pytest.mark.parametrize("more_flags", ["", ",linker=vm"] if ALL_CASES else [""])
 def test_steps_do_not_wait_and_have_their_minibatches_uploaded(pygpu: None, tmp_path: Path, more_flags: str) -> None:
     log = tmp_path / "log"
-    command = [sys.executable, "-W", "error", "tests/support/steps_child.py", log]
-    env = environment(THEANO_FLAGS=f"device=cuda{more_flags}", **variables(True, log=log))
-    result = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    code = f"from tests.support import steps_child\nsteps_child.main({str(log)!r})"
+    run_python(code, THEANO_FLAGS=f"device=cuda{more_flags}", **variables(True, log=log))
     marked = re.split(r"^(\w+ piece|\w+ steps)\n", log.read_text(), flags=re.MULTILINE)
     sections = [(name, calls.splitlines()) for name, calls in zip(marked[1::2], marked[2::2], strict=True)]
     for place, n_bytes in PIECE.items():

@@ -12,24 +12,18 @@ import pytest
 from shardpress_kernels import compilecache, theanofiles
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Return a copy of the files of Theano that are checked."""
+def test_changed_and_missing_files_are_named(tmp_path: Path) -> None:
     spec = find_spec("theano")
     assert spec is not None
     assert spec.origin is not None
     for name in theanofiles._DIGESTS:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(spec.origin).parent / name, tmp_path / name)
-    return tmp_path
-
-
-def test_changed_and_missing_files_are_named(folder: Path) -> None:
-    assert theanofiles.changed_files() == theanofiles.changed_files(folder) == []
-    with open(folder / "gof/cmodule.py", "a") as file:
+    assert theanofiles.changed_files() == theanofiles.changed_files(tmp_path) == []
+    with open(tmp_path / "gof/cmodule.py", "a") as file:
         file.write("# a patch\n")
-    (folder / "tensor/blas.py").unlink()
-    assert theanofiles.changed_files(folder) == ["gof/cmodule.py", "tensor/blas.py"]
+    (tmp_path / "tensor/blas.py").unlink()
+    assert theanofiles.changed_files(tmp_path) == ["gof/cmodule.py", "tensor/blas.py"]
 
 
 def test_changed_theano_is_refused_in_later_pythons(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,10 @@ OTHER_USER = 12345
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Iterator[Path]:
+def folders(tmp_path: Path) -> Path:
     """Return a path with three nested directories."""
-    tmp_path.chmod(0o700)
     (tmp_path / "a/b/c").mkdir(parents=True)
-    yield tmp_path
-    tmp_path.chmod(0o700)
+    return tmp_path
 
 
 @pytest.mark.parametrize(("mode", "is_safe"), [(0o755, True), (0o775, False), (0o757, False), (0o1777, True)])

@@ -1,12 +1,7 @@
-"""Test copies and sums on a device, in a separate process for test_card.py.
-
-Usage: python tests/support/card_child.py N_COPIES N_BYTES OUT.json SIZE..., with the device in THEANO_FLAGS.
-"""
+"""Test copies and sums on the device of THEANO_FLAGS, in a separate process for test_card.py."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -47,16 +42,3 @@ def wrong_sums(sizes: Sequence[int]) -> list[dict[str, Any]]:
             if not np.all(off <= _ROUNDINGS * np.abs(rows).sum(axis=axis, dtype=np.float64)):
                 wrong.append({"shape": shape, "axis": axis, "off": float(np.max(off))})
     return wrong
-
-
-def main(n_copies: str, n_bytes: str, path: str, *sizes: str) -> None:
-    """Run both tests and write the results."""
-    device = backend.start(require=True)
-    copies = wrong_copies(int(n_copies), int(n_bytes))
-    sums = wrong_sums([int(size) for size in sizes])
-    with open(path, "w") as file:
-        json.dump({"device": device.used, "copies": copies, "sums": sums}, file)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

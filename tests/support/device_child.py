@@ -1,13 +1,8 @@
-"""Train and encode on a device in a separate process, and record the compiled code, for test_devices.py.
-
-Usage: python tests/support/device_child.py OUT.npz OUT.json, with the device in THEANO_FLAGS.
-"""
+"""Train and encode on a device, and record the compiled code, in a separate process for test_devices.py."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -173,60 +168,41 @@ def _describe(node: Any) -> dict[str, Any]:
     return {"op": type(node.op).__name__, "dtype": getattr(output, "dtype", ""), "ndim": getattr(output, "ndim", 0)}
 
 
-def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
-    """Return costs, parameters and features of one training run."""
+def train(graphs: Graphs, label: str, network: Network, rule: str, place: str) -> dict[str, np.ndarray]:
+    """Return costs, parameters and features of one training run.
+
+    All networks except for `NETWORK` are trained on corrupted rows, and the errors of the rows are returned too.
+    """
     from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.step import TrainingStep
 
+    is_plain = network is NETWORK
     rows = make_rows()
-    label = f"{rule} {place}"
-    resident = None if place == "streamed" else rows.copy() if place == "resident" else Pieces(rows)
-    autoencoder = Autoencoder(NETWORK, *make_scaler(rows).arrays(rows.dtype))
-    autoencoder.set_parameters(start_of(NETWORK))
-    step = TrainingStep(autoencoder, rule, rows.dtype, resident=resident)
-    graphs.label = f"step {label}"
-    costs = []
-    for number, minibatch in enumerate(make_minibatches()):
-        minibatch_or_numbers = rows[minibatch] if resident is None else minibatch
-        costs.append(take_step(step, minibatch_or_numbers, RATES[rule], with_cost(number)))
-    graphs.label = f"encode {label}"
-    found = {"costs": np.array([cost for cost in costs if cost is not None]), "features": autoencoder.encode(rows)}
-    found |= autoencoder.parameters()
-    return {f"{label} {name}": array for name, array in found.items()}
-
-
-def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
-    """Train a network with adam on corrupted rows, uploaded or streamed. Return costs, parameters and results."""
-    from shardpress_kernels.autoencoder import Autoencoder
-    from shardpress_kernels.step import TrainingStep
-
-    rows = make_rows()
-    network = NETWORKS[name]
+    resident = {"streamed": None, "resident": rows.copy(), "uploaded": Pieces(rows)}[place]
     autoencoder = Autoencoder(network, *make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(start_of(network))
-    resident = Pieces(rows) if name == "relu" else None
-    step = TrainingStep(autoencoder, "adam", rows.dtype, resident, CORRUPTION, LOSS)
-    graphs.label = f"step {name}"
-    minibatches = make_minibatches()[:N_NETWORK_STEPS]
-    costs = [
-        take_step(
-            step,
-            rows[chosen] if resident is None else chosen,
-            RATES["adam"],
-            with_cost=True,
-            noise=make_noise(i),
-            targets=make_targets(network, i),
-            kept=make_kept(network, i),
-        )
-        for i, chosen in enumerate(minibatches)
-    ]
-    graphs.label = f"encode {name}"
-    found = {"costs": np.array(costs), "features": autoencoder.encode(rows)}
-    graphs.label = f"errors {name}"
-    found |= {"errors": autoencoder.errors(rows)} | autoencoder.parameters()
-    graphs.label = f"decoded {name}"
-    found["decoded"] = autoencoder.errors(rows, found["features"])
-    return {f"{name} {key}": array for key, array in found.items()}
+    corruption = 0.0 if is_plain else CORRUPTION
+    n_steps = N_STEPS if is_plain else N_NETWORK_STEPS
+    step = TrainingStep(autoencoder, rule, rows.dtype, resident, corruption, LOSS)
+    graphs.label = f"step {label}"
+    costs = []
+    for i, numbers in enumerate(make_minibatches()[:n_steps]):
+        minibatch = rows[numbers] if resident is None else numbers
+        has_cost = with_cost(i) or not is_plain
+        noise = None if is_plain else make_noise(i)
+        targets = make_targets(network, i)
+        kept = make_kept(network, i)
+        costs.append(take_step(step, minibatch, RATES[rule], has_cost, noise, targets, kept))
+    graphs.label = f"encode {label}"
+    features = autoencoder.encode(rows)
+    found = {"costs": np.array([cost for cost in costs if cost is not None]), "features": features}
+    found |= autoencoder.parameters()
+    if not is_plain:
+        graphs.label = f"errors {label}"
+        found["errors"] = autoencoder.errors(rows)
+        graphs.label = f"decoded {label}"
+        found["decoded"] = autoencoder.errors(rows, features)
+    return {f"{label} {name}": array for name, array in found.items()}
 
 
 def encode_every_dtype(graphs: Graphs) -> dict[str, np.ndarray]:
@@ -262,24 +238,19 @@ def reduction() -> dict[str, Any]:
     }
 
 
-def main(arrays: str, facts: str) -> None:
-    """Run all computations and write the two files."""
-    device = backend.start(require=True)
+def main(path: str) -> dict[str, Any]:
+    """Run all computations and store their arrays in a .npz file. Return the device and the compiled code."""
+    device = backend.start(require=True).used
     theano = backend.load()
     graphs = theano.function = Graphs(theano.function)
     found = {}
-    for rule, place in trainings_of(device.used):
-        found |= train(graphs, rule, place)
-    for name in networks_of(device.used):
-        found |= train_network(graphs, name)
+    for rule, place in trainings_of(device):
+        found |= train(graphs, f"{rule} {place}", NETWORK, rule, place)
+    for name, network in networks_of(device).items():
+        place = "uploaded" if name == "relu" else "streamed"
+        found |= train(graphs, name, network, "adam", place)
     found |= encode_every_dtype(graphs)
+    np.savez(path, **found)
     graphs.label = "reduction"
-    results = {"device": device.used, "graphs": graphs.seen}
-    results["reduction"] = reduction() if device.used.startswith("opencl") else {}
-    np.savez(arrays, **found)
-    with open(facts, "w") as file:
-        json.dump(results, file)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    code_of_reduction = reduction() if device.startswith("opencl") else {}
+    return {"device": device, "graphs": graphs.seen, "reduction": code_of_reduction}

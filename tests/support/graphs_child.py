@@ -1,12 +1,7 @@
-"""Run every graph on the device of THEANO_FLAGS: encode rows of each dtype and train each network with each rule.
-
-python -m tests.support.graphs_child            all graphs
-python -m tests.support.graphs_child leaky      one network, trained with adam
-"""
+"""Run every graph on the device of THEANO_FLAGS: encode rows of each dtype and train each network with each rule."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -55,8 +50,8 @@ def train(autoencoder: Autoencoder, rows: np.ndarray, rule: str, corruption: flo
 
 
 def main(names: Sequence[str]) -> None:
-    """Run each graph once, or the most common graphs of some networks."""
-    print(backend.start(require=True))
+    """Run each graph once, or the most common graphs of the networks with these names."""
+    backend.start(require=True)
     networks = {name: NETWORKS[name] for name in names} or NETWORKS
     for _, autoencoder, rows in autoencoders("uint8", networks):
         encode(autoencoder, rows)
@@ -68,7 +63,3 @@ def main(names: Sequence[str]) -> None:
             encode(autoencoder, rows)
             for is_resident in (False, True):
                 train(autoencoder, rows, "adam", 0.0, is_resident)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

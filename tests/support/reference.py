@@ -75,14 +75,12 @@ def _decode(
 
 def code(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
     """Return the code of scaled rows: shape (n_rows, n_features)."""
-    a, _ = forward(network, x, parameters)
-    return a[-1]
+    return _encode(network, x, parameters)[-1]
 
 
 def features(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
     """Return the written features of scaled rows: shape (n_rows, n_outputs)."""
-    a, _ = forward(network, x, parameters)
-    return a[network.output.n_layers]
+    return _encode(network, x, parameters)[network.output.n_layers]
 
 
 def row_errors(

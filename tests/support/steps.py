@@ -10,11 +10,6 @@ if TYPE_CHECKING:
     from shardpress_kernels.step import TrainingStep
 
 
-def forget(step: TrainingStep) -> None:
-    """Set the state of the rule to zeros, as before the first step."""
-    step.set_state({name: np.zeros_like(array) for name, array in step.state().items()})
-
-
 def take_step(
     step: TrainingStep,
     minibatch: np.ndarray,

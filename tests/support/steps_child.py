@@ -1,11 +1,7 @@
-"""Take training steps on the emulated card, in a separate process for test_step_on_card.py.
-
-Usage: python tests/support/steps_child.py LOG, with the device in THEANO_FLAGS, and the stub's log.
-"""
+"""Take training steps on the emulated card, in a separate process for test_step_on_card.py."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -99,12 +95,8 @@ def take_steps(place: str, log: str) -> None:
 
 
 def main(log: str) -> None:
-    """Take steps on streamed and on uploaded rows."""
+    """Take steps on streamed and on uploaded rows, and mark them in the log of the emulated card."""
     backend.start(require=True)
     check_alternating_uploads()
     for place in ("streamed", "uploaded"):
         take_steps(place, log)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -55,7 +55,7 @@ class Rig:
         if content:
             training.resume(Checkpoint.from_npz(content))
         found: dict[int, bytes] = {}
-        train(training, lambda each: found.update({each.n_steps: each.to_npz()}), checkpoint_minutes=0.0)
+        train(training, lambda each: found.update({each.n_steps: each.to_npz()}))
         return training, found
 
 

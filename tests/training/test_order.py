@@ -13,10 +13,6 @@ NONE = np.empty(0, dtype=np.int64)
 STARTS = np.array([0, 3, 4, 9, 12, 20, 21])
 
 
-def epoch_of(order, epoch=0):
-    return np.concatenate([rows for _slabs, rows in order.windows(epoch)])
-
-
 def test_an_epoch_visits_each_training_row_once():
     for window_rows, left_out in product(
         [1, 5, 20, 21, 22], [[], [0], [20], [3, 4, 5, 11], list(range(9)), list(range(20))]
@@ -25,7 +21,8 @@ def test_an_epoch_visits_each_training_row_once():
             order = Order(STARTS, np.array(left_out, dtype=np.int64), window_rows, seed=7)
             expected = np.setdiff1d(np.arange(21), left_out)
             for epoch in range(3):
-                assert sorted(epoch_of(order, epoch)) == expected.tolist()
+                visited = np.concatenate([rows for _slabs, rows in order.windows(epoch)])
+                assert sorted(visited) == expected.tolist()
             assert order.n_rows == len(expected)
             assert all(len(slabs) == 1 or len(rows) <= window_rows for slabs, rows in order.windows(0))
             for most in (1, 3, len(expected), 100):

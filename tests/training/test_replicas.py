@@ -19,17 +19,14 @@ def trained_on(share):
     return share.numbers()[share.places()]
 
 
-def rounds(n_rows, n_replicas, n_rounds, left_out=()):
-    starts = np.array([0, *range(3, n_rows, 5), n_rows])
-    return Rounds(Order(starts, np.array(left_out, dtype=np.int64), n_rows, seed=3), n_replicas, n_rounds)
-
-
 def test_every_row_is_in_one_share_and_shares_are_in_order():
     """This includes more shares than slabs. A share lists its pieces in the order of the files, as its order does."""
     for n_rows, n_replicas, n_rounds, n_left_out in product([6, 100, 1001], [2, 3], [1, 2, 7], [0, 3]):
         with case(n_rows, n_replicas, n_rounds, n_left_out):
             left_out = np.arange(1, n_left_out + 1)
-            shared = rounds(n_rows, n_replicas, n_rounds, left_out)
+            starts = np.array([0, *range(3, n_rows, 5), n_rows])
+            order = Order(starts, left_out, n_rows, seed=3)
+            shared = Rounds(order, n_replicas, n_rounds)
             epochs = []
             for epoch in range(3):
                 shares = list(shared.shares(epoch))
@@ -37,7 +34,7 @@ def test_every_row_is_in_one_share_and_shares_are_in_order():
                 assert [share.n_rows for share in shares] == [len(trained_on(share)) for share in shares]
                 assert all(list(share.pieces) == sorted(share.pieces) for share in shares)
                 assert all(share.left_out.tolist() == sorted(share.left_out) for share in shares)
-                assert shared.n_rows_of(epoch, len(shares)) == shared.order.n_rows
+                assert shared.n_rows_of(epoch, len(shares)) == order.n_rows
                 epochs.append(np.concatenate([trained_on(share) for share in shares]))
                 expected = np.setdiff1d(np.arange(n_rows), left_out)
                 np.testing.assert_array_equal(np.sort(epochs[-1]), expected)
