@@ -44,7 +44,7 @@ golden: setup ## compare results with those of HEAD bit for bit; COMMIT=main sel
 	$(PYTHON_OF_VENV) -m tests.golden $(if $(COMMIT),--against $(COMMIT))
 
 # TEST_CASES=all selects all cases of the tests that otherwise run a sample of them.
-soak: setup .venv-readers/.complete .nvrtc/.complete ## run all cases of all tests (over an hour): kills, failing calls, damaged files
+soak: setup .venv-readers/.complete .nvrtc/.complete ## run all cases of all tests (about two hours): kills, failing calls, damaged files
 	TEST_CASES=all $(PYTHON_OF_VENV) -m pytest -rs --numprocesses $$((2 * $$(nproc)))
 
 bench: setup .venv-peers/.complete ## compare speed with JAX, PyTorch and scikit-learn
