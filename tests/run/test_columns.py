@@ -24,7 +24,7 @@ MATCH = ("--match-columns", "name")
 def test_another_order_is_refused_and_matching_gives_equal_bits(
     empty: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Bits are compared for a given model. The columns of bad rows are named."""
+    """Bits are compared between two runs with a given model. The columns of bad rows are named."""
     folder = empty.folder
     rows = np.random.default_rng(0).uniform(0, 9, (80, 6)).astype(np.float32)
     first = folder / "first.h5ad"
