@@ -101,7 +101,7 @@ EXTRAS = {
 @pytest.mark.process
 @pytest.mark.usefixtures("wide")
 def test_lost_values_of_an_extra_are_filled_and_marked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The chunks of the dataset determine which values are lost; the parts do not matter."""
+    """The chunks of the dataset determine which values are lost; the parts do not matter. Of "big", two are damaged."""
     lacking = write_shard(tmp_path / "0.h5", numbered(3))
     path = write_shard(tmp_path / "1.h5", numbered(30))
     with h5py.File(path, "a") as file:
@@ -110,8 +110,10 @@ def test_lost_values_of_an_extra_are_filled_and_marked(tmp_path: Path, caplog: p
             dtype = h5py.string_dtype() if values.dtype == object else values.dtype
             file.create_dataset(name, data=values, chunks=(7,), compression="gzip", dtype=dtype)
     lost = {name: range(7 * chunk, 7 * chunk + 7) for chunk, name in enumerate(("text", "code", "kind", "big"))}
+    lost["big"] = range(21, 30)
     for name, rows in lost.items():
-        damage(path, name, chunk=rows.start // 7)
+        for chunk in range(rows.start // 7, -(-rows.stop // 7)):
+            damage(path, name, chunk=chunk)
     shards = open_shards([lacking, path])
     for part_rows in (4, 12, 100):
         parts = encode(shards, tmp_path, 4, part_rows, BadData("skip"))

@@ -23,7 +23,7 @@ from tests.support.standin import Workspace, features_of
 pytestmark = pytest.mark.slow
 
 ROWS = 100 * np.random.default_rng(3).normal(size=(60, 4)) + 1000
-LARGE = 2**60
+LARGE = 2**62
 FLAGS: list[tuple[str, ...]] = [(), ("--row-scale", "norm"), ("--transform", "log1p"), ()]
 
 
@@ -52,6 +52,7 @@ def test_large_integers_give_the_features_of_their_differences(empty: Workspace,
     """Also in an append, and if the first run was interrupted after the scan."""
     rows = ROWS.astype(np.int64)
     empty.add_shard("a.h5", rows[:40] + LARGE)
+    assert not empty.plan(out).problems, "in float64, all columns would be constant"
     assert empty.run(out, disk=FullAfter("scan", 1)) == 74
     assert empty.run(out) == 0
     empty.add_shard("b.h5", rows[40:] + LARGE)
@@ -74,6 +75,12 @@ def test_differences_are_exact_or_at_the_limit(dtype: str, offset: int) -> None:
     found = Conversion(offset=np.array([float(offset)])).read(Block(array_shard(rows), 0, len(rows)))
     assert found.dtype == np.int64
     assert found[:, 0].tolist() == [min(max(value - offset, limits.min), limits.max) for value in values]
+
+
+def test_floats_beside_large_integers_lose_the_same_offset() -> None:
+    rows = np.array([[2.0**53 + 4], [0.5]])
+    found = Conversion(offset=np.array([2.0**53 + 2])).read(Block(array_shard(rows), 0, 2))
+    np.testing.assert_array_equal(found, rows - (2.0**53 + 2))
 
 
 def test_only_large_integers_of_a_narrow_range_get_an_offset() -> None:

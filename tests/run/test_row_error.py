@@ -21,6 +21,7 @@ from shardpress.report.page.build import page_of, text_of
 from shardpress.report.verify import verify
 from shardpress.result import INDEX, Result, result_bytes
 from tests.support.bad_shards import SKIP, Shards
+from tests.support.damage import damage
 from tests.support.logged import mentions
 from tests.support.standin import Workspace
 
@@ -50,10 +51,12 @@ def test_the_report_lists_the_worst_of_all_rows(shards: Shards, monkeypatch: pyt
     rows[500] = np.nan
     shards.add(rows[:400])
     shards.add(rows[400:])
+    shards.add(rows[:9], fletcher32=True)
+    damage(shards.folder / "2.h5")
     flags = ["--clip-quantile", "0.02", "--impute", "mean", *SKIP]
     assert shards.run(*flags, "--row-error") == 0
     errors = open_features(shards.output).extras["error"].compute()
-    np.testing.assert_array_equal(np.flatnonzero(np.isnan(errors)), [500])
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(errors)), [500, *range(799, 808)])
     report = Result.open(shards.output).report()
     worst = report["sample"]["worst"]
     order = np.argsort(-np.nan_to_num(errors))[:10]

@@ -14,6 +14,9 @@ import pytest
 
 from scripts import classify as script
 from shardpress.features import open_features
+from shardpress.labels import NONE, LabelChoice
+from shardpress.report.commonrows import EncodedRows
+from shardpress.report.mapquality import read_labels
 from shardpress.result import Result
 from shardpress.rowfacts import rows_with_value
 from tests.support.bad_shards import Shards
@@ -89,8 +92,12 @@ def test_labels_that_cannot_be_read_are_no_labels_but_their_fill_value_is_one(tr
             file.create_dataset("y", data=y, chunks=(10,), compression="gzip")
     damage(trained.folder / "2.h5", "y", 3)
     assert trained.run("--epochs", "2", "--on-bad-data", "skip") == 0
-    lost = [each.lost for _, each in Result.open(trained.output).ranges if each.lost]
+    result = Result.open(trained.output)
+    lost = [each.lost for _, each in result.ranges if each.lost]
     assert lost == [{"y": [[30, 32]]}, {"y": [[32, 40]]}]
-    probe = Result.open(trained.output).report()["sample"]["probe"]
+    probe = result.report()["sample"]["probe"]
     assert probe["n_train"] + probe["n_test"] == 3 * N - 10
     assert rows_with_value(open_features(trained.output), "y").sum() == 3 * N - 10
+    labels = read_labels(EncodedRows.of(result), np.arange(3 * N), LabelChoice(named="y"))
+    assert labels.names == ("7", "255")
+    np.testing.assert_array_equal(np.flatnonzero(labels.codes == NONE), np.arange(2 * N + 30, 2 * N + 40))
