@@ -67,6 +67,14 @@ def test_categories_become_values_unless_they_are_distinct_texts(tmp_path: Path)
             assert found == [None if code < 0 else categories[code] for code in CODES]
 
 
+def test_categories_can_be_the_names_of_rows_in_anndata(tmp_path: Path) -> None:
+    codes = np.arange(N, dtype=np.int8) - 1
+    names = [f"cell {i}" for i in range(N - 1)]
+    output = write_part(tmp_path, {"_index": codes}, {"_index": names})
+    export(output, "anndata")
+    assert anndata.read_h5ad(output / "features.h5ad").obs_names.tolist() == ["", *names]
+
+
 def test_anndata_reads_features_names_and_columns(tmp_path: Path) -> None:
     extras = {"_index": NAMES, "kind": CODES, "level": CODES, "n": np.arange(N, dtype=">i4"), "text": NAMES[::-1]}
     categories = {"kind": ["T cell", "ß", "c"], "level": [0.5, 1.5, 2.5]}

@@ -88,6 +88,7 @@ REQUESTS = {
     "another extra as labels": Request(
         ("--include", "obs/depth", "--labels", "depth"), labels="depth", extras=DEPTH, judges=True
     ),
+    "other labels": Request(("--labels", "group"), labels="group", judges=True),
     "part damaged, other labels": Request(("--labels", "group"), Cells.damage_part, "group", judges=True, warns=True),
     "file unreadable": Request(SKIP, Cells.damage_file),
 }

@@ -26,8 +26,9 @@ from tests.support.logged import mentions
 from tests.support.standin import Workspace
 
 
-def test_a_changed_error_is_a_fault(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out, "--row-error", "--clip-quantile", "0.05") == 0
+def test_errors_can_be_added_and_a_changed_error_is_a_fault(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out, "--clip-quantile", "0.05") == 0
+    assert workspace.run(out, "--clip-quantile", "0.05", "--row-error") == 0
     assert not verify(str(out), 1000).faults
     result = Result.open(out)
     part = result.parts[1]

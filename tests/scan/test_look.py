@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from shardpress.columns import NO_COLUMNS
 from shardpress.hdf5.shard import array_shard
 from shardpress.scan.hints import hints_of
-from shardpress.scan.look import follow
+from shardpress.scan.look import follow, form_of
 from shardpress.settings.config import Config
 from shardpress.shards.conversion import AS_STORED
 from tests.support.cases import case
@@ -104,6 +104,14 @@ def test_prepared_and_other_rows_stay_as_they_are() -> None:
             assert chosen(rows) == NONE
     large_with_gaps = np.where(rng.random((500, 3)) < 0.1, np.nan, 2.0**52)
     assert chosen(large_with_gaps, impute="median") == NONE, "no memory is allocated for each number up to the largest"
+
+
+def test_packed_bits_are_named() -> None:
+    rows = np.packbits(bits(np.random.default_rng(RNG_SEED), 0.02), axis=1)
+    assert chosen(rows) == NONE
+    form = form_of(Config(), (array_shard(rows),), AS_STORED, None)
+    assert form is not None
+    assert "unpackbits" in form.words
 
 
 def test_bits_of_all_dtypes_get_linear_features_without_a_hidden_layer() -> None:
