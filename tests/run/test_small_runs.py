@@ -20,7 +20,7 @@ import sys
 sys.path.insert(0, "scripts")
 started = []
 def listen(event, values):
-    if event in ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "socket.bind", "socket.connect"):
+    if event in ("subprocess.Popen", "os.fork", "os.forkpty", "socket.bind", "socket.connect"):
         started.append(f"{event} {values[1:2]}")
 sys.addaudithook(listen)
 import extract
