@@ -101,7 +101,7 @@ EXTRAS = {
 @pytest.mark.process
 @pytest.mark.usefixtures("wide")
 def test_lost_values_of_an_extra_are_filled_and_marked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The chunks of the dataset determine which values are lost; the parts do not matter. Of "big", two are damaged."""
+    """The chunks of the dataset determine which values are lost; the parts do not matter."""
     lacking = write_shard(tmp_path / "0.h5", numbered(3))
     path = write_shard(tmp_path / "1.h5", numbered(30))
     with h5py.File(path, "a") as file:
@@ -110,7 +110,7 @@ def test_lost_values_of_an_extra_are_filled_and_marked(tmp_path: Path, caplog: p
             dtype = h5py.string_dtype() if values.dtype == object else values.dtype
             file.create_dataset(name, data=values, chunks=(7,), compression="gzip", dtype=dtype)
     lost = {name: range(7 * chunk, 7 * chunk + 7) for chunk, name in enumerate(("text", "code", "kind", "big"))}
-    lost["big"] = range(21, 30)
+    lost["big"] = range(21, 30)  # two adjacent chunks
     for name, rows in lost.items():
         for chunk in range(rows.start // 7, -(-rows.stop // 7)):
             damage(path, name, chunk=chunk)

@@ -49,7 +49,7 @@ def test_an_append_equals_a_run_over_all_files(
 
 
 def test_large_integers_give_the_features_of_their_differences(empty: Workspace, out: Path) -> None:
-    """Also in an append, and if the first run was interrupted after the scan."""
+    """Also in a dry run, in an append, and if the first run was interrupted after the scan."""
     rows = ROWS.astype(np.int64)
     empty.add_shard("a.h5", rows[:40] + LARGE)
     assert not empty.plan(out).problems, "in float64, all columns would be constant"
@@ -77,7 +77,7 @@ def test_differences_are_exact_or_at_the_limit(dtype: str, offset: int) -> None:
     assert found[:, 0].tolist() == [min(max(value - offset, limits.min), limits.max) for value in values]
 
 
-def test_floats_beside_large_integers_lose_the_same_offset() -> None:
+def test_the_offset_of_large_integers_is_also_subtracted_from_floats() -> None:
     rows = np.array([[2.0**53 + 4], [0.5]])
     found = Conversion(offset=np.array([2.0**53 + 2])).read(Block(array_shard(rows), 0, 2))
     np.testing.assert_array_equal(found, rows - (2.0**53 + 2))
