@@ -159,6 +159,13 @@ class AtConstantRate(TiedAutoencoder):
         return super()._config().changed(schedule="constant")
 
 
+def test_a_generator_of_random_numbers_determines_the_model() -> None:
+    x = rows()
+    models = [TiedAutoencoder(**QUICK, random_state=np.random.RandomState(seed)).fit(x) for seed in (1, 1, 2)]
+    assert same_models(models[0], models[1])
+    assert not same_models(models[0], models[2])
+
+
 def test_partial_fits_equal_epochs_at_a_constant_rate() -> None:
     x = rows()
     settings = {"n_features": 3, "corruption": 0.25, "nested": True, "random_state": 5}

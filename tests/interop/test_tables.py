@@ -10,6 +10,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from pyarrow import parquet as arrow_parquet
 
@@ -65,6 +66,15 @@ def test_categories_become_values_unless_they_are_distinct_texts(tmp_path: Path)
             output = write_part(tmp_path, {"kind": CODES}, {"kind": categories})
             found = arrow_parquet.read_table(parquet_of(output))["kind"].to_pylist()
             assert found == [None if code < 0 else categories[code] for code in CODES]
+
+
+def test_numbers_of_16_bits_have_32_in_parquet(tmp_path: Path) -> None:
+    values = np.linspace(-1, 1, 2 * N).astype(np.float16)
+    output = write_part(tmp_path, {"half": values[:N], "place": values.reshape(N, 2)})
+    found = arrow_parquet.read_table(parquet_of(output))
+    assert found.schema.field("half").type == pa.float32()
+    assert found["half"].to_pylist() == values[:N].tolist()
+    assert found["place"].to_pylist() == values.reshape(N, 2).tolist()
 
 
 def test_categories_can_be_the_names_of_rows_in_anndata(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ A shard is written as ``path=content``. Marks behind it say what differs from a 
 
 - ``*``: another stat, with a known digest; ``?``: another stat, with an unknown digest
 - ``!``: edited with restored times, with a known digest; ``e``: other extras
+- ``s``: the stat that all files with this mark have
 - ``/f8``: another dtype; ``/3``: three rows
 - ``x``: a damaged part in the base, or a file that cannot be used in the input
 - ``@1``: rows of the first append
@@ -27,7 +28,7 @@ from shardpress.records import Entry, Part, Range, Request, ShardFacts, Stat
 from shardpress.run import difference as module
 from shardpress.run.difference import Base, Change, Matching, Wanted, _Place, compacted, difference
 
-_SHARD = re.compile(r"(?P<path>[\w/]+)=(?P<content>\w)(?P<marks>(?:[*?!xe]|/f8|/\d|@\d)*)")
+_SHARD = re.compile(r"(?P<path>[\w/]+)=(?P<content>\w)(?P<marks>(?:[*?!xes]|/f8|/\d|@\d)*)")
 _TRAINING = {"seed": 0}
 _ENCODING = {"storage_dtype": "float32", "include": []}
 
@@ -82,6 +83,7 @@ ROWS = [
     Row("the other duplicate is gone", "a=1 b=1", "b=1", "=b -a train"),
     Row("a duplicate becomes another file", "a=1 b=1", "a=1 b=2*", "=a ~b train"),
     Row("one of two duplicates is moved", "a=1 b=1", "a=1 d=1*", "=a =d"),
+    Row("one of two files with the same name and stat is gone", "a/x=1s b/x=2s", "b/x=2s?", "=b/x -a/x train"),
     Row("more duplicates than before", "a=1 b=1", "a=1 b=1 c=1*", "=a =b +c train"),
     # sizes only
     Row("a touched file, without digests", "a=1 b=2", "a=1* b=2", "~a =b train", sizes=True),
@@ -126,12 +128,13 @@ def shard(match: re.Match[str]) -> ShardFacts:
     changed = 1 if "*" in marks or "?" in marks else 0
     ctime = 1 if set("*?!") & set(marks) else 0
     is_known = "?" not in marks
+    stat = Stat(n_rows, 10 * ord(match["content"]) + changed if changed else 0, ctime, ord(match["content"]))
     return ShardFacts(
         path=f"/in/{match['path']}",
         dataset="X",
         shape=[n_rows, 2],
         dtype=dtype,
-        stat=Stat(n_rows, 10 * ord(match["content"]) + changed if changed else 0, ctime, ord(match["content"])),
+        stat=Stat(n_rows, 0, 0, 0) if "s" in marks else stat,
         rows=content * 32 if is_known else None,
         extras=str(int("e" in marks)) * 32 if is_known else None,
     )

@@ -56,6 +56,24 @@ def test_a_row_outside_the_range_stops_the_run_on_request(
     assert mentions(errors(caplog), f"file={shards.folder}/0.h5 dataset=X", "31.5", 13, 2)
 
 
+def test_a_column_that_was_constant_in_the_training_is_named_after_others(
+    shards: Shards, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = shards.another("constant")
+    rows = np.random.default_rng(9).uniform(0, 1, (60, 4)).astype(np.float32)
+    rows[:, 2] = 7.25
+    training.add(rows)
+    assert training.run() == 0
+    rows[13, 2] = 8.5  # the scaler sets this column to 0
+    rows[20, 0] = 3
+    shards.add(rows)
+    caplog.clear()
+    assert shards.run("--model", str(training.output)) == 0
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert mentions(warning, "2 of 60 rows", "column 0", 3, "column 2", 8.5, 7.25)
+    assert Result.open(shards.output).facts.summary["n_outside"] == 2
+
+
 def test_rows_that_overflow_float32_are_bad_rows(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     training = shards.another("narrow")
     training.add(np.random.default_rng(9).uniform(0, 1e-10, (60, 4)).astype(np.float32))

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from shardpress.settings.config import Config, problems
+from shardpress.settings.config import SETTINGS, Config, problems
 from shardpress.settings.resolve import network_of, resolve
 from tests.support.cases import case
 from tests.support.logged import mentions
@@ -48,6 +48,21 @@ def test_all_problems_are_listed_at_once():
     found = problems(Config.of(corruption=0.001, target_weight=0.5).changed(**flags))
     places = [("corruption: 0.001",), ("overwrite", "restart"), ("quiet", "verbose"), ("target_weight",)]
     assert all(mentions(line, *place) for line, place in zip(found, places, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"nested": True, "code_activation": "sigmoid"}, ("code_activation: sigmoid", "nested")),
+        ({"nested": True, "output_layer": "hidden"}, ("output_layer: hidden", "nested")),
+        ({"hidden": (), "output_layer": "hidden"}, ("output_layer: hidden", "hidden")),
+    ],
+)
+def test_features_that_the_network_does_not_have_are_refused(settings, named):
+    (problem,) = problems(Config.of(**settings))
+    assert mentions(problem, *named)
+    for name in settings:
+        assert problems(Config.of(**{**settings, name: SETTINGS[name].default})) == []
 
 
 def test_default_epochs_and_rates_follow_the_data_only():
