@@ -155,6 +155,7 @@ class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     column_order: str | None = None  # digest of the order in which the columns are read, if it differs from the file's
     rows: _Digest | None = None  # digest of the rows; None if it is unknown
     extras: _Digest | None = None  # digest of the extras
+    is_transposed: bool = False  # whether the rows are along the last axis, or are the columns of a sparse matrix
 
     @property
     def name(self) -> str:
@@ -163,6 +164,11 @@ class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def place(self) -> tuple[str, str, int]:
         return self.path, self.dataset, self.first_row
+
+    @property
+    def source(self) -> tuple[str, int, bool, str | None]:
+        """Facts that decide which values of the file are its rows, and in which order."""
+        return self.dataset, self.first_row, self.is_transposed, self.column_order
 
     @property
     def kind(self) -> tuple[tuple[int, ...], str]:
@@ -270,6 +276,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bad_shards: list[dict[str, str]]  # files that were refused and left out: ``file`` and ``reason``
     left_out: dict[str, str] = {}  # extras, and the reasons
     masks: dict[str, str] = {}  # extras that mark the rows with a value of another extra, by the name of that extra
+    paths: dict[str, str] = {}  # paths of extras that a user has given, if they differ from the names of the extras
     summary: dict[str, Any]
     verification: dict[str, Any]
     generation: int = 1

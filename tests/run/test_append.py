@@ -67,12 +67,31 @@ def test_other_settings_and_missing_results_are_refused(growing: Workspace, fini
     other = growing.folder / "other"
     assert growing.run(other, "--seed", "1") == 0
     before = stamps(finished)
-    for flags in (["--seed", "1"], ["--storage-dtype", "float16"], ["--overwrite"], ["--model", str(other)]):
+    for flags in (
+        ["--seed", "1"],
+        ["--storage-dtype", "float16"],
+        ["--overwrite"],
+        ["--model", str(other)],
+        ["--orientation", "columns"],
+    ):
         assert growing.run(finished, "--append", *flags) in (64, 78)
     assert stamps(finished) == before
+    assert growing.run(finished, "--append", "--orientation", "rows") == 0
 
 
 # -- extras --------------------------------------------------------------------------------------------------------
+
+
+def test_an_extra_keeps_the_path_of_its_values(growing: Workspace, out: Path) -> None:
+    for path in growing.shards.iterdir():
+        with h5py.File(path, "r+") as file:
+            file["a/label"] = np.zeros(len(file["X"]))
+            file["b/label"] = np.ones(len(file["X"]))
+    assert growing.run(out, "--include", "a/label") == 0
+    before = stamps(out)
+
+    assert growing.run(out, "--append", "--include", "b/label") == 78
+    assert stamps(out) == before
 
 
 def test_no_run_without_a_flag_removes_an_extra(growing: Workspace, out: Path) -> None:

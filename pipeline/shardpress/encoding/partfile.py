@@ -150,6 +150,11 @@ def stored_categories(extras: Sequence[Extra]) -> dict[str, np.ndarray | str]:
     return found
 
 
+def stored_paths(extras: Sequence[Extra]) -> dict[str, str]:
+    """Return where a user has found extras (`Extra.path`), by the names of their datasets."""
+    return {stored_name(extra.name): extra.path for extra in extras if extra.path}
+
+
 def stored_masks(extras: Sequence[Extra]) -> dict[str, str]:
     """Return the datasets that mark the rows with a value of another dataset, by the name of that dataset."""
     return {stored_name(extra.name): stored_name(extra.mask) for extra in extras if extra.mask is not None}

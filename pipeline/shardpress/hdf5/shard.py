@@ -49,6 +49,9 @@ class Extra:
     layout: Layout | None = field(default=None, compare=False, repr=False)
     fill: Any = None  # for rows without a value, and for values that cannot be read. None: the default of the dtype
     is_named: bool = False  # True if a user has given its path, which can be anywhere in the file
+    # Path that a user has given: relative to the group of the rows if it is there, otherwise from the root (/obs/y).
+    # Empty if the extra is next to the rows, under its name.
+    path: str = ""
     categories: tuple[Any, ...] | None = field(default=None, repr=False)  # meaning of each code
     # Code in the output for each code in the file. None if the values are not codes.
     codes: tuple[int, ...] | None = field(default=None, repr=False)
@@ -108,6 +111,7 @@ class Shard:
     columns: Columns = field(default=NO_COLUMNS, compare=False, repr=False)  # of the model, after their comparison
     fill_value: float | None = None  # marks missing values, according to the file
     form: str = "dense"  # as in `shardpress.hdf5.forms`, or "array" if the rows are not in a file
+    is_transposed: bool = False  # True if the rows are along the last axis, or are the columns of a sparse matrix
     layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)  # of the rows; three for sparse rows
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)  # datasets that are not extras
     rows: Any = field(default=None, compare=False, repr=False)  # (n_rows, n_inputs), if they are not in a file

@@ -27,7 +27,6 @@ class Inputs:
 
     def __init__(self, result: Result) -> None:
         self._shards = with_digests(result.shards, result.parts)
-        self._orientation = result.facts.config.get("orientation")
         self._model = result.model
 
     def shard(self, number: int) -> tuple[Shard, Conversion]:
@@ -39,7 +38,7 @@ class Inputs:
         path = Path(before.path)
         if not path.is_file():
             raise NoInput("the file no longer exists at this path")
-        shard = vet(path, Selection(before.dataset, self._orientation))
+        shard = vet(path, Selection(before.dataset, "columns" if before.is_transposed else "rows"))
         if before.first_row + before.shape[0] <= shard.n_rows:
             shard = rows_of(shard, before.first_row, before.shape[0])
         match = "ignore" if before.column_order is None else "name"

@@ -95,9 +95,10 @@ def _with_later_stats(request: Request, later: Request | None) -> Request:
 def shard_like(result: Result) -> Shard:
     """Return the rows of a result as a shard with its extras, whose dtypes, categories and masks new rows get."""
     masks = result.facts.masks
+    paths = result.facts.paths
     extras = []
     for name, (dtype, categories) in result.extras().items():
-        extra = Extra(given_name(name), dtype, mask=masks.get(name))
+        extra = Extra(given_name(name), dtype, mask=masks.get(name), path=paths.get(name, ""))
         if categories is not None:
             codes = tuple(range(len(categories)))
             extra = replace(extra, fill=-1, categories=tuple(categories), codes=codes)
@@ -126,7 +127,10 @@ def with_settings_of(config: Config, result: Result) -> Config:
         if name == "include":
             inherited[name] = tuple(dict.fromkeys([*value, *values[name]]))  # extras can be added to the results
             continue
-        if setting.affects in _OF_RESULTS and not is_default and values[name] != value:
+        is_conflict = setting.affects in _OF_RESULTS and not is_default and values[name] != value
+        if name == "orientation":
+            is_conflict = values[name] not in (None, value or "rows")
+        if is_conflict:
             conflicts.append(f"{name} {as_typed(value)}, found {as_typed(values[name])}")
         if is_default and (setting.affects == "features" or name in _INHERITED):
             inherited[name] = value

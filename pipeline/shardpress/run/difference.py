@@ -164,7 +164,7 @@ def needed_digests(before: Sequence[ShardFacts], now: Sequence[ShardFacts], matc
 def identity_of(shard: ShardFacts, compares_digests: bool) -> list[Any]:
     """Return plain values that identify the content of a shard without its digest."""
     stat = shard.stat if compares_digests else shard.stat[:2]
-    return [*shard.place, *shard.kind, shard.column_order, *stat]
+    return [shard.path, *shard.source, *shard.kind, *stat]
 
 
 def known_digests(base: Base, wanted: Wanted, change: Change) -> list[ShardFacts]:
@@ -254,7 +254,7 @@ def _relabelled(base: Base, wanted: Wanted, places: Sequence[_Place]) -> Iterato
 
 
 def _stat_key(shard: ShardFacts) -> Hashable:
-    return shard.stat, shard.dataset, shard.first_row, shard.kind, shard.column_order
+    return shard.stat, shard.source, shard.kind
 
 
 def _named_stat_key(shard: ShardFacts) -> Hashable:
@@ -263,7 +263,7 @@ def _named_stat_key(shard: ShardFacts) -> Hashable:
 
 
 def _name_key(shard: ShardFacts) -> Hashable:
-    return shard.name, shard.stat[:2], shard.dataset, shard.first_row, shard.kind, shard.column_order
+    return shard.name, shard.stat[:2], shard.source, shard.kind
 
 
 def _content_key(shard: ShardFacts) -> Hashable:

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from shardpress.columns import Columns
 from shardpress.encoding.index import write_index
-from shardpress.encoding.partfile import row_shapes, stored_categories, stored_masks
+from shardpress.encoding.partfile import row_shapes, stored_categories, stored_masks, stored_paths
 from shardpress.errors import DataError, NoInput, NotPermitted, VerificationFailed, printable, quantity
 from shardpress.hdf5.shard import UNREADABLE, Block, Shard, first_rows
 from shardpress.labels import LabelChoice
@@ -380,6 +380,7 @@ class _Finish:
             bad_shards=prepared.bad_shards,
             left_out=self._left_out(),
             masks=stored_masks(self._prepared.shards[0].extras),
+            paths=stored_paths(self._prepared.shards[0].extras),
             summary=stored,
             verification=dict(verification),
             generation=generations.number,

@@ -87,11 +87,7 @@ def _refuse(base: Base, wanted: Wanted, change: Change, config: Config, lost: Se
     if results.append:
         _check_gone(base, change, where, results.drop_missing)
         if lost:
-            raise DataError(
-                f"{where}: contains {quantity(len(lost), 'extra')} that this run would remove: "
-                f"{printable(short_list(lost, _NAMED))} (see the warnings above). Restore the files, or raise "
-                "--memory-budget."
-            )
+            raise _loss_error(change, where, lost)
         return
     if not (change.has_other_rows or change.trains or change.encodes_again) or _only_adds_extras(change, lost):
         return
@@ -107,6 +103,17 @@ def _refuse(base: Base, wanted: Wanted, change: Change, config: Config, lost: Se
     if not (results.overwrite or results.retrain):
         raise ConfigError(f"{where}: contains the results of a different run: {words}. {_advice(base, change, where)}")
     log.info("%s: replacing the earlier results, which differ: %s", where, words)
+
+
+def _loss_error(change: Change, where: str, lost: Sequence[str]) -> ConfigError | DataError:
+    """Return the error of an append that would remove extras."""
+    words = (
+        f"{where}: contains {quantity(len(lost), 'extra')} that this run would remove or rename: "
+        f"{printable(short_list(lost, _NAMED))}"
+    )
+    if "include" in change.settings:
+        return ConfigError(f"{words}, because of --include. Omit it, or choose another --output with --model.")
+    return DataError(f"{words} (see the warnings above). Restore the files, or raise --memory-budget.")
 
 
 def _only_adds_extras(change: Change, lost: Sequence[str]) -> bool:
@@ -238,6 +245,9 @@ def _counted(kind: str, files: Sequence[str]) -> Iterator[str]:
 
 def _changes(before: ShardFacts, now: ShardFacts) -> Iterator[str]:
     """Yield a phrase for each difference between two states of a shard."""
+    if before.is_transposed != now.is_transposed:
+        yield f"its rows are along the {'last' if now.is_transposed else 'first'} axis"
+        return
     if before.stat[:2] == now.stat[:2] and before.kind == now.kind and before.column_order == now.column_order:
         if None in (before.rows, now.rows):
             yield "its contents may have changed although its modification time did not"

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from shardpress.doctor.packages import version_of
-from shardpress.encoding.partfile import row_shapes, stored_masks
+from shardpress.encoding.partfile import row_shapes, stored_masks, stored_paths
 from shardpress.hdf5.shard import Extra, Shard
 from shardpress.model import Model
 from shardpress.records import Request, ShardFacts, Stat, from_json, to_json
@@ -88,6 +88,7 @@ def facts_of(shard: Shard, order: np.ndarray | None = None) -> ShardFacts:
         dtype=shard.stored_dtype,
         stat=Stat(identity.size, identity.mtime_ns, identity.ctime_ns, identity.inode),
         first_row=shard.first_row,
+        is_transposed=shard.is_transposed,
         column_order=None if order is None else sha256(order.astype("<i4").tobytes()).hexdigest(),
     )
 
@@ -111,12 +112,13 @@ def _selection_digest(selected: np.ndarray) -> str:
 def schema_of(extras: Sequence[Extra]) -> list[Any]:
     """Return plain values that describe the datasets of extras in a part, without their categories."""
     masks = stored_masks(extras)
+    paths = stored_paths(extras)
     found = []
     for name, (shape, dtype) in sorted(row_shapes(0, extras).items()):
         if name not in (FEATURES, VALID):
             enum = h5py.check_enum_dtype(dtype)
             names = None if enum is None else sorted(enum.items())
-            found.append([name, dtype.str, list(shape), names, masks.get(name)])
+            found.append([name, dtype.str, list(shape), names, masks.get(name), paths.get(name)])
     return found
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from shardpress.errors import DataError, printable, quantity, short_list
 from shardpress.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
-from shardpress.hdf5.names import A_GROUP, are_few, is_requested, normal
+from shardpress.hdf5.names import A_GROUP, are_few, is_requested, normal, split
 from shardpress.hdf5.shard import Extra, LeftOut, Shard, code_dtype
 from shardpress.result import RESERVED
 
@@ -124,16 +124,17 @@ def _common_extra(name: str, kinds: Sequence[Extra], known: tuple[Any, ...]) -> 
     `known` categories keep their codes.
     """
     is_named = kinds[0].is_named
+    path = kinds[0].path
     all_categories = [extra.categories for extra in kinds if extra.categories is not None]
     if not all_categories:
         dtype = common_dtype([extra.dtype for extra in kinds])
-        return None if dtype is None else Extra(name, dtype, is_named=is_named)
+        return None if dtype is None else Extra(name, dtype, is_named=is_named, path=path)
     if len(all_categories) < len(kinds):
         return None
     categories = _union([known, *all_categories])
     if categories is None:
         return None
-    return Extra(name, code_dtype(categories), fill=-1, is_named=is_named, categories=categories)
+    return Extra(name, code_dtype(categories), fill=-1, is_named=is_named, categories=categories, path=path)
 
 
 def _first_of_each_kind(holders: _Holders) -> list[tuple[Shard, Extra]]:
@@ -302,10 +303,19 @@ def _last_part(path: str) -> str:
 def _with_names(shard: Shard, names: dict[str, str]) -> Shard:
     extras = []
     for extra in shard.extras:
-        name = names[extra.name] if extra.is_named else extra.name
-        extras.append(replace(extra, name=name))
+        if extra.is_named:
+            path = _path_from_rows(extra.name, shard.dataset)
+            name = names[extra.name]
+            extra = replace(extra, name=name, path="" if path == name else path)
+        extras.append(extra)
     left_out = [replace(each, name=names.get(each.name, each.name)) for each in shard.left_out]
     return replace(shard, extras=tuple(extras), left_out=tuple(left_out))
+
+
+def _path_from_rows(path: str, dataset: str) -> str:
+    """Return the path of an extra relative to the group of the rows if it is there, otherwise from the root."""
+    group, _ = split(f"/{normal(dataset)}")
+    return f"/{normal(path)}".removeprefix(f"{group}/")
 
 
 # -- dtypes --------------------------------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ def describe(
         columns=find_columns(root, rows),
         fill_value=_fill_value(rows.parts[0][1]),
         form=rows.form.name,
+        is_transposed=rows.is_transposed,
         layouts=tuple(layouts),
         left_out=tuple(left_out),
     )
