@@ -11,9 +11,11 @@ import errno
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
+from shardpress.features import open_features
 from shardpress.result import INDEX, Result, Use, load_model
 from tests.support import standin
 from tests.support.bad_shards import SKIP, InterruptedDisk, Shards, bad_lines, check, errors, fill_with_bad_data
@@ -107,6 +109,30 @@ def test_the_limit_of_bad_rows_of_an_append_refers_to_its_rows(shards: Shards) -
         assert shards.run("--append", *flags) == code
         assert ((shards.output / INDEX).read_bytes() == before) == (code != 0)
     check(shards.output, shards.arrays, range(100, 104))
+
+
+def add_codes(shards: Shards, number: int) -> None:
+    """Add an extra to a shard, whose chunks can be damaged one by one."""
+    with h5py.File(shards.folder / f"{number}.h5", "a") as file:
+        codes = 100 * number + np.arange(len(file["X"]))
+        file.create_dataset("code", data=codes, chunks=(4,), fletcher32=True)
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_lost_values_of_extras_are_refused_as_in_a_first_run(shards: Shards, is_finished: bool) -> None:
+    shards.fill(30, 41)
+    for number in range(2):
+        add_codes(shards, number)
+    damage(shards.folder / "1.h5", "code", chunk=3)
+    first = shards.output.with_name("first")
+    assert shards.run(output=first) == 65
+    disk = None if is_finished else InterruptedDisk("parts", 4)
+    assert shards.run(*SKIP, disk=disk) == (0 if is_finished else 130)
+    assert shards.run() == 65
+    assert shards.run(*SKIP) == 0
+    codes = open_features(shards.output).extras["code"].compute()
+    expected = np.concatenate([np.arange(30), np.arange(100, 141)])
+    assert np.flatnonzero(codes != expected).tolist() == [42, 43, 44, 45]
 
 
 # -- shards that cannot be read ------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from shardpress.run.request import categories_of
 from shardpress.run.resume import EarlierResults
 from shardpress.scan import blocks as scan_blocks
 from shardpress.scan.drift import farthest
+from shardpress.shards.damaged import damage_error
 
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
@@ -119,8 +120,10 @@ class EncodingStage:
         """Raise `DataError` if too many rows or shards are bad; warn if many rows differ from the training rows."""
         limited = set(self.prepared.limited)
         ranges = [each for _, each in in_order(encoded.parts)]
-        self._check_bad_rows([each for each in ranges if each.shard in limited])
-        self._check_bad_shards([each for each in ranges if each.shard in limited])
+        limited_ranges = [each for each in ranges if each.shard in limited]
+        self._check_bad_rows(limited_ranges)
+        self._check_bad_shards(limited_ranges)
+        self._check_lost_extras(limited_ranges)
         n_outside = sum(each.n_outside for each in ranges)
         base = self.prepared.base
         has_verdict = self.prepared.appends or (self.prepared.keeps_model and base is not None and base.n_appends > 0)
@@ -224,6 +227,18 @@ class EncodingStage:
         if len(found) > prepared.max_bad_shards:
             n_shards = len(prepared.shards) + len(prepared.bad_shards)
             raise bad_shards_error(found, n_shards, prepared.max_bad_shards, prepared.config.bad_data)
+
+    def _check_lost_extras(self, ranges: Sequence[Range]) -> None:
+        """Raise `DataError` if values of extras were lost, for example in an earlier run that allowed it."""
+        if self.prepared.allows_bad_data:
+            return
+        reasons: dict[str, str] = {}
+        for each in ranges:
+            if each.lost:
+                # Reports of lost values follow those of bad rows.
+                reasons.setdefault(self.prepared.shards[each.shard].path, each.bad[-1]["reason"])
+        if reasons:
+            raise damage_error(reasons, len(self.prepared.shards), None)
 
     def _encode(
         self, context: RunContext, encoder: Encoders | Autoencoder, missing: Sequence[Sequence[Piece]]

@@ -202,6 +202,8 @@ def _is_acceptable(result: Result, prepared: Prepared) -> bool:
         n_bad_shards = facts.summary["n_bad_shards"]
         if n_bad > prepared.max_bad_rows or n_bad_shards > prepared.max_bad_shards:
             return False
+        if not prepared.allows_bad_data and any(each.lost for _, each in result.ranges):
+            return False
     # Files are compared by name only, because they may have been moved to another directory.
     return _names(facts.bad_shards) == _names(prepared.bad_shards)
 

@@ -28,11 +28,11 @@ def damage_error(reasons: Mapping[str, str], n_files: int | None, percentage: in
     flags = "--on-bad-data skip" if percentage is None else f"--on-bad-data skip --max-bad {percentage}%"
     first = list(reasons.values())[:MOST_NAMED]
     if len(reasons) == 1:
-        return DataError(f"{first[0]} To continue without this file, use {flags}.")
+        return DataError(f"{first[0]} To continue nevertheless, use {flags}.")
     for reason in first:
         log.warning("%s", reason)
     names = printable(short_list(reasons, MOST_NAMED))
     n = f"{len(reasons)} or more files" if n_files is None else f"{len(reasons)} of {quantity(n_files, 'file')}"
     return DataError(
-        f"{n} cannot be used (see the warnings above): {names}. Fix the files, or continue without them with {flags}."
+        f"{n} cannot be used (see the warnings above): {names}. Fix the files, or continue nevertheless with {flags}."
     )
