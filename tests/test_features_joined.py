@@ -18,12 +18,17 @@ from tests.support.hostilemodels import model_of
 from tests.support.parts import feature_rows, finished, part_paths
 
 
-def run(extras: dict[str, np.ndarray], categories: dict[str, list[object]] | None = None) -> Features:
+def run(
+    extras: dict[str, np.ndarray],
+    categories: dict[str, list[object]] | None = None,
+    masks: dict[str, str] | None = None,
+) -> Features:
     n_rows = max(map(len, extras.values()))
     arrays = {name: da.from_array(values, chunks=2) for name, values in extras.items()}
     names = {name: np.array(values) for name, values in (categories or {}).items()}
     features = da.zeros((n_rows, 2), dtype=np.float32)
-    return Features(features, da.ones(n_rows, dtype=bool), arrays, {"model": "m", "n_bad": 1}, names)
+    manifest = {"model": "m", "n_bad": 1, "masks": masks or {}}
+    return Features(features, da.ones(n_rows, dtype=bool), arrays, manifest, names)
 
 
 def joined(*runs: Features) -> Features:
@@ -87,3 +92,25 @@ def test_extras_of_different_kinds_are_left_out() -> None:
             found = joined(one, other)
             assert set(found.extras) == expected
             assert found.manifest["n_bad"] == 2
+
+
+def test_masks_of_lacking_values_stay() -> None:
+    numbers = np.arange(3)
+    is_known = np.array([True, False, True])
+    whole = run({"y": numbers})
+    masked = run({"y": numbers, "y_present": is_known}, masks={"y": "y_present"})
+    renamed = run({"y": numbers, "y_present_": is_known}, masks={"y": "y_present_"})
+    without = run({"z": numbers})
+    all_known = [True] * 3
+    for runs, name, expected in [
+        ((whole, masked), "y_present", [*all_known, *is_known]),
+        ((masked, whole), "y_present", [*is_known, *all_known]),
+        ((masked, masked), "y_present", [*is_known, *is_known]),
+        ((masked, whole, renamed), "y_present_", [*is_known, *all_known, *is_known]),
+    ]:
+        with case(name, len(runs)):
+            found = joined(*runs)
+            assert set(found.extras) == {"y", name}
+            assert found.extras[name].compute().tolist() == expected
+            assert found.extras["y"].compute().tolist() == [0, 1, 2] * len(runs)
+    assert not joined(masked, without).extras

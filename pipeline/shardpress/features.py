@@ -174,7 +174,7 @@ def open_features(
         An output directory, its ``index.h5``, or a file that ``shardpress export --to hdf5`` wrote. The rows of
         several runs are concatenated in the order of the paths. The runs must have one encoder, unless `as_of` maps
         their features to those of one encoder. The result has the extras that all runs have with one kind of values,
-        and codes refer to the categories of all runs.
+        and their masks. Codes refer to the categories of all runs.
     block_rows : int
         Maximum number of rows in a Dask chunk.
     n_features : int, optional
@@ -280,7 +280,7 @@ def _joined(runs: Sequence[tuple[str, Features]]) -> Features:
     if not runs:
         raise DataError("no paths of features, expected at least one")
     _check_encoders(runs)
-    opened = [run for _, run in runs]
+    opened = _with_masks([run for _, run in runs])
     first, *others = opened
     extras = {}
     categories = {}
@@ -297,6 +297,26 @@ def _joined(runs: Sequence[tuple[str, Features]]) -> Features:
     features = da.concatenate([run.features for run in opened])
     valid = da.concatenate([run.valid for run in opened])
     return Features(features, valid, extras, manifest, categories)
+
+
+def _with_masks(runs: Sequence[Features]) -> list[Features]:
+    """Return the runs with the masks of all of them. A run without a mask of an extra has a value in each row."""
+    import dask.array as da
+
+    masks: dict[str, str] = {}
+    for run in runs:
+        masks |= run.manifest.get("masks", {})
+    completed = []
+    for run in runs:
+        own = run.manifest.get("masks", {})
+        extras = dict(run.extras)
+        for name, mask in masks.items():
+            if name in own:
+                extras[mask] = run.extras[own[name]]
+            elif name in extras and mask not in extras:
+                extras[mask] = da.ones_like(run.valid)
+        completed.append(replace(run, extras=extras))
+    return completed
 
 
 def _check_encoders(runs: Sequence[tuple[str, Features]]) -> None:
