@@ -141,6 +141,7 @@ def assert_rows(found, rows):
     np.testing.assert_array_equal(found.valid, rows % 5 != 1)
     np.testing.assert_array_equal(found.extras["y"], rows)
     assert found.manifest["n_rows"] == len(rows)
+    assert found.manifest["n_bad"] == np.count_nonzero(rows % 5 == 1)
 
 
 @pytest.mark.process

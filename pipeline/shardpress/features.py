@@ -382,6 +382,7 @@ def _features_of(result: Result, selection: _Selection) -> Features:
     if selection.appends is not None:
         pairs = _ranges_of(selection.appends, result)
         manifest["n_rows"] = sum(each.n_rows for _, each in pairs)
+        manifest["n_bad"] = sum(each.n_bad for _, each in pairs)
     stretches = stretches_of(pairs)
     parts = {part.file: part for part, _ in pairs}
     shapes = {file: check_part(result.directory, part) for file, part in parts.items()}
