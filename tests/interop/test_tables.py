@@ -77,6 +77,25 @@ def test_numbers_of_16_bits_have_32_in_parquet(tmp_path: Path) -> None:
     assert found["place"].to_pylist() == values.reshape(N, 2).tolist()
 
 
+@pytest.mark.parametrize("form", ["parquet", "anndata"])
+def test_extras_that_no_column_can_hold_are_left_out(tmp_path: Path, form: str) -> None:
+    left_out = {
+        "arrays": np.zeros(N, [("v", "f4", (3,))]),
+        "complex": np.ones(N, np.complex64),
+        "long": np.ones(N, np.longdouble),
+        "opaque": np.array([b"01234567"] * N).view("V8"),
+        "records": np.zeros(N, [("a", "i4"), ("b", "f8")]),
+    }
+    output = write_part(tmp_path, {**left_out, "y": np.arange(N)})
+    text = export(output, form)
+    assert sorted(text.partition("Left out")[2].partition(": ")[2].partition(".")[0].split(", ")) == [*left_out]
+    if form == "parquet":
+        names = pd.read_parquet(parquet_of(output)).columns
+    else:
+        names = anndata.read_h5ad(output / "features.h5ad").obs.columns
+    assert [name for name in names if not name.startswith("feature")] == ["valid", "y", "append_id"]
+
+
 def test_categories_can_be_the_names_of_rows_in_anndata(tmp_path: Path) -> None:
     codes = np.arange(N, dtype=np.int8) - 1
     names = [f"cell {i}" for i in range(N - 1)]

@@ -6,7 +6,6 @@ format, which anndata 0.8 and later reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -30,15 +29,14 @@ _GROUPS = ("layers", "obsm", "obsp", "uns", "varm", "varp")
 _TEXTS = h5py.string_dtype()
 
 
-def write_anndata(path: Path, rows: Rows, source: str, progress: Progress) -> list[str]:
-    """Write all rows to a file. Return the extras that are left out, because a column cannot hold their values.
+def write_anndata(path: Path, rows: Rows, source: str, progress: Progress) -> None:
+    """Write all rows, whose extras can be columns, to a file.
 
     The file has no matrix ``X``. ``obs`` contains the column ``valid`` and the extras: text, numbers, and categoricals
     for extras that are stored as codes. The names of the rows are an extra that is named like an index, or row numbers.
     """
-    extras = {name: dtype for name, (dims, dtype) in rows.extras.items() if _is_column(dims, dtype)}
-    index = next((name for name in INDEXES if name in extras), None)
-    columns = [VALID, *(name for name in extras if name != index)]
+    index = next((name for name in INDEXES if name in rows.extras), None)
+    columns = [VALID, *(name for name in rows.extras if name != index)]
     with h5py.File(path, "w") as file:
         _encode(file, "anndata", "0.1.0")
         for name in _GROUPS:
@@ -60,11 +58,6 @@ def write_anndata(path: Path, rows: Rows, source: str, progress: Progress) -> li
                 target = obs[name]["codes"] if name in rows.categories else obs[name]
                 _write(target, start, stop, block[name])
             start = stop
-    return [name for name in rows.extras if name not in extras]
-
-
-def _is_column(dims: Sequence[int], dtype: np.dtype) -> bool:
-    return len(dims) == 1 and dtype.kind in "biufO"
 
 
 def _create_frame(file: h5py.File, name: str, columns: list[str]) -> h5py.Group:

@@ -18,7 +18,7 @@ from shardpress.frames import import_pyarrow
 from shardpress.interop.anndata import KEY, write_anndata
 from shardpress.interop.hdf5 import SOURCE, write_hdf5
 from shardpress.interop.onnx import encoder_onnx, import_onnx, input_dtype
-from shardpress.interop.rows import Rows, open_rows
+from shardpress.interop.rows import Rows, has_plain_values, open_rows
 from shardpress.output.disk import TEMPORARY, Disk, publish, publish_from, remove
 from shardpress.progress import Progress
 from shardpress.result import INDEX, file_of, load_model
@@ -108,9 +108,11 @@ def _export_parquet(output: str | Path, as_of: int | str | Path | None, target: 
     from shardpress.interop.parquet import write_parquet
 
     rows = open_rows(output, as_of)
+    left_out = [name for name, (_, dtype) in rows.extras.items() if not has_plain_values(dtype)]
+    rows = rows.without(left_out)
     n_written = write_parquet(target.path, rows, target.source, target.disk)
     return (
-        f"Wrote {n_written} of {len(rows.stretches)} files in {_size(rows, target)}. "
+        f"Wrote {n_written} of {len(rows.stretches)} files in {_size(rows, target)}.{_without(left_out)} "
         f'Read them with pandas.read_parquet("{printable(target.path)}").'
     )
 
@@ -118,18 +120,20 @@ def _export_parquet(output: str | Path, as_of: int | str | Path | None, target: 
 def _export_anndata(output: str | Path, as_of: int | str | Path | None, target: _Target) -> str:
     rows = open_rows(output, as_of)
     _check_replaced(target, _source_of_hdf5)
-    left_out: list[str] = []
+    left_out = [name for name, (dims, dtype) in rows.extras.items() if len(dims) != 1 or not has_plain_values(dtype)]
+    rows = rows.without(left_out)
     with Progress("export", rows.n_rows, "rows") as progress:
-        publish_from(
-            target.disk, target.path, lambda path: left_out.extend(write_anndata(path, rows, target.source, progress))
-        )
-    without = ""
-    if left_out:
-        without = f" Left out, because a column of obs cannot hold their values: {printable(', '.join(left_out))}."
+        publish_from(target.disk, target.path, lambda path: write_anndata(path, rows, target.source, progress))
     return (
-        f"Wrote {_size(rows, target)}.{without} Add them to your data with "
+        f"Wrote {_size(rows, target)}.{_without(left_out)} Add them to your data with "
         f'adata.obsm["{KEY}"] = anndata.read_h5ad("{printable(target.path)}")[adata.obs_names].obsm["{KEY}"].'
     )
+
+
+def _without(left_out: list[str]) -> str:
+    if not left_out:
+        return ""
+    return f" Left out, because a column cannot hold their values: {printable(', '.join(left_out))}."
 
 
 def _size(rows: Rows, target: _Target) -> str:

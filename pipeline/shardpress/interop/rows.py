@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -30,6 +30,7 @@ from shardpress.result import APPEND_ID, FEATURES, VALID, Result
 
 _BLOCK_BYTES = 2**22
 _TEXT_ROWS = 2**12  # rows to read at once if there are strings, because these can be long
+_NUMBER_BYTES = 8  # of the longest numbers in tables
 _TEXT_BYTES = 8  # bytes of a string that are counted in advance
 
 Block = dict[str, np.ndarray]
@@ -64,6 +65,9 @@ class Rows:
     @property
     def extras(self) -> dict[str, Shape]:
         return {name: shape for name, shape in self.shapes.items() if name not in (FEATURES, VALID)}
+
+    def without(self, extras: Collection[str]) -> Rows:
+        return replace(self, shapes={name: shape for name, shape in self.shapes.items() if name not in extras})
 
     @property
     def encoder(self) -> str:
@@ -112,6 +116,11 @@ class Rows:
         if self.to_other is not None:
             block[FEATURES] = self.to_other.apply(block[FEATURES])
         return block
+
+
+def has_plain_values(dtype: np.dtype) -> bool:
+    """Return whether the values are strings, booleans or numbers of up to 64 bits, which tables can hold."""
+    return dtype.kind in "biufO" and dtype.itemsize <= _NUMBER_BYTES
 
 
 def open_rows(path: str | Path, as_of: int | str | Path | None) -> Rows:
