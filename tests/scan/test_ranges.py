@@ -81,6 +81,16 @@ def test_scaling_does_not_depend_on_blocks_and_threads(tmp_path, monkeypatch):
                 assert scanned(shards, block_rows, n_threads, scale=scale).to_npz() == found
 
 
+def test_few_rows_have_no_columns_with_outliers(tmp_path):
+    """The central values of few rows span the range. Of 4 rows, the two in the middle are often close together."""
+    rows = np.random.default_rng(0).random((11, 500))
+    for n_rows in range(1, 12):
+        folder = tmp_path / str(n_rows)
+        folder.mkdir()
+        with case(n_rows):
+            assert not scanned(shards_of(folder, rows[:n_rows]), 100).narrow.size
+
+
 # -- missing values ----------------------------------------------------------------------------------------------
 
 

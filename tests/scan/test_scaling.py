@@ -55,6 +55,13 @@ def test_outliers_hardly_change_the_factors() -> None:
     assert largest <= 20 * DEVIATION, "rare values stay bounded"
 
 
+def test_three_rows_have_the_deviation_of_all_their_values() -> None:
+    """Without the outermost values, one value would remain, and its deviation would be a rounding error."""
+    rows = np.random.default_rng(0).random((3, 40))
+    _, deviation = moments(rows, Scaler(rows.min(axis=0), rows.max(axis=0)))
+    np.testing.assert_allclose(deviation, rows.std(axis=0))
+
+
 def test_auto_chooses_a_scale_that_suits_the_columns() -> None:
     """Rare counts have ranges that are wider than 20 deviations."""
     rng = np.random.default_rng(0)

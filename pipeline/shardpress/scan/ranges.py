@@ -103,8 +103,13 @@ class Scan:
     @property
     def narrow(self) -> np.ndarray:
         """Columns that hardly matter, because their spread is very small compared with their range; smallest first."""
-        # Exclude columns that are nearly constant, such as a count that is rarely above 0. They have no outliers.
-        is_narrow = (self.inner[0] < self.inner[1]) & (self.spread < _NARROW)
+        if not self.spread.size:
+            return np.empty(0, np.int64)
+        # Exclude columns that are nearly constant, such as a count that is rarely above 0, and columns whose central
+        # values span the range, as all do in a few rows. They have no outliers.
+        low, high = self.inner
+        has_outliers = (low < high) & ((self.minimum < low) | (high < self.maximum))
+        is_narrow = has_outliers & (self.spread < _NARROW)
         worst_first = np.argsort(np.where(is_narrow, self.spread, np.inf), kind="stable")
         return worst_first[: int(is_narrow.sum())]
 

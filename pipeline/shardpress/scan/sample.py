@@ -97,9 +97,11 @@ def moments(sample: np.ndarray, scaler: Scaler) -> tuple[np.ndarray, np.ndarray]
         values = sample[:, columns]
         ranges = Scaler(scaler.minimum[columns], scaler.maximum[columns])
         if len(values):
-            mean[columns], deviation[columns] = _moments(_without_outliers(values), ranges)
+            low, high = _inner_bounds(values)
+            mean[columns], deviation[columns] = _moments(np.clip(values, low, high), ranges)
             plain_mean, plain_deviation = _moments(values, ranges)
-            is_rare = deviation[columns] == 0  # nearly all values are equal
+            # If nearly all values are equal, rounding errors can leave a deviation above 0.
+            is_rare = (low == high) | (deviation[columns] == 0)
             mean[columns][is_rare] = plain_mean[is_rare]
             deviation[columns][is_rare] = plain_deviation[is_rare]
     deviation[deviation == 0] = 1
@@ -107,10 +109,9 @@ def moments(sample: np.ndarray, scaler: Scaler) -> tuple[np.ndarray, np.ndarray]
     return scaler.minimum + mean * width, deviation * width
 
 
-def _without_outliers(values: np.ndarray) -> np.ndarray:
-    """Replace the outermost thousandth of each column's values at either end, at least one value, by the next one."""
-    low, high = quantiles(values, max(_OUTER, 1.5 / len(values)))
-    return np.clip(values, low, high)
+def _inner_bounds(values: np.ndarray) -> np.ndarray:
+    """Return the range (2, n_columns) of the values without the outermost thousandth at either end, at least one."""
+    return quantiles(values, max(_OUTER, 1.5 / len(values)))
 
 
 def _moments(values: np.ndarray, scaler: Scaler) -> tuple[np.ndarray, np.ndarray]:
