@@ -80,6 +80,7 @@ class Request(NamedTuple):
     extras: tuple[str, ...] = ("group", "kind")
     judges: bool = False  # whether the features are judged again
     warns: bool = False  # whether the report lists more warnings
+    n_uncompared: int = 0  # rows of files that cannot be read
 
 
 DEPTH = ("depth", "group", "kind")
@@ -90,7 +91,7 @@ REQUESTS = {
     ),
     "other labels": Request(("--labels", "group"), labels="group", judges=True),
     "part damaged, other labels": Request(("--labels", "group"), Cells.damage_part, "group", judges=True, warns=True),
-    "file unreadable": Request(SKIP, Cells.damage_file),
+    "file unreadable": Request(SKIP, Cells.damage_file, warns=True, n_uncompared=N),
 }
 
 
@@ -128,6 +129,8 @@ def test_a_request_changes_only_what_it_names(
     after = cells.facts()
     new = after["warnings"]["n"] - before["warnings"]["n"]
     assert (new > 0) == request.warns
+    assert after["bad"].pop("n_uncompared") == request.n_uncompared
+    assert before["bad"].pop("n_uncompared") == 0
     assert {**after, "warnings": before["warnings"]} == before
     assert after["warnings"]["first"][: before["warnings"]["n"]] == before["warnings"]["first"]
     assert cells.judgment()["labels"] == request.labels

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shardpress.errors import DataError, NoInput, NotPermitted, printable
+from shardpress.errors import DataError, NoInput, NotPermitted, printable, quantity
 from shardpress.features import FAILURES, reading
 from shardpress.hdf5.shard import Block, Shard
 from shardpress.model import Model, finite_errors
@@ -69,15 +69,17 @@ class RowCheck:
     n_bad: int = 0  # selected rows that are bad, and whose stored features are NaN as expected
     largest_difference: float = 0.0  # between a stored and a recomputed feature
     of_tolerance: float = 0.0  # largest ratio of a difference to its tolerance; above 1 if a feature is wrong
+    n_unread: int = 0  # selected rows that could not be read, and whose stored features are not NaN
     faults: tuple[Fault, ...] = ()  # of parts with wrong features
     unchecked: tuple[Fault, ...] = ()  # input files that could not be read
 
     def __str__(self) -> str:
         if not self.n_rows:
             return "no row could be recomputed"
+        unread = f"; {quantity(self.n_unread, 'row')} could not be compared" if self.n_unread else ""
         return (
             f"{self.n_rows} rows recomputed in float64 differ by at most {self.largest_difference:.2g} "
-            f"({100 * self.of_tolerance:.2g} % of the tolerance)"
+            f"({100 * self.of_tolerance:.2g} % of the tolerance){unread}"
         )
 
 
@@ -117,6 +119,7 @@ def check_rows(
         n_bad=sum(each.n_bad for each in results),
         largest_difference=max((each.largest_difference for each in results), default=0.0),
         of_tolerance=max((each.of_tolerance for each in results), default=0.0),
+        n_unread=sum(each.n_unread for each in results),
         faults=tuple(dict.fromkeys(fault for each in results for fault in each.faults)),
         unchecked=tuple(dict.fromkeys(Fault(shards[i].path, reason) for i, reason in sources.unreadable.items())),
     )
@@ -251,7 +254,7 @@ def _check_range(
         return RowCheck(faults=(Fault(part.file, str(error)),))
     source = sources.shard(rows_of_part.shard)
     if source is None:
-        return RowCheck()
+        return RowCheck(n_unread=int(valid.sum()))
     shard, conversion = source
     rows, failures = _read_rows(shard, conversion, rows_of_part.start + numbers)
     # If the run could not read the row either, the row is stored as a bad row.
@@ -265,7 +268,7 @@ def _check_range(
     places = rows_of_part.first + numbers[positions]
     values = features if errors is None else np.column_stack([features, errors])
     stored = _Stored(places, values[positions].astype(np.float64), valid[positions])
-    return _compare(part.file, stored, expected)
+    return replace(_compare(part.file, stored, expected), n_unread=len(reasons))
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,18 @@ from shardpress.shards.rows import stream_extra
 
 def with_content(facts: ShardFacts, shard: Shard, conversion: Conversion, names: Collection[str]) -> ShardFacts:
     """Return the facts about a shard with the digests of its rows and of some extras; unchanged if it is damaged."""
-    shard = replace(shard, extras=tuple(extra for extra in shard.extras if extra.name in names))
+    shard = with_extras(shard, names)
     try:
         rows = conversion.digest(Block(shard, 0, shard.n_rows))
         extras = _digest_of_extras(shard)
     except (DataError, NoInput):  # the run finds and reports this again
         return facts
     return structs.replace(facts, rows=rows, extras=extras)
+
+
+def with_extras(shard: Shard, names: Collection[str]) -> Shard:
+    """Return the shard with only some of its extras."""
+    return replace(shard, extras=tuple(extra for extra in shard.extras if extra.name in names))
 
 
 def _digest_of_extras(shard: Shard) -> str:

@@ -351,7 +351,10 @@ class _Finish:
             "memory": {"peak_bytes": peak_bytes()},
             "taken_over": list(state.reused.values()),
             "warnings": {"n": state.warnings.n, "first": state.warnings.first},
-            "bad": bad_data_facts(prepared.bad_shards, ranges, prepared.request.shards, self._model.columns),
+            "bad": {
+                **bad_data_facts(prepared.bad_shards, ranges, prepared.request.shards, self._model.columns),
+                "n_uncompared": prepared.n_uncompared,
+            },
             "last": last_run_facts(self._base),
             "sample": sample,
             "judgment": asdict(judgment),

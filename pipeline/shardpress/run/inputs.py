@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +14,13 @@ from shardpress.errors import DataError, printable, quantity
 from shardpress.hdf5.shard import UNREADABLE, Shard
 from shardpress.model import Model
 from shardpress.records import ShardFacts
-from shardpress.result import Result
+from shardpress.result import Result, given_name
 from shardpress.run.base import shard_like
 from shardpress.run.budget import n_threads_of
 from shardpress.run.difference import Base, Matching, needed_digests, places_of
-from shardpress.run.digests import with_content
+from shardpress.run.digests import with_content, with_extras
 from shardpress.run.request import absolute, facts_of
+from shardpress.run.unreadable import Damage, damage_of
 from shardpress.settings.config import BadDataSettings, Config, ResultSettings
 from shardpress.settings.kinds import n_allowed, sufficient_percentage
 from shardpress.shards.columns import ColumnCheck, ColumnRule
@@ -39,6 +40,7 @@ class _Inputs(NamedTuple):
     conversion: Conversion  # orders of columns
     facts: list[ShardFacts]  # with the digests that are needed
     bad_shards: list[dict[str, str]]  # files that were refused and are left out
+    n_uncompared: int = 0  # rows that stay in the result, although their files cannot be read, or these rows of them
 
 
 def open_inputs(config: Config, given_model: Model | None, base: Base | None, result: Result | None) -> _Inputs:
@@ -75,8 +77,7 @@ def open_inputs(config: Config, given_model: Model | None, base: Base | None, re
     check_bad_shards(config, left_out, len(shards) + len(refused))
     check_any(shards, sources)
     _check_width(shards[0])
-    names = {extra.name for extra in extras}
-    return _arranged(shards, Conversion(dict(check.orders)), refused, unreadable, base, names, config)
+    return _arranged(shards, Conversion(dict(check.orders)), refused, unreadable, base, result, config)
 
 
 def _check_width(first: Shard) -> None:
@@ -99,22 +100,29 @@ def _arranged(
     refused: list[dict[str, str]],
     unreadable: list[str],
     base: Base | None,
-    names: Collection[str],
+    result: Result | None,
     config: Config,
 ) -> _Inputs:
-    """Put the shards in the order of the rows, and add those of the base whose files were refused.
-
-    `names` are those of the extras in the base.
-    """
+    """Put the shards in the order of the rows, and add those of the base whose files were refused or are damaged."""
     facts = [facts_of(shard, conversion.orders.get(shard.path)) for shard in shards]
-    if base is None:
+    if base is None or result is None:
         return _Inputs(shards, conversion, facts, refused)
     before = base.request.shards
+    names = {given_name(name) for name in result.extras()}
+    keeps_damaged = config.results.append and config.bad_data.on_bad_data != "raise"
+    at_place = {shard.place: shard for shard in before}
+    damages: dict[int, Damage] = {}
     matching = matching_of(config.results)._replace(unreadable=unreadable)
     needed = needed_digests(before, facts, matching)
 
     def find_content(i: int) -> None:
         facts[i] = with_content(facts[i], shards[i], conversion, names)
+        earlier = at_place.get(facts[i].place)
+        if keeps_damaged and facts[i].rows is None and earlier is not None and earlier.kind == facts[i].kind:
+            damage = damage_of(with_extras(shards[i], names), conversion, earlier, result)
+            if damage is not None:
+                log.warning("%s Everything else in this file is as in the result.", damage.reason)
+                damages[i] = damage
 
     if needed:
         log.info("input: comparing the contents of %s with those of the result", quantity(len(needed), "file"))
@@ -123,17 +131,19 @@ def _arranged(
             compute([(find_content, i) for i in needed], pool, n_threads)
     arranged: list[Shard] = []
     arranged_facts: list[ShardFacts] = []
+    n_uncompared = 0
     for place in places_of(before, facts, matching):
-        if place.wanted is None:
-            assert place.base is not None
+        if place.base is not None and (place.wanted is None or place.wanted in damages):
             arranged_facts.append(before[place.base])
             arranged.append(_unreadable_shard(shards[0], arranged_facts[-1]))
+            n_uncompared += arranged[-1].n_rows if place.wanted is None else damages[place.wanted].n_rows
         else:
+            assert place.wanted is not None
             arranged_facts.append(facts[place.wanted])
             arranged.append(shards[place.wanted])
     staying = {shard.path for shard in arranged_facts}
     bad_shards = [bad for bad, path in zip(refused, unreadable, strict=True) if path not in staying]
-    return _Inputs(tuple(arranged), conversion, arranged_facts, bad_shards)
+    return _Inputs(tuple(arranged), conversion, arranged_facts, bad_shards, n_uncompared)
 
 
 def matching_of(results: ResultSettings) -> Matching:

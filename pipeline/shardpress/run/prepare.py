@@ -65,6 +65,7 @@ class Prepared:
     wanted: Wanted
     fitted: np.ndarray | None = None  # mask (n_rows,) of the rows that ``--fit-on`` selects; None for all rows
     targets: Targets | None = None  # what a head learns to predict (``--target``)
+    n_uncompared: int = 0  # as in `shardpress.run.inputs`
     base: Base | None = None  # what the output directory contains
     change: Change = field(default_factory=lambda: Change(()))  # what the run has to do
 
@@ -262,6 +263,7 @@ def prepare(config: Config, journal: Journal | None = None) -> Prepared:
         matching_of(config.results),
     )
     prepared = Prepared(settings, shards, conversion, inputs.bad_shards, given_model, budget, wanted, fitted, targets)
+    prepared = replace(prepared, n_uncompared=inputs.n_uncompared)
     return prepared.with_change(base, result)
 
 

@@ -182,7 +182,13 @@ def _check_unreadable(prepared: Prepared, journal: Journal) -> None:
             f"read: {names}. Restore these files; or remove them from --input, and their rows with --append "
             "--drop-missing."
         )
-    log.warning("%s: the rows of files that cannot be used stay in the results: %s", where, names)
+    n_uncompared = quantity(prepared.n_uncompared, "row")
+    log.warning(
+        "%s: the rows of files that cannot be used stay in the results: %s; %s could not be compared with the files",
+        where,
+        names,
+        n_uncompared,
+    )
 
 
 def _advice_on_gone(change: Change, config: Config) -> str:

@@ -204,6 +204,8 @@ def _is_acceptable(result: Result, prepared: Prepared) -> bool:
             return False
         if not prepared.allows_bad_data and any(each.lost for _, each in result.ranges):
             return False
+    if facts.report["bad"]["n_uncompared"] != prepared.n_uncompared:
+        return False
     # Files are compared by name only, because they may have been moved to another directory.
     return _names(facts.bad_shards) == _names(prepared.bad_shards)
 

@@ -56,7 +56,7 @@ class ExtrasDigest:
             n_done = 0
             while n_done < len(block):
                 n_rows = min(len(block) - n_done, UNIT_ROWS - row % UNIT_ROWS)
-                unit.update(_bytes_of(block[n_done : n_done + n_rows]))
+                unit.update(bytes_of(block[n_done : n_done + n_rows]))
                 n_done += n_rows
                 row += n_rows
                 if row % UNIT_ROWS == 0:
@@ -81,7 +81,8 @@ def _new_unit(name: str, first_row: int) -> xxhash.xxh3_128:
     return xxhash.xxh3_128(f"{first_row // UNIT_ROWS} {name} ".encode("utf-8", "surrogateescape"))
 
 
-def _bytes_of(values: np.ndarray) -> bytes | memoryview:
+def bytes_of(values: np.ndarray) -> bytes | memoryview:
+    """Return the bytes of values, which for strings include their lengths."""
     if not values.dtype.hasobject:
         return np.ascontiguousarray(values).view(np.uint8).data if values.size else b""
     parts = []

@@ -96,6 +96,11 @@ def _bad_data(bad: Mapping[str, Any]) -> Iterator[Item]:
     if shards:
         reasons = [(path(each["file"]), cut(each["reason"], 160)) for each in shards]
         yield Table.of(f"Bad shards: {_first(shards, bad['shards']['n'])}", "file, reason", reasons)
+    if bad.get("n_uncompared"):
+        yield (
+            f"{quantity(bad['n_uncompared'], 'earlier row')} could not be compared with the input, because it cannot "
+            "be read. Their features and extras stay in the results."
+        )
 
 
 def _first(listed: Sequence[object], n: int) -> str:
