@@ -106,7 +106,7 @@ def scattered(directory):
     """Write a result with dead rows and ranges in any order. Return the numbers of its rows and of their appends."""
     earlier = finished_parts(directory, PARTS[:2], used={0: [(0, 9)], 1: [(2, 4)]})
     shutil.copy(earlier / "index.h5", earlier / "generation-1.h5")
-    kept = [Generation(1, "a" * 64, 11, "b" * 64)]
+    kept = [Generation(1, "a" * 64, 11, Result.open(earlier).digest)]
     appends = [{"id": 1}, {"id": 2}]
     finished_parts(directory, PARTS, used=USED, generation=2, generations=kept, appends=appends)
     ranges = [(9 * (i > 0) + 6 * (i > 1) + start, stop - start) for i in USED for start, stop in USED[i]]

@@ -20,7 +20,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from shardpress.alignment import LinearMap
-from shardpress.errors import NoInput, printable
+from shardpress.errors import DataError, NoInput, printable
 from shardpress.hdf5.categories import read_categories
 from shardpress.model import Model
 from shardpress.modelfile import read_model
@@ -152,10 +152,20 @@ class Result:
         return frozenset(part.file for part in self.parts)
 
     def generation(self, number: int) -> Result:
-        """Open the result of a generation: this one, or an earlier one that is kept."""
+        """Open the result of a generation: this one, or an earlier one that is kept.
+
+        The errors are those of `open`. Another file than the one that was kept is a `DataError`.
+        """
         if number == self.facts.generation:
             return self
-        return Result.open(self.directory / GENERATION.format(number))
+        earlier = Result.open(self.directory / GENERATION.format(number))
+        kept = {each.generation: each.digest for each in self.facts.generations}
+        if earlier.digest != kept[number]:
+            raise DataError(
+                f"result={printable(earlier.path)}: is another file than the one that {INDEX} names. Restore it from "
+                "a copy of the output directory."
+            )
+        return earlier
 
     def map_to(self, generation: int) -> LinearMap:
         """Return the map from the features to those of an earlier generation, which `facts.maps` lists."""

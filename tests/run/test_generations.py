@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from shardpress.commands.table import main
-from shardpress.errors import DataError
+from shardpress.errors import DataError, NoInput
 from shardpress.features import open_features
 from shardpress.report.page.build import page_of, text_of
 from shardpress.report.verify import verify
 from shardpress.result import Result
 from tests.support.helpers import features_in
+from tests.support.hostilemodels import write_model
 from tests.support.interruptions import flip
 from tests.support.protocol import invalid_entries, leftovers
 from tests.support.standin import Workspace
@@ -152,6 +153,29 @@ def test_a_damaged_earlier_result_harms_only_readers_of_it(runs: Workspace, firs
     assert runs.run(first, *RETRAIN[1:], "--append") == 0
     np.testing.assert_array_equal(features_in(first)[:70], before)
     assert len(list((first / "parts").iterdir())) > n_parts, "parts that the damaged file may name stay"
+
+
+def test_another_earlier_result_is_refused_and_all_parts_stay(
+    runs: Workspace, first: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = features_in(first)
+    for seed in ("1", "2"):
+        assert runs.run(first, "--retrain", "--seed", seed, "--keep-generations", "5") == 0
+    path = first / "generation-1.h5"
+    whole = path.read_bytes()
+    files = set((first / "parts").iterdir())
+    for other in (first / "generation-2.h5", write_model(runs.folder)):
+        shutil.copy(other, path)
+        with pytest.raises((DataError, NoInput), match=re.escape(str(path))):
+            open_features(first, generation=1)
+        assert [fault.file for fault in verify(str(first)).faults] == [path.name]
+        caplog.clear()
+        add(runs, f"new {other.name}")
+        assert runs.run(first, "--append") == 0
+        assert any(record.levelname == "WARNING" and str(path) in record.message for record in caplog.records)
+        assert files <= set((first / "parts").iterdir())
+    path.write_bytes(whole)
+    np.testing.assert_array_equal(features_in(first, generation=1), before)
 
 
 # -- what a classifier keeps ---------------------------------------------------------------------------------------

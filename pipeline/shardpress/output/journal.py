@@ -36,7 +36,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -293,8 +292,9 @@ class Journal:
             return
         yield from self.published.files
         for each in self.published.facts.generations:
-            yield GENERATION.format(each.generation)
-            with suppress(NoInput):  # a user has removed it
+            name = GENERATION.format(each.generation)
+            yield name
+            if os.path.lexists(self.directory / name):  # otherwise a user has removed it
                 yield from self.published.generation(each.generation).files
 
     def _paths(self) -> Iterator[str]:

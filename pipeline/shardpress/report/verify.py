@@ -13,7 +13,7 @@ from shardpress.output.files import fault_of
 from shardpress.records import Entry
 from shardpress.report.inputs import Inputs, preprocessing_of
 from shardpress.report.rows import Fault, RowCheck, check_rows
-from shardpress.result import GENERATION, INDEX, Result, file_of
+from shardpress.result import GENERATION, Result, file_of
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,11 @@ def _earlier_results(result: Result) -> tuple[list[Result], list[Fault]]:
     found = []
     faults = []
     for each in result.facts.generations:
-        path = result.directory / GENERATION.format(each.generation)
         try:
-            earlier = Result.open(path)
+            found.append(result.generation(each.generation))
         except (DataError, NoInput) as error:
+            path = result.directory / GENERATION.format(each.generation)
             faults.append(_fault_of_result(path, error))
-            continue
-        found.append(earlier)
-        if earlier.digest != each.digest:
-            faults.append(Fault(path.name, f"is another file than the one that {INDEX} names"))
     return found, faults
 
 
