@@ -43,6 +43,25 @@ def test_errors_can_be_added_and_a_changed_error_is_a_fault(workspace: Workspace
     assert mentions(fault.fault, "row 2", "error is")
 
 
+def test_an_append_adds_errors_to_all_rows(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
+    workspace.add_shard("3.h5", np.arange(24, dtype=np.float32).reshape(6, 4))
+    assert workspace.run(out, "--append") == 0
+    before = open_features(out)
+    features = before.features.compute()
+    appends = before.extras["append_id"].compute()
+
+    assert workspace.run(out, "--append", "--row-error") == 0
+
+    after = open_features(out)
+    assert not verify(str(out), 1000).faults
+    assert np.isfinite(after.extras["error"].compute()).all()
+    np.testing.assert_array_equal(after.features, features)
+    np.testing.assert_array_equal(after.extras["append_id"], appends)
+    assert workspace.run(out, "--append") == 0, "errors that are stored stay"
+    assert "error" in open_features(out).extras
+
+
 def test_the_report_lists_the_worst_of_all_rows(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "_MAX_ROWS", 20)
     rng = np.random.default_rng(0)

@@ -130,6 +130,8 @@ def with_settings_of(config: Config, result: Result) -> Config:
         is_conflict = setting.affects in _OF_RESULTS and not is_default and values[name] != value
         if name == "orientation":
             is_conflict = values[name] not in (None, value or "rows")
+        if name == "row_error":  # it can be added to all rows, which are encoded again
+            is_conflict = False
         if is_conflict:
             conflicts.append(f"{name} {as_typed(value)}, found {as_typed(values[name])}")
         if is_default and (setting.affects == "features" or name in _INHERITED):

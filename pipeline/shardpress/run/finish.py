@@ -446,13 +446,17 @@ class _Finish:
         }
 
     def _config(self) -> dict[str, Any]:
-        """Return the settings. An append adds rows to those of the earlier run."""
+        """Return the settings. An append adds rows or extras to those of the earlier run."""
         config = self._prepared.config
         if not (self._prepared.keeps_model and config.results.append):
             return {**config.flat(), "labels": self._labels}
-        inputs = {"input": list(config.inputs.input), "include": list(config.inputs.include)}
+        added = {
+            "input": list(config.inputs.input),
+            "include": list(config.inputs.include),
+            "row_error": config.storage.row_error,
+        }
         assert self._base is not None
-        return {**self._base.facts.config, **inputs, "labels": self._labels}
+        return {**self._base.facts.config, **added, "labels": self._labels}
 
     def _request(self) -> Request:
         """Return the request. The digests of the shards are those of their parts."""

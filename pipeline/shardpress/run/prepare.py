@@ -254,7 +254,8 @@ def prepare(config: Config, journal: Journal | None = None) -> Prepared:
         log.warning("%s", warning)
     request = request_of(settings, inputs.facts, given_model, fitted, targets)
     if extended is not None and base is not None:
-        encoding = {**base.request.encoding, "include": request.encoding["include"]}
+        added = {name: request.encoding[name] for name in ("include", "row_error")}
+        encoding = {**base.request.encoding, **added}
         request = structs.replace(base.request, shards=inputs.facts, encoding=encoding)
     wanted = Wanted(
         request,
