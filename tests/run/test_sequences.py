@@ -410,23 +410,24 @@ class RandomSequence:
         is_unknown = bool(self._trained - Counter(file.rows.tobytes() for file in self._files.values()))
         for name in new:
             file = self._files[name]
-            remaining.append(_Shard(name, file, self._n_appends, self._use_of_later(file, is_unknown)))
+            remaining.append(_Shard(name, file, self._n_appends, self._use_of_later(file)))
         for shard in changed:
             file = self._files[shard.name]
             shard.append_id = self._n_appends
-            shard.use = self._use_of_later(file, is_unknown)
+            shard.use = self._use_of_later(file)
         for shard in remaining:
             shard.file = self._files[shard.name]
+            if is_unknown:
+                shard.use = np.where(shard.use == Use.LATER, Use.TRAINING, shard.use)
         self._shards = remaining
         self._changed.clear()
 
     def _has_other_rows(self, shard: _Shard) -> bool:
         return shard.file.rows.tobytes() != self._files[shard.name].rows.tobytes()
 
-    def _use_of_later(self, file: _File, is_unknown: bool) -> np.ndarray:
-        """Return the use of rows that an append brings."""
-        may_have_trained = is_unknown or file.rows.tobytes() in self._trained
-        return np.full(len(file.rows), Use.TRAINING if may_have_trained else Use.LATER)
+    def _use_of_later(self, file: _File) -> np.ndarray:
+        """Return the use of rows that an append brings while all files of the training are there."""
+        return np.full(len(file.rows), Use.TRAINING if file.rows.tobytes() in self._trained else Use.LATER)
 
     def _in_order(self, names: Collection[str]) -> list[str]:
         """Return files in the order of the input."""

@@ -17,7 +17,7 @@ from shardpress.features import open_features
 from shardpress.labels import NONE, LabelChoice
 from shardpress.report.commonrows import EncodedRows
 from shardpress.report.mapquality import read_labels
-from shardpress.result import Result
+from shardpress.result import Result, Use
 from shardpress.rowfacts import rows_with_value
 from tests.support.bad_shards import Shards
 from tests.support.damage import damage
@@ -67,6 +67,29 @@ def test_rows_of_new_files_are_test_rows_but_copies_are_not(trained: Shards, cap
     assert (probe["n_test"], probe["n_train"]) == (N, 4 * N)
     script.main([str(trained.output)])
     assert mentions(capsys.readouterr().out, f"{N} test rows", f"{4 * N} other rows")
+
+
+def test_appended_rows_may_have_trained_once_a_file_is_gone(trained: Shards) -> None:
+    """A file joins the rows of two others, which are deleted later."""
+    assert trained.run(*TARGET) == 0
+    before = Result.open(trained.output).use()
+    originals = [trained.folder / "1.h5", trained.folder / "2.h5"]
+    with h5py.File(originals[0]) as one, h5py.File(originals[1]) as other:
+        joined = {name: np.concatenate([one[name], other[name]]) for name in one}
+    write_shard(trained.folder / "joined.h5", joined.pop("X"), extras=joined)
+    assert trained.run("--append") == 0
+    assert Result.open(trained.output).use().tolist() == [*before, *[Use.LATER] * 2 * N]
+
+    for path in originals:
+        path.unlink()
+    assert trained.run("--append", "--drop-missing") == 0
+    add(trained, "new.h5", seed=7)
+    for n_rows in (2 * N, 3 * N):
+        result = Result.open(trained.output)
+        assert result.use().tolist() == [*before[:N], *[Use.TRAINING] * n_rows]
+        assert "no_test" in result.report()["sample"]["probe"]
+        assert mentions(refusal(trained.output), "No honest test")
+        assert trained.run("--append") == 0
 
 
 def test_rows_of_a_given_supervised_model_may_have_trained_it(trained: Shards, tmp_path: Path, capsys: Any) -> None:

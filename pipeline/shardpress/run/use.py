@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -45,30 +45,25 @@ def _validation_numbers(prepared: Prepared, scan: Scan) -> np.ndarray:
 
 
 def _with_later_rows(prepared: Prepared, parts: Sequence[Part], base: Result) -> np.ndarray:
-    """Return the use of rows of which some arrived after the training."""
+    """Return the use of rows of which some arrived after the training.
+
+    If rows of the training are unknown, or are no longer in the files as they were, all rows that arrived later can be
+    the same ones in other files.
+    """
     assert prepared.base is not None
     before = base.use()
     earlier = prepared.base.request.shards
     starts = np.cumsum([0, *(shard.shape[0] for shard in base.facts.request.shards)])
     shards = with_digests(prepared.request.shards, parts)
-    unknown = _are_unknown(base, (shard.rows for shard in shards))
-    trained = set(base.facts.trained)
+    trained = Counter(base.facts.trained)
     pieces = []
     for place, shard in zip(prepared.change.places, shards, strict=True):
         # The rows of a changed file can be the same, with other extras.
         if place.base is not None and (place.is_same or shard.has_rows_of(earlier[place.base])):
             pieces.append(before[starts[place.base] : starts[place.base + 1]])
         else:
-            may_have_trained = unknown or shard.rows in trained
-            pieces.append(np.full(shard.shape[0], Use.TRAINING if may_have_trained else Use.LATER, np.uint8))
-    return np.concatenate(pieces)
-
-
-def _are_unknown(base: Result, digests: Iterable[str | None]) -> bool:
-    """Return whether rows that arrive now may have trained the model.
-
-    This is so if the rows of the training are unknown, or if some of them are no longer there as they were: then the
-    rows that arrive may be the same ones in other files.
-    """
-    trained = base.facts.trained
-    return not trained or bool(Counter(trained) - Counter(filter(None, digests)))
+            pieces.append(np.full(shard.shape[0], Use.TRAINING if shard.rows in trained else Use.LATER, np.uint8))
+    use = np.concatenate(pieces)
+    if not trained or trained - Counter(shard.rows for shard in shards if shard.rows is not None):
+        use[use == Use.LATER] = Use.TRAINING
+    return use
