@@ -116,6 +116,24 @@ def test_unusable_rows_are_refused_with_the_parameter_that_helps() -> None:
         fitted.transform(lazy).compute()
 
 
+def test_messages_speak_of_arrays_and_parameters() -> None:
+    x = rows()
+    huge = x.copy()
+    huge[:2, 4] = [-1e308, 1e308]
+    for parameters, X, y, start in (
+        ({}, np.ones((120, 9)), None, "X: "),
+        ({}, x * 1e-310, None, "X: "),
+        ({}, huge, None, "X: "),
+        ({"row_scale": "total"}, (huge > 0) * 2**60, None, "X: "),
+        ({"random_state": -1}, x, None, "random_state: "),
+        ({"value_transform": "sqrt"}, x, None, "value_transform: "),
+        ({"target_weight": 1}, x, np.full(120, -1), "target: y "),
+    ):
+        with case(start, parameters), pytest.raises(ValueError, match=f"^{start}") as refusal:
+            TiedAutoencoder(**{**QUICK, **parameters}).fit(X, y)
+        assert not re.search(r"file|dataset|extra", str(refusal.value))
+
+
 def test_example_of_the_readme_runs() -> None:
     (lines,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "TiedAutoencoder" in block]
     X, y = load_digits(return_X_y=True)

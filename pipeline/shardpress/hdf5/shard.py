@@ -118,11 +118,17 @@ class Shard:
     first_row: int = 0  # of the rows in their dataset and in the extras, which can have others before and after them
 
     def __str__(self) -> str:
+        if self.is_array:
+            return self.dataset
         return f"file={printable(self.path)} dataset={printable(self.dataset)}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the names of columns: they may take megabytes, and every task contains a shard."""
         return {**self.__dict__, "columns": NO_COLUMNS}
+
+    @property
+    def is_array(self) -> bool:
+        return self.form == "array"
 
     @property
     def n_rows(self) -> int:

@@ -37,6 +37,8 @@ from shardpress.settings.flags import convert_settings
 # Dtypes of rows that are supported, as in files. Rows of other dtypes are converted to the first one.
 _CODES = ("f8", "f4", "f2", "?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
 _DTYPES = [np.dtype(order + code) for order in "=<>" for code in _CODES]
+# Parameters that are not named like the settings: scikit-learn has `random_state`, and the method `transform`.
+_PARAMETERS = {"seed": "random_state", "transform": "value_transform"}
 
 
 @dataclass(eq=False, repr=False)
@@ -338,11 +340,11 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         """Convert the parameters to the settings of a run, with the rules for values in a configuration file."""
         parameters = self.get_params(deep=False)
         seed = parameters.pop("random_state")
-        parameters["transform"] = parameters.pop("value_transform")  # `transform` is a method of estimators
+        parameters["transform"] = parameters.pop("value_transform")
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
-        return Config.of(**convert_settings({**plain, "seed": seed}, "", ConfigError))
+        return Config.of(**convert_settings({**plain, "seed": seed}, "", ConfigError, _parameter))
 
     def _targets(self, y: Any, n_rows: int) -> Any:
         """Return the targets of `fit`; None if they are ignored."""
@@ -407,6 +409,11 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             del self._checkpoint
         self._set_model(model)
         self.complaints_ = list(complaints(model.about["training"], fit.config.training, model.network))
+
+
+def _parameter(name: str) -> str:
+    """Return the name of the parameter for a setting."""
+    return _PARAMETERS.get(name, name)
 
 
 def _parameters_of(model: Model, names: Iterable[str]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) ->
         check()
         block = piece.block
         try:
-            digest = None if block.shard.form == "array" else Digest()  # no later run recognizes an array
+            digest = None if block.shard.is_array else Digest()  # no later run recognizes an array
             rows = settings.conversion.read(block, memory, digest)
             found = _stats_of_rows(settings, stride, piece, rows)
             stats.append(found if digest is None else replace(found, digests={piece.number: digest.value}))

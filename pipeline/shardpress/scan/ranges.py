@@ -394,15 +394,17 @@ def check_usable(shards: Sequence[Shard], scan_result: Scan, settings: ScanSetti
             "more rows, or encode with a fitted model (--model)."
         )
     if scan_result.constant.all():
+        advice = "Provide other rows."
+        if not first.is_array:
+            advice = "Choose another dataset with --dataset, or provide other rows."
         raise DataError(
-            f"{first}: all {scan_result.n_fitted} usable rows are equal, expected columns that vary. Choose another "
-            "dataset with --dataset, or provide other rows."
+            f"{first}: all {scan_result.n_fitted} usable rows are equal, expected columns that vary. {advice}"
         )
-    _check_finite_ranges(first, scan_result)
+    _check_finite_ranges(shards, scan_result)
     if _is_unscalable(scan_result).all():
         raise DataError(
             f"{first}: the ranges of all columns are too narrow for float64, expected columns that can be scaled. "
-            "Multiply the columns by a large number, or choose another dataset with --dataset."
+            "Multiply the columns by a large number."
         )
     _log_useless_columns(first.columns, scan_result)
 
@@ -412,19 +414,23 @@ def _no_usable_rows(shards: Sequence[Shard], scan_result: Scan, settings: ScanSe
     if misses_values(shards, scan_result, settings):
         advice = " Fill in missing values with --impute median."
     return DataError(
-        f"file={printable(shards[0].path)} and later shards: found no usable rows, because all {scan_result.n_rows} "
-        f"rows contain {_bad_values(scan_result, settings)} or cannot be read.{advice}"
+        f"{_all_of(shards)}: found no usable rows, because all {scan_result.n_rows} rows contain "
+        f"{_bad_values(scan_result, settings)} or cannot be read.{advice}"
     )
 
 
-def _check_finite_ranges(first: Shard, scan_result: Scan) -> None:
+def _all_of(shards: Sequence[Shard]) -> str:
+    return str(shards[0]) if len(shards) == 1 else f"file={printable(shards[0].path)} and later shards"
+
+
+def _check_finite_ranges(shards: Sequence[Shard], scan_result: Scan) -> None:
     with np.errstate(over="ignore"):  # the result is Inf
         ranges = scan_result.maximum - scan_result.minimum
     overflowing = np.flatnonzero(np.isinf(ranges))
     if len(overflowing):
+        columns = short_list(shards[0].columns.listed(overflowing), _COLUMNS)
         raise DataError(
-            f"file={printable(first.path)} and later shards: the range of columns "
-            f"{short_list(first.columns.listed(overflowing), _COLUMNS)} overflows float64. Scale these columns down."
+            f"{_all_of(shards)}: the range of columns {columns} overflows float64. Scale these columns down."
         )
 
 

@@ -166,7 +166,7 @@ def targets_of(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarr
     """
     share = sum(int(np.count_nonzero(mask)) for mask in known) / max(1, n_fitted)
     if not share:
-        raise ConfigError(f"target: {printable(name)} has no value in the rows to train on. Name another extra.")
+        raise ConfigError(f"target: {printable(name)} has no value in the rows to train on, expected one in some rows")
     are_floats = any(each.dtype.kind == "f" for each in values)
     distinct = _distinct(values, known, _MAX_WHOLE if are_floats else MAX_CLASSES)
     if are_floats and (distinct is None or not all(float(value).is_integer() for value in distinct)):
