@@ -3,12 +3,14 @@
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shardpress import signals
 from shardpress.hdf5.child import ask as ask_module
 from shardpress.hdf5.child.ask import LIMITS, ask
 from shardpress.shards.open import open_shards
@@ -60,6 +62,42 @@ def test_failure_of_the_child_affects_only_this_file(path, child_runs):
         with case(act), refused(exit_code, f"file={path}", phrase):
             answer_about(path, act, limits)
         assert answer_about(path) == {}
+
+
+@pytest.mark.slow
+def test_datasets_that_end_children_are_given_up(path, child_runs, monkeypatch):
+    """An earlier file can be the cause of a crash, but not of a long time: a slow dataset gets no second child."""
+    started = []
+
+    class CountedChild(ask_module._Child):
+        def __init__(self):
+            started.append(self)
+            super().__init__()
+
+    monkeypatch.setattr(ask_module, "_Child", CountedChild)
+    monkeypatch.setattr(ask_module, "_MOST_ENDED", 3)
+    child_runs("exec(dataset or '')", "return {}")
+    limits = replace(LIMITS, seconds=0)
+    for act, n_children in (("while True: pass", 1), ("ctypes.string_at(0)", 2)):
+        for n in (*[n_children] * ask_module._MOST_ENDED, 0, 0):
+            ask_module.retire()
+            started.clear()
+            with case(act, n), refused(65, f"file={path}"):
+                answer_about(path, act, limits)
+            assert len(started) == n
+    assert answer_about(path) == {}
+    os.utime(path, (0, 0))
+    with refused(65, f"file={path}", "signal 11"):
+        answer_about(path, "ctypes.string_at(0)")
+
+
+def test_a_signal_ends_an_answer_in_any_thread(path, child_runs):
+    child_runs(f"os.kill({os.getpid()}, 15); time.sleep(1000)", HONEST)
+    with ThreadPoolExecutor(1) as pool, signals.stoppable():
+        answer = pool.submit(answer_about, path, None, replace(LIMITS, patience=5))
+        with pytest.raises(signals.Stopped):
+            answer.result()
+        assert isinstance(answer.exception(), signals.Stopped)
 
 
 def test_rows_are_read_if_extras_crash_hdf5(path, child_runs):

@@ -14,11 +14,13 @@ import signal
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from shardpress import signals
 from shardpress.childprocess import ChildProcess
 from shardpress.errors import STORAGE, DataError, ReadFailed, SystemLimit, printable
 from shardpress.hdf5.child.message import Failure, unpacked
@@ -37,13 +39,19 @@ _TRUNCATED = re.compile(r"truncated file: eof = (\d+), .*base_addr = (\d+), stor
 _MOST_WORDS = 2000  # characters of the child's message to quote
 _MOST_ANSWERS = 1000  # of one child, because libhdf5 may leak memory with each damaged file
 _SECONDS_AT_LEAST = 10.0  # processor time
+_SECONDS_OF_VALUES = 2.0  # the same for values: at most `ANSWER_BYTES`, which usually take milliseconds
 _BYTES_PER_SECOND = 2**20  # per second of processor time; a small file has little structure to read
 _CLOCK_PER_PROCESSOR = 10  # elapsed time divided by processor time on a busy machine
+_MOST_ENDED = 8  # failed requests of a dataset, after which nothing more is read from it
+_SECONDS_TO_CHECK = 0.5  # between checks for signals
 
 
 @dataclass(frozen=True)
 class _Limits:
-    """Limits for one answer about a file of 110 MiB or more. `_limits_of` reduces them for smaller files."""
+    """Limits for one answer about a file of 110 MiB or more.
+
+    `_limits_of` reduces them for smaller files, and for files that have ended children.
+    """
 
     seconds: float = 120  # processor time
     patience: float = 1200  # elapsed seconds; much longer, so that a busy machine does not refuse intact files
@@ -66,9 +74,10 @@ class Refusal(DataError):
 class _Died(Exception):
     """Raised if a child has ended without an answer, or was ended because of its answer. The message says why."""
 
-    def __init__(self, reason: str, is_killed: bool = False) -> None:
+    def __init__(self, reason: str, is_killed: bool = False, is_slow: bool = False) -> None:
         super().__init__(reason)
         self.is_killed = is_killed  # perhaps by the kernel, because memory is short; no file can cause that
+        self.is_slow = is_slow  # the limit of processor time ended it; no earlier file can cause that
 
 
 class _Child:
@@ -130,15 +139,22 @@ class _Child:
         return message[_LENGTH_BYTES:]
 
     def _arrivals(self, limits: _Limits, where: str) -> Iterator[None]:
-        """Yield whenever bytes can be received. Log a long wait once, and raise `_Died` after the time limit."""
+        """Yield whenever bytes can be received. Log a long wait once, and raise `_Died` after the time limit.
+
+        Raise `shardpress.signals.Stopped` soon after a signal, in any thread.
+        """
         waiting = select.poll()
         waiting.register(self._connection, select.POLLIN)
         start = time.monotonic()
         deadline = start + limits.patience
         until = min(deadline, start + limits.silent)
         while True:
-            if waiting.poll(max(0.0, 1000 * (until - time.monotonic()))):
+            signals.check()
+            seconds = min(_SECONDS_TO_CHECK, max(0.0, until - time.monotonic()))
+            if waiting.poll(1000 * seconds):
                 yield
+            elif time.monotonic() < until:
+                continue
             elif until < deadline:
                 until = deadline
                 log.info("%s: still reading the file; this may take up to %g s of CPU time", where, limits.seconds)
@@ -151,7 +167,7 @@ class _Child:
         if not self._is_ready or code == -signal.SIGKILL:
             return _Died("", is_killed=True)
         if code == -signal.SIGXCPU:
-            return _Died(f"libhdf5 took more than {limits.seconds:g} s of CPU time for this file")
+            return _Died(f"libhdf5 took more than {limits.seconds:.3g} s of CPU time for this file", is_slow=True)
         if code < 0:
             return _Died(f"libhdf5 crashed on this file (signal {-code})")
         return _Died(f"libhdf5 exited on this file (exit code {code})")
@@ -164,14 +180,22 @@ class _Child:
         self._connection.close()
 
 
-def _limits_of(n_bytes: int) -> _Limits:
-    """Return the limits for an answer about a file of `n_bytes`. Time limits grow with the size of the file."""
-    seconds = min(LIMITS.seconds, _SECONDS_AT_LEAST + n_bytes / _BYTES_PER_SECOND)
+def _limits_of(function: str, n_bytes: int, n_ended: int) -> _Limits:
+    """Return the limits for an answer about a file of `n_bytes`, which has ended a number of children before.
+
+    Time limits grow with the size of the file. Each child that it has ended halves the processor time, so that the sum
+    is bounded.
+    """
+    least = _SECONDS_OF_VALUES if function == "values" else _SECONDS_AT_LEAST
+    seconds = min(LIMITS.seconds, least + n_bytes / _BYTES_PER_SECOND)
     patience = min(LIMITS.patience, _CLOCK_PER_PROCESSOR * max(seconds, _SECONDS_AT_LEAST))
-    return replace(LIMITS, seconds=seconds, patience=patience)
+    return replace(LIMITS, seconds=seconds / 2**n_ended, patience=patience)
 
 
 _idle = ProcessCache[int, _Child]()  # idle children by `id`
+# Number of children that each dataset has ended, by the file and the function. Rows and strings have other functions,
+# so that damaged strings take no time from the rows.
+_ended = ProcessCache[tuple[int, int, int, str], Counter[str]](max_size=1000)
 
 
 def ask(function: str, descriptor: int, arguments: Sequence[Any], kind: type[T], where: str) -> T:
@@ -214,23 +238,37 @@ def start_early() -> None:
 def _answer_of_child(request: dict[str, Any], descriptor: int, where: str) -> bytearray:
     """Return the answer of a child. If it ends without one, ask a new child, because an earlier file can be the cause.
 
-    Raise `DataError` if the new child ends, too.
+    Raise `DataError` if the new child ends, too, if the processor time is over, or if too many requests about the
+    dataset have failed in these ways.
     """
-    limits = _limits_of(os.fstat(descriptor).st_size)
+    status = os.fstat(descriptor)
+    function = request["ask"]
+    key = (status.st_dev, status.st_ino, status.st_mtime_ns, function)
+    dataset = str(request["arguments"][:1])
+    ended = _ended.get(key) or Counter()
+    if ended[dataset] >= _MOST_ENDED:
+        raise DataError(
+            f"{where}: not read, because libhdf5 has failed {ended[dataset]} times to read from this dataset. The file "
+            "is damaged or forged: do not use it."
+        )
+    limits = _limits_of(function, status.st_size, ended.total())
     child = _idle_or_new(where)
     try:
         return _answer(child, request, descriptor, limits, where)
-    except _Died:
-        child = _new(where)
-    try:
-        return _answer(child, request, descriptor, limits, where)
     except _Died as error:
-        if error.is_killed:
-            raise SystemLimit(
-                f"{where}: the process that reads the structure of files was killed or hung twice. Check the machine's "
-                "memory and storage (dmesg), then run the same command again."
-            ) from error
-        raise DataError(f"{where}: {error}. The file is damaged or forged: do not use it.") from error
+        death = error
+    if not death.is_slow:
+        try:
+            return _answer(_new(where), request, descriptor, limits, where)
+        except _Died as error:
+            death = error
+    if death.is_killed:
+        raise SystemLimit(
+            f"{where}: the process that reads the structure of files was killed or hung twice. Check the machine's "
+            "memory and storage (dmesg), then run the same command again."
+        ) from death
+    _ended.get_or_make(key, Counter)[dataset] += 1
+    raise DataError(f"{where}: {death}. The file is damaged or forged: do not use it.") from death
 
 
 def _answer(child: _Child, request: dict[str, Any], descriptor: int, limits: _Limits, where: str) -> bytearray:
