@@ -98,6 +98,15 @@ def test_a_plan_reports_every_problem(workspace: Workspace, out: Path) -> None:
     assert [sum(name in warning for warning in lenient.warnings) for name in ("7.h5: ", "8.h5: ")] == [1, 1]
 
 
+def test_a_plan_lists_all_files_that_cannot_be_used(workspace: Workspace, out: Path) -> None:
+    for i in range(60):
+        (workspace.shards / f"{i}.txt.h5").write_text("no HDF5")
+    assert exit_codes(workspace.plan(out)) == [65] * 60
+    lenient = workspace.plan(out, "--on-bad-data", "skip", "--max-bad", "99%")
+    assert exit_codes(lenient) == []
+    assert sum(".txt.h5: " in words for words in lenient.warnings) == 60
+
+
 def test_a_plan_counts_the_epochs_that_fit(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "seconds_compiling", lambda: 1000.0)  # of earlier work, which is no time of this run
     for hours, start in ((1e-7, "0 of 1000000 epochs"), (1 / 60, "")):

@@ -40,6 +40,7 @@ class _Inputs(NamedTuple):
     conversion: Conversion  # orders of columns
     facts: list[ShardFacts]  # with the digests that are needed
     bad_shards: list[dict[str, str]]  # files that were refused and are left out
+    refused: list[dict[str, str]]  # these files, and those whose earlier rows stay
     n_uncompared: int = 0  # rows that stay in the result, although their files cannot be read, or these rows of them
 
 
@@ -106,7 +107,7 @@ def _arranged(
     """Put the shards in the order of the rows, and add those of the base whose files were refused or are damaged."""
     facts = [facts_of(shard, conversion.orders.get(shard.path)) for shard in shards]
     if base is None or result is None:
-        return _Inputs(shards, conversion, facts, refused)
+        return _Inputs(shards, conversion, facts, refused, refused)
     before = base.request.shards
     names = {given_name(name) for name in result.extras()}
     keeps_damaged = config.results.append and config.bad_data.on_bad_data != "raise"
@@ -143,7 +144,7 @@ def _arranged(
             arranged.append(shards[place.wanted])
     staying = {shard.path for shard in arranged_facts}
     bad_shards = [bad for bad, path in zip(refused, unreadable, strict=True) if path not in staying]
-    return _Inputs(tuple(arranged), conversion, arranged_facts, bad_shards, n_uncompared)
+    return _Inputs(tuple(arranged), conversion, arranged_facts, bad_shards, refused, n_uncompared)
 
 
 def matching_of(results: ResultSettings) -> Matching:

@@ -80,7 +80,7 @@ def make_plan(config: Config) -> Plan:
     with collect_warnings() as warnings, theanos_errors():
         start = time.monotonic()
         compiled = seconds_compiling()  # by earlier work of this process
-        prepared = plan.attempt(_prepared, config, plan, warnings.first)
+        prepared = plan.attempt(_prepared, config, plan)
         if prepared is not None:
             run = _PlannedRun(prepared, plan)
             plan.attempt(run.load)
@@ -93,26 +93,27 @@ def make_plan(config: Config) -> Plan:
                 if device is not None:
                     run.estimate_memory(device)
                     plan.attempt(run.try_stages, device)
-    words_of_problems = {problem["words"] for problem in plan.problems}
-    plan.warnings += [words for words in warnings.first if words.removesuffix(LEFT_OUT) not in words_of_problems]
+    problems = [problem["words"] for problem in plan.problems]
+    known = {*plan.warnings, *problems, *(f"{words}{LEFT_OUT}" for words in problems)}
+    plan.warnings += [words for words in warnings.first if words not in known]
     return plan
 
 
-def _prepared(config: Config, plan: Plan, warnings: Sequence[str]) -> Prepared:
+def _prepared(config: Config, plan: Plan) -> Prepared:
     """Return the prepared run without bad shards, which are problems unless the settings allow them."""
 
     def refuse(words: str) -> None:
-        raise DataError(words.removesuffix(LEFT_OUT))
+        raise DataError(words)
 
     journal = open_readonly(config)
     prepared = prepare(config.changed(on_bad_data="skip", max_bad="100%"), journal)
     if config.results.append and journal is not None and journal.base is not None:
         config = with_settings_of(config, journal.base)
     if config.bad_data.on_bad_data == "raise":
-        for words in warnings:
-            if words.endswith(LEFT_OUT):
-                plan.attempt(refuse, words)
+        for bad in prepared.refused:
+            plan.attempt(refuse, bad["reason"])
     else:
+        plan.warnings += [f"{bad['reason']}{LEFT_OUT}" for bad in prepared.refused]
         n_shards = len(prepared.shards) + len(prepared.bad_shards)
         plan.attempt(check_bad_shards, config, prepared.bad_shards, n_shards)
     return replace(prepared, config=replace(prepared.config, bad_data=config.bad_data))

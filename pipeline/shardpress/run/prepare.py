@@ -60,6 +60,7 @@ class Prepared:
     shards: tuple[Shard, ...]
     conversion: Conversion  # whose offset is known after the scan
     bad_shards: list[dict[str, str]]  # files that were refused and left out: ``file`` and ``reason``
+    refused: list[dict[str, str]]  # these files, and those whose earlier rows stay
     given_model: Model | None  # replaces the training
     budget: Budget
     wanted: Wanted
@@ -263,8 +264,19 @@ def prepare(config: Config, journal: Journal | None = None) -> Prepared:
         partial(request.of_features, extras=schema_of(shards[0].extras)),
         matching_of(config.results),
     )
-    prepared = Prepared(settings, shards, conversion, inputs.bad_shards, given_model, budget, wanted, fitted, targets)
-    prepared = replace(prepared, n_uncompared=inputs.n_uncompared)
+    prepared = Prepared(
+        config=settings,
+        shards=shards,
+        conversion=conversion,
+        bad_shards=inputs.bad_shards,
+        refused=inputs.refused,
+        n_uncompared=inputs.n_uncompared,
+        given_model=given_model,
+        budget=budget,
+        wanted=wanted,
+        fitted=fitted,
+        targets=targets,
+    )
     return prepared.with_change(base, result)
 
 
