@@ -130,13 +130,18 @@ def test_rows_without_a_value_stay_marked(growing: Workspace, out: Path) -> None
 # -- files that are missing or bad ---------------------------------------------------------------------------------
 
 
-def test_missing_files_are_an_error_unless_their_rows_are_dropped(growing: Workspace, finished: Path) -> None:
+def test_missing_files_are_an_error_unless_their_rows_are_dropped(
+    growing: Workspace, finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     before = stamps(finished)
     part = parts(finished)[0]
     gone = growing.shards / "0.h5"
     gone.rename(growing.folder / "0.h5")
-    assert growing.run(finished) == 78
-    assert growing.run(finished, "--append") == 66
+    for flags, code in (([], 78), (["--append"], 66)):
+        caplog.clear()
+        assert growing.run(finished, *flags) == code
+        for way in ("--drop-missing", f"--model {finished} ", f"open_features(['{finished}', "):
+            assert way in errors(caplog)
     assert stamps(finished) == before
     assert growing.run(finished, "--append", "--drop-missing") == 0
     assert len(open_features(finished).features) == 24

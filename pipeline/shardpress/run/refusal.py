@@ -98,7 +98,7 @@ def _refuse(base: Base, wanted: Wanted, change: Change, config: Config, lost: Se
         words = f"this one has no {printable(short_list(lost, _NAMED))}"
     if change.gone and not (results.retrain and results.drop_missing):
         raise ConfigError(
-            f"{where}: contains the results of other input files: {words}. {_advice_on_gone(change, config)}"
+            f"{where}: contains the results of other input files: {words}. {_advice_on_gone(change, config, where)}"
         )
     if not (results.overwrite or results.retrain):
         raise ConfigError(f"{where}: contains the results of a different run: {words}. {_advice(base, change, where)}")
@@ -161,7 +161,7 @@ def _check_gone(base: Base, change: Change, where: str, drops: bool) -> None:
     if not drops:
         raise NoInput(
             f"{where}: contains the features of {n_files} that are not in --input: {names}. Add these files to "
-            "--input, or remove their rows from the results with --drop-missing."
+            f"--input, or remove their rows from the results with --drop-missing. {_way_to_keep(where)}"
         )
     log.warning("append: the rows of %s are removed from the results (--drop-missing): %s", n_files, names)
 
@@ -191,7 +191,16 @@ def _check_unreadable(prepared: Prepared, journal: Journal) -> None:
     )
 
 
-def _advice_on_gone(change: Change, config: Config) -> str:
+def _way_to_keep(where: str) -> str:
+    """Return advice for files that were deleted after their encoding."""
+    output = where.removeprefix("output=")
+    return (
+        f"To keep these rows, encode only the new files with the same model: shardpress run --model {output} --input "
+        f"NEW_FILES --output OTHER; open_features(['{output}', 'OTHER']) joins the results."
+    )
+
+
+def _advice_on_gone(change: Change, config: Config, where: str) -> str:
     if config.results.retrain:
         return "Add these files to --input, or train without them with --drop-missing."
     advice = (
@@ -199,7 +208,8 @@ def _advice_on_gone(change: Change, config: Config) -> str:
         "same files.)"
     )
     if any(place.is_same for place in change.places):
-        advice = f"To update the results with the same model, use --append --drop-missing. {advice}"
+        update = "To remove the rows of missing files, and keep the model, use --append --drop-missing."
+        advice = f"{update} {_way_to_keep(where)} {advice}"
     return advice
 
 
