@@ -36,6 +36,20 @@ def counts(rng: np.random.Generator) -> np.ndarray:
     return rng.poisson(rng.gamma(0.3, abundances, (500, 200))).astype(np.float32)
 
 
+def cells(rng: np.random.Generator) -> np.ndarray:
+    """Return a few cells of very many genes, most of which are 0 or 1 in all of these cells."""
+    abundances = np.exp(rng.normal(0, 2.2, 20_000))
+    totals = rng.lognormal(8, 0.4, (52, 1))
+    return rng.poisson(rng.gamma(2, totals * abundances / abundances.sum() / 2))
+
+
+def categories(rng: np.random.Generator, n_integers: int, sizes: tuple[int, ...]) -> np.ndarray:
+    """Return columns of integers, and an indicator for each category of some variables."""
+    integers = rng.lognormal(3, 2, (1000, n_integers)).round()
+    indicators = [rng.integers(size, size=1000)[:, None] == np.arange(size) for size in sizes]
+    return np.concatenate([integers, *indicators], axis=1)
+
+
 def spectra(rng: np.random.Generator, n_sections: int = 1) -> np.ndarray:
     """Return spectra with some sections of 300 channels. Each row is bright or faint in all sections."""
     channels = np.linspace(0, 6, 300)
@@ -67,7 +81,7 @@ def network_for(rows: np.ndarray, **settings: object) -> tuple[object, ...]:
 def test_counts_spectra_and_heavy_tails_are_prepared() -> None:
     rng = np.random.default_rng(RNG_SEED)
     of_kinds = rng.poisson(rng.gamma(0.3, 100 / np.arange(1, 201), (500, 200)))
-    for rows in (counts(rng), of_kinds):
+    for rows in (counts(rng), of_kinds, cells(rng)):
         assert chosen(rows) == OF_COUNTS
     assert chosen(spectra(rng)) == OF_SPECTRA
     with_gaps = tails(rng)
@@ -91,6 +105,9 @@ def test_prepared_and_other_rows_stay_as_they_are() -> None:
         "no tails": np.log1p(tails(rng)),
         "tails below 1": tails(rng) / 1e6,  # a logarithm of 1 + x would change nothing
         "pixels": pixels,
+        "integers and indicators": categories(rng, 6, (9, 16, 7, 42, 5)),
+        "rare categories": categories(rng, 20, (700,)),
+        "flags": np.concatenate([rng.poisson(0.3, (500, 30)), bits(rng, 0.05)[:, :40]], axis=1),
         "uniform bytes": rng.integers(0, 256, (500, 80)) * (rng.random((500, 80)) < 0.4),
         "packed bits": np.packbits(bits(rng, 0.5), axis=1),
         "sensors": sensors(rng),

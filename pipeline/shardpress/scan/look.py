@@ -35,6 +35,11 @@ _SAME_WIDTH = 1e-6  # tolerated relative difference of two widths
 _MIN_COUNTED = 50  # columns; narrower tables of whole numbers are rarely counts of many kinds
 _MIN_ZEROS = 0.5  # share of zeros among the counts of single cells, words or reads
 _MAX_SATURATED = 0.05  # share of columns that reach the largest value; pixels do, counts do not
+# Columns with values above 1, as a share of those that counts of independent events would have: at least 1 for genes,
+# words and ions, at most 0.65 if many columns are indicators of common categories.
+_MIN_EXCEEDING = 0.75
+# Share of columns with values above 1: at least 0.25 for counts, at most 0.06 with many indicators of rare categories.
+_MIN_ABOVE_ONE = 0.15
 _MIN_CODED = 64  # largest whole number; counts up to fewer have few different values
 _LARGE = 0.05  # share of a column's values above 0; in tables of counts, less than 0.005 exceed half of the largest
 _MIN_COLUMNS = 0.25  # share of columns with large values; bits that are rarely set leave some columns without them
@@ -236,7 +241,24 @@ def _are_counts(rows: np.ndarray) -> bool:
     if np.mean(rows[is_present] == 0) < _MIN_ZEROS:
         return False
     largest = rows.max(axis=0, where=is_present, initial=0)
-    return bool(np.mean(largest == largest.max()) <= _MAX_SATURATED)
+    return bool(np.mean(largest == largest.max()) <= _MAX_SATURATED) and _exceed_one(rows)
+
+
+def _exceed_one(rows: np.ndarray) -> bool:
+    """Return whether columns of whole numbers exceed 1 as often as counts do, unlike indicators of categories.
+
+    If a column counts independent events, a share ``1 - exp(-rate)`` of its values is above 0, and a share
+    ``1 - exp(-rate) (1 + rate)`` above 1. A rare event may have no values above 1 in these rows.
+    """
+    rows = rows[:, (rows > 0).any(axis=0)]
+    n_present = np.count_nonzero(~np.isnan(rows), axis=0)
+    n_positive = np.count_nonzero(rows > 0, axis=0)
+    share = np.minimum(n_positive, n_present - 0.5) / n_present
+    rate = -np.log1p(-share)
+    n_values_above = n_present * (share - (1 - share) * rate)
+    n_columns_expected = np.sum(-np.expm1(-n_values_above))
+    n_columns = np.count_nonzero((rows > 1).any(axis=0))
+    return bool(n_columns >= max(_MIN_EXCEEDING * n_columns_expected, _MIN_ABOVE_ONE * rows.shape[1]))
 
 
 def _are_spectra(rows: np.ndarray, n_channels: int) -> bool:
