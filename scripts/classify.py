@@ -33,25 +33,25 @@ from sklearn.preprocessing import StandardScaler
 from shardpress import open_features
 from shardpress.errors import ShardpressError
 from shardpress.features import Features
+from shardpress.labels import has_label
 from shardpress.records import with_digests
 from shardpress.report.baselines import MIN_TEST_ROWS
 from shardpress.result import Use
 from shardpress.rowfacts import rows_with_value
 
 
-def labels_of(run: Features, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the label of each row, and the numbers of the rows that have a label and features."""
+def labels_of(run: Features, name: str, missing: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the label of each row, and the numbers of the rows that have a label and features.
+
+    Rows with the label `missing` have none.
+    """
     if name not in run.extras:
         raise SystemExit(f"The run has no extra {name}. Name one of {sorted(run.extras)} with --labels.")
     labels = run.extras[name].compute()
-    is_usable = run.valid.compute() & rows_with_value(run, name)
-    if name in run.categories:
-        is_usable &= labels >= 0  # the code of a missing value is -1
-        labels = run.categories[name][labels]
-    if labels.dtype.kind == "f":
-        is_usable &= np.isfinite(labels)
-    if labels.dtype == object:
-        is_usable &= labels != ""
+    categories = run.categories.get(name)
+    is_usable = run.valid.compute() & rows_with_value(run, name) & has_label(labels, missing, categories)
+    if categories is not None:
+        labels = categories[labels]
     return labels, np.flatnonzero(is_usable)
 
 
@@ -144,13 +144,14 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
 
     run = open_features(options.features)
-    labels, numbers = labels_of(run, options.labels)
+    missing = run.manifest["config"].get("missing_label")
+    labels, numbers = labels_of(run, options.labels, missing)
     is_regression = are_numbers(run, options.labels, labels[numbers])
     model = regression if is_regression else classifier
     if options.test:
         other = open_test_rows(options.test, run)
         x, raw, y = read(run, labels, numbers)
-        x_test, raw_test, y_test = read(other, *labels_of(other, options.labels))
+        x_test, raw_test, y_test = read(other, *labels_of(other, options.labels, missing))
     else:
         train_numbers, test_numbers = split(run, None if is_regression else labels[numbers], numbers)
         x, raw, y = read(run, labels, train_numbers)

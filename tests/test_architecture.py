@@ -60,7 +60,7 @@ ALLOWED_IMPORTS = {
     "rowfacts": ["features"],
     "asof": ["alignment", "result"],
     "features": ["asof", "frames", "hdf5.categories", "result", "sealed"],
-    "training": ["hdf5.shard", "shards", "scan", "cluster", "device", "progress", "ridge"],
+    "training": ["hdf5.shard", "labels", "shards", "scan", "cluster", "device", "progress", "ridge"],
     "encoding": [
         "hdf5",
         "shards",
@@ -116,6 +116,7 @@ ALLOWED_IMPORTS = {
         "doctor.packages",
         "hdf5.categories",
         "hdf5.shard",
+        "labels",
         "progress",
         "shards",
         "scan",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shardpress.labels import NONE, LabelChoice
+from shardpress.labels import NONE, LabelChoice, has_label, remark_on_missing
 from tests.support.cases import each
 
 LABELS = {
@@ -58,3 +58,62 @@ def test_rows_without_a_value_have_no_label() -> None:
     found = LabelChoice(named="z", masks={"y": "y_present"}).find(extras, {"z": lost})
     assert found is not None
     assert found.codes.tolist() == [NONE] * 3 + [0, 1, 2] * 19
+
+
+MISSING: dict[str, tuple[np.ndarray, str | None, list[bool]]] = {
+    "nothing": (np.array([-1, 255, 0]), None, [True, True, True]),
+    "an integer": (np.array([-1, 255, 0]), "-1", [False, True, True]),
+    "an integer that the dtype lacks": (np.array([255, 0], "u1"), "-1", [True, True]),
+    "a large integer": (np.array([2**63 - 1, 2**63 - 2]), str(2**63 - 1), [False, True]),
+    "an integer in floats": (np.array([-999.0, 0.5, np.nan]), "-999", [False, True, False]),
+    "a number in exponents": (np.array([1000, 0]), "1e3", [False, True]),
+    "a text in numbers": (np.array([-1, 0]), "unknown", [True, True]),
+    "a number in texts": (np.array(["-1", "1", ""], object), "-1", [False, True, False]),
+    "a Boolean": (np.array([False, True]), "0", [False, True]),
+}
+
+
+@each("values, missing, expected", MISSING.values())
+def test_only_the_missing_label_nan_and_empty_strings_are_missing(
+    values: np.ndarray, missing: str | None, expected: list[bool]
+) -> None:
+    assert has_label(values, missing).tolist() == expected
+
+
+def test_a_category_is_missing_by_its_name() -> None:
+    codes = np.array([0, 1, 2, -1])
+    assert has_label(codes, None, [b"a", "unknown", 3]).tolist() == [True, True, True, False]
+    assert has_label(codes, "unknown", [b"a", "unknown", 3]).tolist() == [True, False, True, False]
+    assert has_label(codes, "3", [b"a", "unknown", 3]).tolist() == [True, True, False, False]
+
+
+# The most frequent label, its share in thirtieths, the number of other labels, and the dtype.
+REMARKS = {
+    **{f"{label}": (label, 16, 2, "i8", True) for label in (-1, -9, -99, -999, 99, 999)},
+    "255 of uint8": (255, 16, 2, "u1", True),
+    "whole floats": (-1, 16, 2, "f4", True),
+    "255 of int16": (255, 16, 2, "i2", False),
+    "zero": (0, 28, 2, "i8", False),
+    "half": (-1, 15, 2, "i8", False),
+    "one other label": (-1, 29, 1, "i8", False),
+    "another number": (7, 16, 2, "i8", False),
+}
+
+
+@each("label, n, n_others, dtype, expected", REMARKS.values())
+def test_a_frequent_label_can_look_like_no_label(label: int, n: int, n_others: int, dtype: str, expected: bool) -> None:
+    others = np.arange(1, 31 - n) % n_others + 1
+    values = np.concatenate([np.full(n, label), others]).astype(dtype)
+    extras = {"y": values}
+    labels = LabelChoice().as_labels("y", extras, {})
+    remark = LabelChoice().remark(labels, extras)
+    assert (f"--missing-label {label}" in remark) == expected
+    assert bool(remark) == expected
+    others_only = LabelChoice(missing=str(label))
+    assert not others_only.remark(others_only.as_labels("y", extras, {}), extras)
+    texts = {"y": values.astype(int).astype(str).astype(object)}
+    assert not LabelChoice().remark(LabelChoice().as_labels("y", texts, {}), texts)
+
+
+def test_no_labels_are_no_remark() -> None:
+    assert not remark_on_missing([], np.array([], np.int64), [np.dtype("i8")])

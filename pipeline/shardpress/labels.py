@@ -12,8 +12,9 @@ Datasets that are named after a batch or an identifier, such as ``batch`` or ``r
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,7 @@ LABELS_IN_WORDS = (
     "average"
 )
 """Description of the values that can be labels, for messages."""
+_USUAL_MISSING = ("-1", "-9", "-99", "-999", "99", "999")  # integers that often mean that a row has no label
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class LabelChoice:
     named: str | None = None  # path or name of the dataset of --labels; no other one is tried
     masks: Mapping[str, str] = field(default_factory=dict)  # extras that mark the rows with a value of another extra
     categories: Mapping[str, np.ndarray] = field(default_factory=dict)  # of the extras that are stored as codes
+    missing: str | None = None  # label of the rows that have none
 
     def find(self, extras: Mapping[str, np.ndarray], lost: Mapping[str, np.ndarray]) -> Labels | None:
         """Return the labels of rows, or None if no extra contains labels."""
@@ -142,21 +145,76 @@ class LabelChoice:
         """Return the values of an extra as labels, whatever they look like."""
         values = extras[name]
         categories = self.categories.get(name)
-        has_label = _is_label(values, is_code=categories is not None) & self.has_value(name, extras, lost)
-        distinct, indices = np.unique(values[has_label], return_inverse=True)
+        has_value = self.has_value(name, extras, lost)
+        distinct, indices = np.unique(values[has_value], return_inverse=True)
         codes = np.full(len(values), NONE)
-        codes[has_label] = indices
-        names = tuple(_label_text(value, categories) for value in distinct.tolist())
+        codes[has_value] = indices
+        if categories is not None:
+            distinct = categories[distinct]
+        names = tuple(text_of(value) for value in distinct.tolist())
         return Labels(name, names, codes)
 
     def has_value(self, name: str, extras: Mapping[str, np.ndarray], lost: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return a mask (n_rows,) of the rows that have a value of an extra."""
-        has_value = np.ones(len(extras[name]), dtype=bool)
+        """Return a mask (n_rows,) of the rows that have a value of an extra, which is not missing."""
+        has_value = has_label(extras[name], self.missing, self.categories.get(name))
         if self.masks.get(name) in extras:
             has_value &= extras[self.masks[name]]
         if name in lost:
             has_value &= ~lost[name]
         return has_value
+
+    def remark(self, labels: Labels, extras: Mapping[str, np.ndarray]) -> str:
+        """Return a sentence if a label seems to mean that rows have no label, see `remark_on_missing`."""
+        dtype = np.dtype(object) if labels.name in self.categories else extras[labels.name].dtype
+        return remark_on_missing(labels.names, labels.codes, [dtype])
+
+
+def has_label(values: np.ndarray, missing: str | None, categories: Iterable[Any] | None = None) -> np.ndarray:
+    """Return a mask (n_rows,) of the values that are labels or targets.
+
+    The others are NaN, infinite, an empty string, or equal to `missing`, the label of rows without one. If the values
+    are codes of `categories`, the names of these are compared, and the code -1 is no label.
+    """
+    if categories is not None:
+        return has_label(np.array([*categories, ""], dtype=object), missing)[values]
+    if values.dtype == object:
+        return np.array([text_of(value) not in ("", missing) for value in values], dtype=bool)
+    is_label = np.isfinite(values)
+    number = None if missing is None else _number(missing)
+    if number is not None:
+        is_label &= values != number
+    return is_label
+
+
+def _number(text: str) -> int | float | None:
+    """Return the number that a text spells, or None. An integer stays exact."""
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            pass
+    return None
+
+
+def remark_on_missing(names: Sequence[str], codes: np.ndarray, dtypes: Iterable[np.dtype]) -> str:
+    """Return a sentence if the label of most rows is an integer that usually means "no label"; otherwise nothing.
+
+    The `codes` (n_rows,) are positions in `names`, or negative for rows without a label. `dtypes` are those of the
+    labels in the files.
+    """
+    stored = set(dtypes)
+    if len(names) < 3 or any(dtype.kind not in "iuf" for dtype in stored):
+        return ""
+    counts = np.bincount(codes[codes >= 0].astype(np.int64))
+    share = counts.max() / counts.sum()
+    label = names[int(counts.argmax())]
+    looks_missing = label in _USUAL_MISSING or (label == "255" and np.dtype(np.uint8) in stored)
+    if share <= 0.5 or not looks_missing:
+        return ""
+    return (
+        f'{100 * share:.3g} % of the labels are {label}, which looks like "no label". If it is, set --missing-label '
+        f"{label}."
+    )
 
 
 def numbers_in(name: str, values: np.ndarray, has_value: np.ndarray) -> Numbers | None:
@@ -176,22 +234,10 @@ def _is_mixed(values: np.ndarray) -> bool:
     return values.dtype == object and not all(isinstance(value, str) for value in values)
 
 
-def _is_label(values: np.ndarray, is_code: bool) -> np.ndarray:
-    """Return a mask of the values that are not NaN, infinite, an empty string or the code -1, bool (n_rows,)."""
-    if values.dtype.kind == "f":
-        return np.isfinite(values)
-    if values.dtype == object:
-        return np.asarray(values != "")
-    if is_code:
-        return np.asarray(values != -1)
-    return np.ones(len(values), dtype=bool)
-
-
-def _label_text(value: object, categories: np.ndarray | None) -> str:
-    if categories is not None and isinstance(value, int) and value < len(categories):
-        value = categories[value]
+def text_of(value: object) -> str:
+    """Return a label as text, without the padding of strings."""
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, float):
+        return value.decode("utf-8", "replace").strip("\0 ")
+    if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value)
+    return str(value).strip("\0 ")

@@ -232,6 +232,23 @@ def test_targets_matter_with_a_weight_as_in_a_run(tmp_path: Path, kind: str) -> 
     assert not same_models(fitted, plain)
 
 
+@pytest.mark.slow
+def test_minus_one_is_a_class_unless_it_is_the_missing_label(tmp_path: Path) -> None:
+    x = rows()
+    y = np.maximum(np.random.default_rng(1).integers(-4, 2, 120), -1)
+    shard = write_shard(tmp_path / "x.h5", x, extras={"y": y})
+    for name, missing, n_classes in (("all", None, 3), ("some", "-1", 2)):
+        output = tmp_path / name
+        config = Config.of(input=(shard,), output=str(output), target="y", missing_label=missing, **QUICK)
+        run(config, ["run"])
+        given = None if missing is None else int(missing)
+        fitted = TiedAutoencoder(**QUICK, target_weight=1, missing_label=given).fit(x, y)
+        assert same_models(fitted, load_model(output))
+        assert fitted.model_.about["training"]["target"]["n_classes"] == n_classes
+        assert any("--missing-label -1" in each for each in fitted.complaints_) == (missing is None)
+        assert TiedAutoencoder.from_run(output).missing_label == missing
+
+
 def test_lazy_arrays_are_fitted_and_encoded_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     set_sizes(monkeypatch, shuffle_window=2**20, sample_bytes=2**20)
     x = rows(400_000, np.float32, 6)  # 9.6 MB, more than half a budget of 16 MiB

@@ -29,6 +29,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "match_columns": ("--match-columns", "name"),
     "include": ("--include", "b/label"),
     "labels": ("--labels", "y"),
+    "missing_label": ("--target", "split", "--missing-label", "5"),
     "fit_on": ("--fit-on", "split==1"),
     "model": ("--model", "OTHER"),
     "scale": ("--scale", "std"),

@@ -14,6 +14,7 @@ from shardpress.report import facts
 from shardpress.report.page import build
 from shardpress.result import Result, Use
 from tests.support.bad_shards import Shards
+from tests.support.helpers import write_shard
 from tests.support.logged import COMPLETE, mentions
 from tests.support.pages import Parsed
 from tests.support.standin import Workspace, features_of
@@ -61,6 +62,35 @@ def test_a_failure_of_the_report_does_not_fail_the_run(
         caplog.clear()
         assert workspace.run(out) == 0
         assert COMPLETE in (out / "run.log").read_text().splitlines()[-1]
+
+
+def test_another_missing_label_only_changes_the_report(shards: Shards) -> None:
+    """Results are those of a new run with the same flags."""
+    shards.fill(300, 300)
+    for number, rows in enumerate(shards.arrays):
+        labels = np.where(np.arange(300) % 3, -1, np.arange(300) % 2)
+        write_shard(shards.folder / f"{number}.h5", rows, extras={"y": labels})
+    flags = ("--missing-label", "-1")
+    assert shards.run() == 0
+    before = Result.open(shards.output)
+    for name in ("run.log", "report.html"):
+        assert mentions((shards.output / name).read_text(), "66.7", "labels", "--missing-label -1")
+    for settings, names in ((flags, ["0", "1"]), ((), ["-1", "0", "1"])):
+        other = shards.output.with_name(f"other-{len(settings)}")
+        assert shards.run(*settings) == 0
+        assert shards.run(*settings, output=other) == 0
+        result = Result.open(shards.output)
+        assert result.report()["sample"] == Result.open(other).report()["sample"]
+        assert result.report()["sample"]["points"]["names"] == names
+        assert result.parts == before.parts
+        assert ("looks like" in result.report()["judgment"]["classifier"]) == (not settings)
+    assert shards.run(*flags) == 0
+    shards.add(shards.arrays[0][:40])
+    write_shard(shards.folder / "2.h5", shards.arrays[0][:40], extras={"y": np.arange(40) % 2})
+    assert shards.run("--append") == 0
+    assert Result.open(shards.output).report()["sample"]["points"]["names"] == ["0", "1"]
+    assert shards.run("--append", "--missing-label", "0") == 0
+    assert Result.open(shards.output).report()["sample"]["points"]["names"] == ["-1", "1"]
 
 
 def test_a_repair_keeps_bad_rows_and_the_comparison(shards: Shards) -> None:

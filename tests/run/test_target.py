@@ -17,7 +17,7 @@ from tests.support import standin
 from tests.support.bad_shards import Shards
 from tests.support.cases import case
 from tests.support.helpers import write_shard
-from tests.support.logged import mentions
+from tests.support.logged import COMPLETE, mentions
 
 N = 200
 ON_TRAIN = ["--fit-on", "split==train"]
@@ -89,6 +89,37 @@ def test_each_row_is_trained_with_its_own_target(
             settings = [*ON_SCORE, "--batch-size", "4", "--epochs", "4", *flags]
             assert shards.run(*ON_TRAIN, *settings, output=tmp_path / str(i)) == 0
             assert sum(n_checked) >= 4 * 0.9 * is_train.sum()
+
+
+@pytest.mark.process
+def test_the_missing_label_is_no_target_and_an_append_keeps_it(
+    shards: Shards, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The model is that of a target with NaN. Without the flag, or with another value, it is another model."""
+    values = add(shards)
+    kinds = np.where(np.arange(N) % 3, -1, values["kind"])
+    add(shards, kind=kinds)
+    other = shards.another("other")
+    add(other, kind=np.where(kinds < 0, np.nan, kinds))
+    missing = ("--missing-label", "-1")
+    assert shards.run(*LEARNING, *missing) == 0
+    assert other.run(*LEARNING) == 0
+    fingerprint = load_model(shards.output).fingerprint
+    assert fingerprint == load_model(other.output).fingerprint
+    assert "looks like" not in caplog.text
+    assert shards.run(*LEARNING, *missing) == 0
+    assert mentions((shards.output / "run.log").read_text(), COMPLETE)
+    assert shards.run(*LEARNING) == 78
+    assert mentions(caplog.text, "WARNING", "kind", "--missing-label -1")
+
+    write_shard(shards.folder / "2.h5", values["rows"][:30], extras={name: values[name][:30] for name in values})
+    assert shards.run(*LEARNING, "--append", "--missing-label", "2") == 78
+    assert shards.run(*LEARNING, "--append") == 0
+    result = Result.open(shards.output)
+    assert result.facts.config["missing_label"] == "-1"
+    assert result.report()["sample"]["points"]["names"] == ["0", "1", "2"]
+    assert shards.run(*LEARNING, "--retrain") == 0
+    assert load_model(shards.output).about["training"]["target"]["n_classes"] == 4
 
 
 def test_useless_targets_are_refused(shards: Shards) -> None:

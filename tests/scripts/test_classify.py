@@ -96,6 +96,20 @@ def test_accuracies_equal_those_of_plain_scikit_learn(tmp_path: Path, capsys: py
     assert accuracies["13 raw columns"] > 0.9
 
 
+@pytest.mark.parametrize("dtype", ["i8", "S4"])
+def test_rows_with_the_missing_label_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str
+) -> None:
+    labels = np.where(np.arange(len(Y)) % 3 == 0, -1, Y)
+    n_labels = int((labels >= 0).sum())
+    write(tmp_path / "x", X.astype(np.float32), y=labels.astype(dtype))
+    output = run(tmp_path / "x", tmp_path / "out", "--missing-label", "-1")
+    sizes, _ = outcome(capsys, output)
+    assert sum(sizes) == n_labels
+    sizes, _ = outcome(capsys, run(tmp_path / "x", tmp_path / "all"))
+    assert sum(sizes) == len(Y)
+
+
 def test_numbers_are_predicted_with_the_r2_of_plain_scikit_learn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ RANGES = {
     "hidden": ([None, [], [1], [512, 256]], [[0], [512, -1], 512]),
     "corruption": ([0.0, 0.004, 0.998], [-0.1, 0.999, 1.0, float("nan")]),
     "missing_value": ([None, 0, -9999, 10**300, 0.5], ["NA"]),
+    "missing_label": ([None, "-1", "no label"], [-1, True]),
     "optimizer": (["adam", "momentum"], ["sgd", "adam\n", "xadam"]),
     "nested": ([False, True], [1, "yes"]),
     "include": ([[], ["a", "b/c"]], ["a", [1], None]),

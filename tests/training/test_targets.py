@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+from shardpress.labels import NONE, LabelChoice, text_of
 from shardpress.shards.open import open_shards
 from shardpress.training.targets import MAX_CLASSES, Targets, read_targets, targets_of
 from shardpress_kernels.network import Head
@@ -18,7 +19,13 @@ from tests.support.helpers import refused
 NAMES = ("b", "a", "", "c", "a", "b")
 
 
-def read(folder: Path, *parts: Any, fitted: np.ndarray | None = None, categories: list[bytes] | None = None) -> Targets:
+def read(
+    folder: Path,
+    *parts: Any,
+    fitted: np.ndarray | None = None,
+    categories: list[bytes] | None = None,
+    missing: str | None = None,
+) -> Targets:
     """Write the values to files with rows, and return their targets. None means a file without the values."""
     for i, values in enumerate(parts):
         with h5py.File(folder / f"{i}.h5", "w") as file:
@@ -27,7 +34,7 @@ def read(folder: Path, *parts: Any, fitted: np.ndarray | None = None, categories
                 file["y"] = values
             if categories is not None:
                 file["__categories/y"] = categories
-    return read_targets("y", open_shards([str(folder / "*.h5")]), fitted, 2)
+    return read_targets("y", open_shards([str(folder / "*.h5")]), fitted, missing, 2)
 
 
 @pytest.mark.process
@@ -79,7 +86,35 @@ def test_rows_that_are_left_out_and_shards_without_values_have_no_target(tmp_pat
     assert kept.values.tolist() == [-1, -1, -1, 1, -1]
 
 
-def test_constant_numbers_and_too_many_classes_are_refused(tmp_path: Path) -> None:
-    for values in (np.full(9, 0.5), np.array([f"id{i}" for i in range(MAX_CLASSES + 1)], dtype=object)):
+MISSING_LABELS = {
+    "int8": (np.array([-1, 0, 1, -1], "i1"), "-1"),
+    "uint8": (np.array([255, 0, 1, 255], "u1"), "255"),
+    "float32": (np.array([0.1, 1, 2.5, np.nan], "f4"), "0.1"),
+    "padded strings": (np.array([b"NA", b"a", b"b", b"  "], "S4"), "NA"),
+    "strings": (np.array(["NA", "a", "b", ""], object), "NA"),
+    "categories": (np.array([0, 1, 2, -1], "i1"), "NA"),
+}
+
+
+@pytest.mark.process
+@each("kind", MISSING_LABELS)
+def test_targets_and_labels_have_the_same_missing_values(tmp_path: Path, kind: str) -> None:
+    values, missing = MISSING_LABELS[kind]
+    has_categories = kind == "categories"
+    targets = read(tmp_path, values, categories=[b"NA", b"a", b"b"] if has_categories else None, missing=missing)
+    assert np.isfinite(targets.values).tolist() == [kind != "float32", True, True, kind != "float32"]
+    if kind != "float32":
+        assert targets.values.tolist() == [-1, 0, 1, -1]
+    extras = {"y": np.array([text_of(value) for value in values], object) if values.dtype.kind == "S" else values}
+    categories = {"y": np.array([b"NA", b"a", b"b"])} if has_categories else {}
+    labels = LabelChoice(categories=categories, missing=missing).as_labels("y", extras, {})
+    assert labels.codes.tolist() == [NONE, 0, 1, NONE]
+    assert read(tmp_path, np.array([-1, 0, 1], "i1")).classes == ("-1", "0", "1")
+
+
+def test_constant_numbers_too_many_classes_and_records_are_refused(tmp_path: Path) -> None:
+    many = np.array([f"id{i}" for i in range(MAX_CLASSES + 1)], dtype=object)
+    records = np.zeros(9, [("a", "i4")])
+    for values in (np.full(9, 0.5), many, records):
         with refused(78, "y"):
             read(tmp_path, values)

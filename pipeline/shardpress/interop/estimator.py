@@ -83,6 +83,10 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         If it is set, `fit` also trains a linear function of the features to predict `y`: classes (strings or whole
         numbers) or numbers (floats). It is the weight of its loss compared with the reconstruction; 1 suits most data.
         The default is to ignore `y`.
+    missing_label : int, float or str, optional
+        Value in `y` of rows without a target. scikit-learn's semi-supervised estimators use -1: pass
+        ``missing_label=-1`` for their targets. By default, -1 is a class like any other. NaN, None, `pandas.NA` and an
+        empty string always mean that a row has no target.
     replicas : int, optional
         Number of copies of the model that train separately and are averaged many times per epoch. The default is 1, or
         8 if one device would take hours. `partial_fit` always uses 1.
@@ -148,6 +152,7 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     learning_rate: float | None = None
     corruption: float | None = None
     target_weight: float | None = None
+    missing_label: float | str | None = None
     replicas: int | None = None
     validation_fraction: float = 0.05
     patience: int = 5
@@ -174,8 +179,8 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             dense block by block. Each block of a Dask array is computed once. A Dask array that exceeds half the memory
             budget is stored in a temporary file (in ``TMPDIR``).
         y : array-like of shape (n_rows,), optional
-            Targets. They are ignored unless `target_weight` is set. Rows whose target is NaN, None,
-            `pandas.NA`, an empty string or -1 are used for the reconstruction only.
+            Targets. They are ignored unless `target_weight` is set. Rows without a target (see `missing_label`) are
+            used for the reconstruction only.
 
         Raises
         ------
@@ -409,6 +414,8 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             del self._checkpoint
         self._set_model(model)
         self.complaints_ = list(complaints(model.about["training"], fit.config.training, model.network))
+        if fit.targets is not None and fit.targets.remark:
+            self.complaints_.append(fit.targets.remark)
 
 
 def _parameter(name: str) -> str:

@@ -18,6 +18,7 @@ from shardpress.columns import Columns
 from shardpress.device import start_device, theanos_errors
 from shardpress.errors import DataError
 from shardpress.hdf5.shard import Shard, array_shard
+from shardpress.labels import has_label
 from shardpress.model import Model
 from shardpress.run.budget import make_budget
 from shardpress.run.modeling import refuse, resolve_for, scan_settings, trained_model, training_facts
@@ -30,7 +31,7 @@ from shardpress.training.checkpoint import Checkpoint
 from shardpress.training.epochs import Training
 from shardpress.training.fit import prepare_training
 from shardpress.training.loop import training_loop
-from shardpress.training.targets import Targets, targets_of
+from shardpress.training.targets import Targets, numbers_or_texts, targets_of
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,11 @@ def prepare_fit(
 ) -> _Fit:
     """Prepare the training of a new model, or of an existing one, on an array or CSR matrix.
 
-    Messages name columns by `row_shape`. NaN, None, `pandas.NA`, an empty string and -1 in `y` mean that a row has no
-    target.
+    Messages name columns by `row_shape`.
     """
     targets = None
     if y is not None:
-        targets = _targets(y)
+        targets = _targets(y, config.inputs.missing_label)
         config = config.changed(target=targets.name)
     refuse(problems(config))
     columns = Columns(row_shape=row_shape)
@@ -99,18 +99,11 @@ def _scan(shards: Sequence[Shard], settings: ScanSettings, n_threads: int) -> Sc
     return found
 
 
-def _targets(y: Any) -> Targets:
+def _targets(y: Any, missing: str | None) -> Targets:
     values = np.asarray(y)
-    if values.dtype.kind == "f":
-        values = values.astype(np.float64)
-        known = np.isfinite(values)
-    elif values.dtype.kind in "iub":
-        values = values.astype(np.int64)
-        known = values != -1
-    else:
+    if values.dtype.kind not in "fiub":
         values = np.array(["" if _is_missing(value) else str(value) for value in values], dtype=object)
-        known = np.asarray(values != "")
-    return targets_of("y", [values], [known], len(values))
+    return targets_of("y", [numbers_or_texts(values)], [has_label(values, missing)], len(values))
 
 
 def _is_missing(value: object) -> bool:

@@ -61,6 +61,7 @@ def judge(
         better = _better_baselines(probe)
         is_useless = not _is_better_than_constant("features", probe)
         classifier = _probe_sentence(probe, better, summary["n_inputs"])
+    classifier = f"{classifier} {sample.get('labels_remark', '')}".strip()
     is_good = not (explained or better or is_useless)
     suggestion = ""
     if is_useless and not better and not _is_better_than_constant("columns", probe):

@@ -64,6 +64,7 @@ def measure(
     prediction = None
     wanted = _values_to_predict(sample, model, labels, choice)
     if wanted is not None:
+        facts["labels_remark"] = choice.remark(wanted, sample.extras) if isinstance(wanted, Labels) else ""
         prediction = prediction_of(wanted, is_test, is_usable)
         no_test = _why_untestable(sample, model, prediction, wanted.name)
         if no_test:

@@ -16,11 +16,14 @@ from shardpress.output.journal import Journal
 from shardpress.records import Request, with_digests
 from shardpress.result import INDEX, Result, given_name, load_model
 from shardpress.run.difference import Base
-from shardpress.settings.config import SETTINGS, Config
+from shardpress.settings.config import SETTINGS, Config, Setting
 from shardpress.settings.kinds import as_typed
 
 # Settings that the new rows need in addition to those that affect only the features. The model has all others.
-_INHERITED = ("dataset", "orientation", "match_columns", "labels", "missing_value", "on_bad_data", "max_bad")
+_INHERITED = (
+    *("dataset", "orientation", "match_columns", "labels", "missing_label"),
+    *("missing_value", "on_bad_data", "max_bad"),
+)
 _OF_RESULTS = ("scan", "model", "features")
 
 
@@ -127,12 +130,7 @@ def with_settings_of(config: Config, result: Result) -> Config:
         if name == "include":
             inherited[name] = tuple(dict.fromkeys([*value, *values[name]]))  # extras can be added to the results
             continue
-        is_conflict = setting.affects in _OF_RESULTS and not is_default and values[name] != value
-        if name == "orientation":
-            is_conflict = values[name] not in (None, value or "rows")
-        if name == "row_error":  # it can be added to all rows, which are encoded again
-            is_conflict = False
-        if is_conflict:
+        if _conflicts(setting, values[name], stored):
             conflicts.append(f"{name} {as_typed(value)}, found {as_typed(values[name])}")
         if is_default and (setting.affects == "features" or name in _INHERITED):
             inherited[name] = value
@@ -143,6 +141,18 @@ def with_settings_of(config: Config, result: Result) -> Config:
         )
     _check_model(config, result)
     return config.changed(**inherited, fit_on=None)  # the new rows are only encoded
+
+
+def _conflicts(setting: Setting, value: Any, stored: Mapping[str, Any]) -> bool:
+    """Return whether a setting of an append would change results, given the settings of the finished run."""
+    before = stored[setting.name]
+    if value in (setting.default, before) or setting.name == "row_error":  # errors can be added to all rows
+        return False
+    if setting.name == "orientation":
+        return bool(value != (before or "rows"))
+    if setting.name == "missing_label":
+        return stored["target"] is not None
+    return setting.affects in _OF_RESULTS
 
 
 def _check_model(config: Config, result: Result) -> None:

@@ -307,7 +307,8 @@ class _Finish:
         extras = self._prepared.shards[0].extras  # earlier parts lack the categories of later rows
         categories = [np.array(extra.categories) for extra in extras if extra.categories is not None]
         by_name = dict(zip(stored_categories(extras), categories, strict=True))
-        return LabelChoice(tuple(include), named, stored_masks(extras), by_name)
+        missing = self._prepared.config.inputs.missing_label
+        return LabelChoice(tuple(include), named, stored_masks(extras), by_name, missing)
 
     def summarize(self, sample: Mapping[str, Any] | None) -> tuple[Summary, Judgment]:
         """Return the numbers of the run, and a judgment of the features from a sample."""
@@ -455,8 +456,9 @@ class _Finish:
             "include": list(config.inputs.include),
             "row_error": config.storage.row_error,
         }
+        labels = {"labels": self._labels, "missing_label": config.inputs.missing_label}
         assert self._base is not None
-        return {**self._base.facts.config, **added, "labels": self._labels}
+        return {**self._base.facts.config, **added, **labels}
 
     def _request(self) -> Request:
         """Return the request. The digests of the shards are those of their parts."""

@@ -304,9 +304,11 @@ def _read_targets(settings: Settings, shards: Sequence[Shard], fitted: np.ndarra
     if settings.training.target is None:
         return None
     name = name_of_extra("target", settings.training.target, shards)
-    targets = read_targets(name, shards, fitted, n_threads_of(settings.machine))
+    targets = read_targets(name, shards, fitted, settings.inputs.missing_label, n_threads_of(settings.machine))
     what = f"{targets.head.n_outputs} classes" if targets.classes else "a number"
     log.info("target: %s, %s, known for %.3g %% of the rows", printable(name), what, 100 * targets.share)
+    if targets.remark:
+        log.warning("target: %s: %s", printable(name), targets.remark)
     if fitted is None:
         log.warning(
             "target: all rows with a value of %s, except for the validation rows, train the features, so that a "

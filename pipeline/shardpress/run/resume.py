@@ -211,8 +211,10 @@ def _is_acceptable(result: Result, prepared: Prepared) -> bool:
 
 
 def has_other_labels(config: Config, facts: RunFacts) -> bool:
-    """Return whether ``--labels`` names another dataset than that of a finished run."""
-    return config.inputs.labels not in (None, facts.config["labels"])
+    """Return whether ``--labels`` or ``--missing-label`` changes the labels in the report of a finished run."""
+    inputs = config.inputs
+    has_other_missing = inputs.missing_label != facts.config.get("missing_label")
+    return has_other_missing or inputs.labels not in (None, facts.config["labels"])
 
 
 def _names(bad_shards: Sequence[Mapping[str, str]]) -> list[str]:

@@ -35,6 +35,7 @@ from shardpress.settings.kinds import (
     FilePath,
     FolderPath,
     Kind,
+    Label,
     Natural,
     Positive,
     SchedulerAddress,
@@ -53,7 +54,8 @@ Affected = Literal["inputs", "scan", "model", "features", "nothing"]
 """The first result that a setting changes; results that are made from it change as well.
 
 ``scan``, ``model`` and ``features`` are recomputed when the value changes. A setting marked ``inputs`` matters only
-through what it changes: which files are read, how many epochs fit before a deadline, or the values of other settings.
+through what it changes: which files are read, which rows have a target, how many epochs fit before a deadline, or the
+values of other settings.
 """
 
 
@@ -154,6 +156,10 @@ class _InputSettings:
         "principal components. Default: --target, otherwise the first usable one of --include, y, label, target, "
         "class, or any other; none that is named like a batch or an id.",
         affects="nothing",
+    )
+    missing_label: Label | None = _setting(
+        "Treat this value of --labels and --target as missing, like NaN, empty strings and masked values; for example "
+        "-1 or unknown. Default: no other value, so that -1 and 255 are labels."
     )
     fit_on: ConditionText | None = _setting(
         "Scan and train only on rows whose extra fulfils this condition, for example 'split==train', 'split in "

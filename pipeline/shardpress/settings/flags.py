@@ -23,7 +23,7 @@ _COMPLAINTS_LISTED = 50  # each line of a file that is not a configuration can c
 
 # Groups of settings in --help-all.
 _STAGES = {
-    "input": ("input", "dataset", "orientation", "match_columns", "include", "labels"),
+    "input": ("input", "dataset", "orientation", "match_columns", "include", "labels", "missing_label"),
     "bad data": ("on_bad_data", "max_bad", "missing_value", "impute", "missing_indicator"),
     "model": (
         *("model", "preset", "n_features", "hidden", "activation", "code_activation", "nested", "output_layer"),
@@ -48,7 +48,7 @@ _FLAGGED = {name: setting for name, setting in SETTINGS.items() if setting.has_f
 
 # Settings in --help. The page fits on two screens.
 _COMMON = (
-    *("input", "dataset", "include", "labels"),
+    *("input", "dataset", "include", "labels", "missing_label"),
     *("on_bad_data", "max_bad", "missing_value", "impute", "missing_indicator"),
     *("model", "n_features", "hidden", "transform", "scale", "clip_quantile"),
     *("epochs", "corruption", "fit_on", "target", "finish_by"),

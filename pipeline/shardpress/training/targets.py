@@ -14,6 +14,7 @@ from shardpress.cluster.threads import threads
 from shardpress.errors import ConfigError, printable
 from shardpress.formats import digest
 from shardpress.hdf5.shard import Block, Extra, Shard, first_rows
+from shardpress.labels import has_label, remark_on_missing, text_of
 from shardpress.shards.rows import stream_extra
 from shardpress_kernels.hostmath import head_outputs, target_losses
 from shardpress_kernels.network import Head, TargetLoss
@@ -38,6 +39,7 @@ class Targets:
     classes: tuple[str, ...]  # names of the classes; empty for numbers
     share: float  # share of the rows to fit to that have a target
     digest: str  # digest of all targets, before any conversion that processors could round in different ways
+    remark: str = ""  # sentence about a class that looks like "no label"
 
     def of_shards(self, shards: Sequence[Shard], unreadable: Sequence[int]) -> Targets:
         """Return the targets of the shards that are not unreadable."""
@@ -79,13 +81,17 @@ class Supervision:
 # -- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_targets(name: str, shards: Sequence[Shard], fitted: np.ndarray | None, n_threads: int) -> Targets:
+def read_targets(
+    name: str, shards: Sequence[Shard], fitted: np.ndarray | None, missing: str | None, n_threads: int
+) -> Targets:
     """Read the values of an extra as targets of all rows.
 
     Parameters
     ----------
     fitted : ndarray of shape (n_rows,), bool, or None
         Mask of the rows to fit to; the other ones have no target.
+    missing : str or None
+        Value of ``--missing-label``.
 
     Raises
     ------
@@ -100,7 +106,7 @@ def read_targets(name: str, shards: Sequence[Shard], fitted: np.ndarray | None, 
 
     def read(number: int) -> None:
         extra = next(extra for extra in shards[number].extras if extra.name == name)
-        found[number], known[number] = _read(shards[number], extra)
+        found[number], known[number] = _read(shards[number], extra, missing)
 
     with threads(n_threads) as pool:
         compute([(read, number) for number in range(len(shards))], pool, n_threads)
@@ -111,40 +117,37 @@ def read_targets(name: str, shards: Sequence[Shard], fitted: np.ndarray | None, 
     return targets_of(name, found, known, int(n_fitted))
 
 
-def _read(shard: Shard, extra: Extra) -> tuple[np.ndarray, np.ndarray]:
+def _read(shard: Shard, extra: Extra, missing: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the values of an extra, and a mask of the rows that have one."""
-    if extra.dtype.shape:
+    if extra.dtype.kind not in "biufSO":
         raise ConfigError(
-            f"target: {printable(extra.name)} has an array for each row, expected one number or string for each row"
+            f"target: {printable(extra.name)} has the dtype {extra.dtype}, expected one number or string for each row"
         )
     if extra.layout is None:
         return np.zeros(shard.n_rows, dtype=np.int64), np.zeros(shard.n_rows, dtype=bool)
-    pieces = [_plain(extra, values) for values in stream_extra(Block(shard, 0, shard.n_rows), extra, {})]
+    pieces = [_plain(extra, values, missing) for values in stream_extra(Block(shard, 0, shard.n_rows), extra, {})]
     if not pieces:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
     values = np.concatenate([values for values, _ in pieces])
     return values, np.concatenate([has_value for _, has_value in pieces])
 
 
-def _plain(extra: Extra, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return values as numbers or strings, and a mask of those that are not missing."""
+def _plain(extra: Extra, values: np.ndarray, missing: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return values as numbers or strings, and a mask of those that are targets."""
     if extra.categories is not None:
-        categories = np.array([*map(str, extra.categories), ""], dtype=object)
-        return categories[values], values >= 0
-    if values.dtype.kind in "SO":
-        texts = np.array([_text(value) for value in values.tolist()], dtype=object)
-        return texts, np.asarray(texts != "")
+        values = np.array([*map(text_of, extra.categories), ""], dtype=object)[values]
+    elif values.dtype.kind in "SO":
+        values = np.array([text_of(value) for value in values.tolist()], dtype=object)
+    return numbers_or_texts(values), has_label(values, missing)
+
+
+def numbers_or_texts(values: np.ndarray) -> np.ndarray:
+    """Return floats as float64 and Booleans as integers; integers and strings stay as they are."""
     if values.dtype.kind == "f":
-        wide = values.astype(np.float64)
-        return wide, np.isfinite(wide)
+        return values.astype(np.float64)
     if values.dtype.kind == "b":
-        values = values.astype(np.int64)
-    return values, np.ones(len(values), dtype=bool)
-
-
-def _text(value: object) -> str:
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return text.strip("\0 ")
+        return values.astype(np.int64)
+    return values
 
 
 def targets_of(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarray], n_fitted: int) -> Targets:
@@ -179,7 +182,7 @@ def targets_of(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarr
     if len(distinct) < 2:
         raise ConfigError(f"target: {printable(name)} has only one value, expected two classes or more")
     classes = sorted(distinct)
-    names = tuple(_class_name(value) for value in classes)
+    names = tuple(map(text_of, classes))
     codes = np.concatenate([_codes(each, mask, classes) for each, mask in zip(values, known, strict=True)])
     return Targets(
         name=name,
@@ -188,6 +191,7 @@ def targets_of(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarr
         classes=names,
         share=share,
         digest=digest([json.dumps(names).encode(), codes.astype("<f4").tobytes()]),
+        remark=remark_on_missing(names, codes, [each.dtype for each in values]),
     )
 
 
@@ -224,9 +228,3 @@ def _numbers(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarray
     scaled = np.where(has_target, (all_values - mean) / deviation, np.nan).astype(np.float32)
     stored = np.where(has_target, all_values, np.nan).astype("<f8")
     return Targets(name, Head("numbers", 1), scaled, (), share, digest([stored.tobytes()]))
-
-
-def _class_name(value: object) -> str:
-    if isinstance(value, float):
-        return str(int(value))
-    return str(value)

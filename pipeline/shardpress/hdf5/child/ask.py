@@ -40,6 +40,7 @@ _MOST_WORDS = 2000  # characters of the child's message to quote
 _MOST_ANSWERS = 1000  # of one child, because libhdf5 may leak memory with each damaged file
 _SECONDS_AT_LEAST = 10.0  # processor time
 _SECONDS_OF_VALUES = 2.0  # the same for values: at most `ANSWER_BYTES`, which usually take milliseconds
+_SECONDS_AFTER_FAILURES = 1.0  # the same at the least, because other values of a damaged file can be intact
 _BYTES_PER_SECOND = 2**20  # per second of processor time; a small file has little structure to read
 _CLOCK_PER_PROCESSOR = 10  # elapsed time divided by processor time on a busy machine
 _MOST_ENDED = 8  # failed requests of a dataset, after which nothing more is read from it
@@ -183,13 +184,14 @@ class _Child:
 def _limits_of(function: str, n_bytes: int, n_ended: int) -> _Limits:
     """Return the limits for an answer about a file of `n_bytes`, which has ended a number of children before.
 
-    Time limits grow with the size of the file. Each child that it has ended halves the processor time, so that the sum
-    is bounded.
+    Time limits grow with the size of the file. Each child that it has ended halves the processor
+    time, down to a second.
     """
     least = _SECONDS_OF_VALUES if function == "values" else _SECONDS_AT_LEAST
     seconds = min(LIMITS.seconds, least + n_bytes / _BYTES_PER_SECOND)
     patience = min(LIMITS.patience, _CLOCK_PER_PROCESSOR * max(seconds, _SECONDS_AT_LEAST))
-    return replace(LIMITS, seconds=seconds / 2**n_ended, patience=patience)
+    seconds = max(_SECONDS_AFTER_FAILURES, seconds / 2**n_ended)
+    return replace(LIMITS, seconds=seconds, patience=patience)
 
 
 _idle = ProcessCache[int, _Child]()  # idle children by `id`
