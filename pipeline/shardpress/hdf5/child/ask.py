@@ -190,7 +190,7 @@ def _limits_of(function: str, n_bytes: int, n_ended: int) -> _Limits:
     least = _SECONDS_OF_VALUES if function == "values" else _SECONDS_AT_LEAST
     seconds = min(LIMITS.seconds, least + n_bytes / _BYTES_PER_SECOND)
     patience = min(LIMITS.patience, _CLOCK_PER_PROCESSOR * max(seconds, _SECONDS_AT_LEAST))
-    seconds = max(_SECONDS_AFTER_FAILURES, seconds / 2**n_ended)
+    seconds = max(seconds / 2**n_ended, min(seconds, _SECONDS_AFTER_FAILURES))
     return replace(LIMITS, seconds=seconds, patience=patience)
 
 
