@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import h5py
@@ -112,10 +113,32 @@ def test_the_limit_of_bad_rows_of_an_append_refers_to_its_rows(shards: Shards) -
 
 
 def add_codes(shards: Shards, number: int) -> None:
-    """Add an extra to a shard, whose chunks can be damaged one by one."""
+    """Add extras to a shard, whose chunks can be damaged one by one: numbers and strings of variable length."""
     with h5py.File(shards.folder / f"{number}.h5", "a") as file:
         codes = 100 * number + np.arange(len(file["X"]))
         file.create_dataset("code", data=codes, chunks=(4,), fletcher32=True)
+        names = [f"row {code}" for code in codes]
+        file.create_dataset("name", data=names, chunks=(4,), compression="gzip", dtype=h5py.string_dtype())
+
+
+@pytest.mark.parametrize(("damages", "has_limit"), [({1: "code", 2: "name"}, False), ({0: "name", 2: "X"}, True)])
+def test_files_with_damaged_extras_are_named_before_the_training(
+    shards: Shards, caplog: pytest.LogCaptureFixture, damages: dict[int, str], has_limit: bool
+) -> None:
+    shards.fill(30, 41, 30, chunks=(6, 4), fletcher32=True)
+    for number in range(3):
+        add_codes(shards, number)
+    for number, dataset in damages.items():
+        damage(shards.folder / f"{number}.h5", dataset, chunk=3)
+    assert shards.run() == 65
+    message = errors(caplog)
+    assert mentions(message, "2 of 3 files", *(f"{number}.h5" for number in damages))
+    for number, dataset in damages.items():
+        assert mentions(caplog.text, "WARNING", f"file={shards.folder}/{number}.h5 dataset={dataset}")
+    assert "training:" not in caplog.text
+    (flags,) = re.findall(r"--on-bad-data skip(?: --max-bad \d+%)?", message)
+    assert ("--max-bad" in flags) == has_limit
+    assert shards.run(*flags.split()) == 0
 
 
 @pytest.mark.parametrize("is_finished", [True, False])

@@ -135,7 +135,10 @@ def encode_part(task: EncodeTask) -> Part:
             else:
                 _mark_unreadable(place, reason, arrays.at(place.rows))
     stored, error = worker.stored(arrays.features)
-    entry = _write_part(worker, settings, places, arrays._replace(features=stored))
+    try:
+        entry = _write_part(worker, settings, places, arrays._replace(features=stored))
+    except DataError as damage:
+        raise DataError(f"{damage} To continue without damaged values, use --on-bad-data skip.") from damage
     # Wide extras are read during the writing, so reports of lost values are complete only after it.
     return Part(
         entry,

@@ -207,7 +207,8 @@ class ScanStage:
         given = prepared.given_model
         scaler = None if given is None else given.scaler
         settings = scan_settings(prepared.config, prepared.budget, scaler, prepared.conversion)
-        return replace(settings, max_unreadable=max_unreadable)
+        checks_extras = given is None and not prepared.allows_bad_data
+        return replace(settings, max_unreadable=max_unreadable, checks_extras=checks_extras)
 
     def _advice_on_bad_rows(self, scan: Scan) -> str:
         """Return advice on bad rows, including the flags that would let the next run succeed."""

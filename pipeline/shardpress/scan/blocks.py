@@ -15,7 +15,7 @@ from shardpress.scan.sample import sample_positions
 from shardpress.scan.scaler import bad_rows, missing_entries
 from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.shards.digests import Digest
-from shardpress.shards.rows import keep_chunks
+from shardpress.shards.rows import keep_chunks, stream_extra
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
 
@@ -71,6 +71,7 @@ class ScanSettings:
     # False if no model will be trained. The scan then has nothing that needs a sample of the rows, except for clipped
     # ranges and fill values.
     for_training: bool = True
+    checks_extras: bool = False  # extras are read, too, so that damaged ones are found before a training
     conversion: Conversion = AS_STORED
 
     @property
@@ -96,6 +97,7 @@ class BlockStats:
     sample: np.ndarray  # (n, n_inputs), float64, with NaN for missing values
     unreadable: Mapping[int, str] = field(default_factory=dict)  # reasons by the number of the shard in the input
     digests: Mapping[int, int] = field(default_factory=dict)  # of rows, by the number of the shard
+    damaged_extras: Mapping[int, str] = field(default_factory=dict)  # reasons by the number of the shard
 
 
 def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> BlockStats:
@@ -116,6 +118,9 @@ def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) ->
             rows = settings.conversion.read(block, memory, digest)
             found = _stats_of_rows(settings, stride, piece, rows)
             stats.append(found if digest is None else replace(found, digests={piece.number: digest.value}))
+            reason = _damage_of_extras(block) if settings.checks_extras else None
+            if reason is not None:
+                stats[-1] = replace(stats[-1], damaged_extras={piece.number: reason})
         except DataError as error:
             if settings.max_unreadable is None:
                 raise
@@ -123,6 +128,20 @@ def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) ->
             reasons = {piece.number: str(error)}
             stats.append(_without_fitted_rows(len(block), block.shard.n_inputs, _NO_ROWS, reasons))
     return merge_stats(stats)
+
+
+def _damage_of_extras(block: Block) -> str | None:
+    """Return the error of the first extra that cannot be read, or None."""
+    for extra in block.shard.extras:
+        layout = extra.layout
+        if layout is None or (layout.kind == "contiguous" and extra.codes is None):
+            continue  # nothing would reveal damage
+        try:
+            for _ in stream_extra(block, extra, {}, None, check):
+                pass
+        except DataError as error:
+            return str(error)
+    return None
 
 
 def stats_of_unreadable(shards: Sequence[Shard], unreadable: Mapping[int, str]) -> BlockStats:
@@ -143,8 +162,9 @@ def merge_stats(stats: Sequence[BlockStats]) -> BlockStats:
         bad_rows=np.sort(np.concatenate([each.bad_rows for each in stats])),
         n_missing=np.sum([each.n_missing for each in stats], axis=0),
         sample=np.concatenate([each.sample for each in stats]),
-        unreadable=_first_reasons(stats),
+        unreadable=_first_reasons([each.unreadable for each in stats]),
         digests=_summed(stats),
+        damaged_extras=_first_reasons([each.damaged_extras for each in stats]),
     )
 
 
@@ -156,10 +176,10 @@ def _summed(stats: Sequence[BlockStats]) -> dict[int, int]:
     return {number: digest.value for number, digest in digests.items()}
 
 
-def _first_reasons(stats: Sequence[BlockStats]) -> dict[int, str]:
+def _first_reasons(found: Sequence[Mapping[int, str]]) -> dict[int, str]:
     reasons: dict[int, str] = {}
-    for each in stats:
-        for number, reason in each.unreadable.items():
+    for each in found:
+        for number, reason in each.items():
             reasons.setdefault(number, reason)
     return dict(sorted(reasons.items()))
 

@@ -176,15 +176,15 @@ def scan(
     Raises
     ------
     DataError
-        If more shards are unreadable than the settings allow.
+        If more shards are unreadable than the settings allow, or if an extra that is checked is damaged.
     """
     known = stats_of_unreadable(shards, {})
     while True:  # at most twice, unless more files become unreadable
         found = _stats_of_others(shards, settings, known, executor, n_at_once, advance, fitted)
-        if len(found.unreadable) == len(known.unreadable):
+        if len(found.unreadable) == len(known.unreadable) and not found.damaged_extras:
             return scan_from_stats(found, settings, shards, fitted)
         # Check the limit before rows are read again, because that may take hours.
-        _check_unreadable(shards, found.unreadable, settings.max_unreadable or 0)
+        _check_damage(shards, found, settings.max_unreadable or 0)
         known = stats_of_unreadable(shards, found.unreadable)
         advance(known.n_rows - found.n_rows)  # count rows only once, although they are read again
 
@@ -211,14 +211,23 @@ def _stats_of_others(
     return merge_stats([known, found])
 
 
-def _check_unreadable(shards: Sequence[Shard], unreadable: Mapping[int, str], limit: int) -> None:
-    """Raise `DataError` if there are more unreadable shards than allowed, whose rows count as bad, too."""
-    if len(unreadable) > limit:
+def _check_damage(shards: Sequence[Shard], stats: BlockStats, limit: int) -> None:
+    """Raise `DataError` for damaged extras, and if there are more unreadable shards than allowed.
+
+    The rows of unreadable shards count as bad, too.
+    """
+    unreadable = stats.unreadable
+    if len(unreadable) <= limit and not stats.damaged_extras:
+        return
+    percentage = None  # no limit refers to values of extras
+    if unreadable:
         n_rows = sum(shards[i].n_rows for i in unreadable)
         of_shards = sufficient_percentage(len(unreadable), len(shards))
         of_rows = sufficient_percentage(n_rows, sum(shard.n_rows for shard in shards))
-        reasons = {shards[i].path: unreadable[i] for i in sorted(unreadable)}
-        raise damage_error(reasons, len(shards), max(of_shards, of_rows))
+        percentage = max(of_shards, of_rows)
+    damaged = {**stats.damaged_extras, **unreadable}
+    reasons = {shards[i].path: damaged[i] for i in sorted(damaged)}
+    raise damage_error(reasons, len(shards), percentage)
 
 
 def stride_for(shards: Sequence[Shard], fitted: np.ndarray | None = None) -> int:
