@@ -107,6 +107,12 @@ def test_a_plan_lists_all_files_that_cannot_be_used(workspace: Workspace, out: P
     assert sum(".txt.h5: " in words for words in lenient.warnings) == 60
 
 
+def test_a_plan_lists_all_files_if_none_can_be_used(empty: Workspace, out: Path) -> None:
+    for i in range(60):
+        (empty.shards / f"{i}.h5").write_text("no HDF5")
+    assert exit_codes(empty.plan(out)) == [65] * 60
+
+
 def test_a_plan_counts_the_epochs_that_fit(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "seconds_compiling", lambda: 1000.0)  # of earlier work, which is no time of this run
     for hours, start in ((1e-7, "0 of 1000000 epochs"), (1 / 60, "")):

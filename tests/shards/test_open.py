@@ -100,6 +100,28 @@ def test_fill_value_is_one_finite_number(tmp_path, value, expected):
     assert open_shards([path])[0].fill_value == expected
 
 
+@each("skips", [False, True])
+@each("n_files", [1, 3, 30])
+def test_a_wrong_dataset_is_one_error_with_a_question(tmp_path, caplog, n_files, skips):
+    paths = [write_shard(tmp_path / f"{i:02}.h5", numbered(3), "counts") for i in range(n_files)]
+    refuse = (lambda path, error: None) if skips else None
+    with refused(65, f"file={paths[0]} dataset=Count: ", "Did you mean counts?") as error:
+        open_shards(paths, "Count", refuse)
+    assert "--on-bad-data" not in str(error.value)
+    assert warnings_of(caplog) == []
+
+
+@each("n_good", [0, 1])
+def test_skipping_is_advised_only_if_a_file_is_left(tmp_path, n_good):
+    for i in range(3):
+        (tmp_path / f"{i}.h5").write_text("no HDF5")
+    for i in range(n_good):
+        write_shard(tmp_path / f"good {i}.h5", numbered(3))
+    with refused(65, str(tmp_path / "0.h5"), str(tmp_path / "2.h5")) as error:
+        open_shards([str(tmp_path)])
+    assert ("--on-bad-data skip" in str(error.value)) == (n_good > 0)
+
+
 # -- files that are no shards --------------------------------------------------------------------------------------
 
 

@@ -109,10 +109,10 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @contextmanager
-def refused(exit_code: int, *phrases: str) -> Iterator[None]:
+def refused(exit_code: int, *phrases: str) -> Iterator[pytest.ExceptionInfo[ShardpressError]]:
     """Expect a `ShardpressError` with this exit code. Its message must be one line and contain these phrases."""
     with pytest.raises(ShardpressError) as caught:
-        yield
+        yield caught
     sentence = str(caught.value)
     assert caught.value.exit_code == exit_code, sentence
     assert [phrase for phrase in phrases if phrase not in sentence] == [], sentence

@@ -49,7 +49,6 @@ def open_inputs(config: Config, given_model: Model | None, base: Base | None, re
     refused: list[dict[str, str]] = []
 
     def refuse(path: Path, error: DataError) -> None:
-        log.warning("%s%s", error, LEFT_OUT)
         refused.append({"file": str(path), "reason": str(error)})
 
     on_bad_shard = None if config.bad_data.on_bad_data == "raise" else refuse
@@ -73,10 +72,14 @@ def open_inputs(config: Config, given_model: Model | None, base: Base | None, re
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
     check = ColumnCheck(rule)
     shards = open_sources(sources, selection, on_bad_shard, check, like, categories)
+    for (
+        bad
+    ) in refused:  # not before all files are opened, because a wrong --dataset would be a warning for each of them
+        log.warning("%s%s", bad["reason"], LEFT_OUT)
     unreadable = [absolute(bad["file"]) for bad in refused]
     left_out = [bad for bad, path in zip(refused, unreadable, strict=True) if path not in staying]
     check_bad_shards(config, left_out, len(shards) + len(refused))
-    check_any(shards, sources)
+    check_any(shards)
     _check_width(shards[0])
     return _arranged(shards, Conversion(dict(check.orders)), refused, unreadable, base, result, config)
 
@@ -188,8 +191,9 @@ def bad_shards_error(
     bad: Sequence[Mapping[str, str]], n_shards: int, limit: int, settings: BadDataSettings
 ) -> DataError:
     """Return the error that reports more bad shards than the settings allow."""
+    percentage = sufficient_percentage(len(bad), n_shards)
+    allow = f", or allow them with --on-bad-data skip --max-bad {percentage}%" if len(bad) < n_shards else ""
     return DataError(
         f"{len(bad)} of {n_shards} shards are bad, expected at most {limit} (--on-bad-data {settings.on_bad_data}, "
-        f"--max-bad {settings.max_bad}). Fix the files, or allow them with --on-bad-data skip --max-bad "
-        f"{sufficient_percentage(len(bad), n_shards)}%. The first error: {bad[0]['reason']}"
+        f"--max-bad {settings.max_bad}). Fix the files{allow}. The first error: {bad[0]['reason']}"
     )

@@ -36,6 +36,7 @@ from shardpress.runlog import collect_warnings
 from shardpress.scan.blocks import Piece
 from shardpress.settings.config import Config
 from shardpress.shards.conversion import AS_STORED
+from shardpress.shards.damaged import UnusableFiles
 from shardpress.text import size
 
 if TYPE_CHECKING:
@@ -99,14 +100,24 @@ def make_plan(config: Config) -> Plan:
     return plan
 
 
-def _prepared(config: Config, plan: Plan) -> Prepared:
-    """Return the prepared run without bad shards, which are problems unless the settings allow them."""
+def _prepared(config: Config, plan: Plan) -> Prepared | None:
+    """Return the prepared run without bad shards, which are problems unless the settings allow them.
+
+    If no shard is left, return None.
+    """
 
     def refuse(words: str) -> None:
         raise DataError(words)
 
     journal = open_readonly(config)
-    prepared = prepare(config.changed(on_bad_data="skip", max_bad="100%"), journal)
+    try:
+        prepared = prepare(config.changed(on_bad_data="skip", max_bad="100%"), journal)
+    except UnusableFiles as error:
+        if not error.reasons:
+            raise
+        for words in error.reasons.values():
+            plan.attempt(refuse, words)
+        return None
     if config.results.append and journal is not None and journal.base is not None:
         config = with_settings_of(config, journal.base)
     if config.bad_data.on_bad_data == "raise":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from shardpress.errors import DataError, printable, quantity, short_list
 
@@ -13,8 +14,18 @@ MOST_NAMED = 20
 """Files that the error names."""
 
 
-def damage_error(reasons: Mapping[str, str], n_files: int | None, percentage: int | None) -> DataError:
-    """Return the error about files that cannot be used. If there are several, log the reasons for the first ones.
+class UnusableFiles(DataError):
+    """Files that cannot be used."""
+
+    reasons: Mapping[str, str] = MappingProxyType(
+        {}
+    )  # sentences by the path of each file; empty if the message is complete
+
+
+def damage_error(
+    reasons: Mapping[str, str], n_files: int | None, percentage: int | None, common: str | None = None
+) -> UnusableFiles:
+    """Return the error about files that cannot be used. If their reasons differ, log the first ones.
 
     Parameters
     ----------
@@ -24,15 +35,23 @@ def damage_error(reasons: Mapping[str, str], n_files: int | None, percentage: in
         Number of all files. If it is None, some files were not opened.
     percentage : int, optional
         Value of ``--max-bad`` that allows these files.
+    common : str, optional
+        End of the sentences, after the file, if it is the same for all of them.
     """
+    first_path, first = next(iter(reasons.items()))
+    is_about_all = n_files == len(reasons) and percentage is not None  # then no row would be left
     flags = "--on-bad-data skip" if percentage is None else f"--on-bad-data skip --max-bad {percentage}%"
-    first = list(reasons.values())[:MOST_NAMED]
     if len(reasons) == 1:
-        return DataError(f"{first[0]} To continue nevertheless, use {flags}.")
-    for reason in first:
+        return UnusableFiles(first if is_about_all else f"{first} To continue nevertheless, use {flags}.")
+    n = f"{len(reasons)} or more files" if n_files is None else f"{len(reasons)} of {quantity(n_files, 'file')}"
+    if common is not None and (is_about_all or n_files is None):
+        return UnusableFiles(
+            f"{n} cannot be used for the same reason; the first one is file={printable(first_path)}{common}"
+        )
+    for reason in list(reasons.values())[:MOST_NAMED]:
         log.warning("%s", reason)
     names = printable(short_list(reasons, MOST_NAMED))
-    n = f"{len(reasons)} or more files" if n_files is None else f"{len(reasons)} of {quantity(n_files, 'file')}"
-    return DataError(
-        f"{n} cannot be used (see the warnings above): {names}. Fix the files, or continue nevertheless with {flags}."
-    )
+    advice = "Fix the files." if is_about_all else f"Fix the files, or continue nevertheless with {flags}."
+    error = UnusableFiles(f"{n} cannot be used (see the warnings above): {names}. {advice}")
+    error.reasons = reasons
+    return error

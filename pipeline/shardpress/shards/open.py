@@ -15,7 +15,7 @@ from typing import Any
 
 from shardpress import signals
 from shardpress.errors import DataError, printable, quantity, short_list
-from shardpress.hdf5.child.ask import retire
+from shardpress.hdf5.child.ask import Refusal, retire
 from shardpress.hdf5.files import writers
 from shardpress.hdf5.forms.known import FORMS
 from shardpress.hdf5.names import PREFERRED
@@ -71,7 +71,7 @@ def open_shards(
     shards = open_sources(
         sources, Selection(dataset, orientation, tuple(include)), on_bad_shard, check or ColumnCheck()
     )
-    check_any(shards, sources)
+    check_any(shards)
     return shards
 
 
@@ -83,7 +83,7 @@ def open_sources(
     like: Shard | None = None,
     categories: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[Shard, ...]:
-    """Vet files and describe the shards in the log, as `open_shards` does. Return nothing if all files are refused.
+    """Vet files and describe the shards in the log, as `open_shards` does. Raise `DataError` if no file is left.
 
     If `like` has the rows of a finished run, the shards must have its extras: see `fit_extras`.
     Otherwise, extras keep the codes of known `categories`, by their names.
@@ -95,8 +95,6 @@ def open_sources(
     if like is not None:
         shards = fit_extras(shards, like, refused.add, selection.include)
     refused.check(len(shards))
-    if not shards:
-        return ()
     if like is None:
         shards = unify_extras(shards, selection.include, categories or {})
     _log_shards(shards)
@@ -104,13 +102,8 @@ def open_sources(
     return shards
 
 
-def check_any(shards: Sequence[Shard], sources: Sequence[Source]) -> None:
-    """Raise `DataError` if all files were refused, or if the shards have no rows."""
-    if not shards:
-        raise DataError(
-            f"input: none of {quantity(len(sources), 'file')} can be used as a shard; the first one is "
-            f"file={printable(sources[0].path)}. See the reasons above."
-        )
+def check_any(shards: Sequence[Shard]) -> None:
+    """Raise `DataError` if the shards have no rows."""
     if not any(shard.n_rows for shard in shards):
         raise DataError(
             f"{shards[0]}: found no rows in any of {len(shards)} shards, expected at least one. Check --input."
@@ -174,22 +167,28 @@ class _Refused:
 
     def __init__(self, on_bad_shard: Callable[[Path, DataError], object] | None) -> None:
         self._on_bad_shard = on_bad_shard
-        self._reasons: dict[str, str] = {}  # by path
+        self._errors: dict[str, DataError] = {}  # by path
 
     def add(self, path: str, error: DataError) -> None:
-        if path in self._reasons:  # a part can have many ranges of rows
+        if path in self._errors:  # a part can have many ranges of rows
             return
-        self._reasons[path] = str(error)
+        self._errors[path] = error
         if self._on_bad_shard is not None:
             self._on_bad_shard(Path(path), error)
-        elif len(self._reasons) == MOST_NAMED:
-            raise damage_error(self._reasons, None, None)
+        elif len(self._errors) == MOST_NAMED:
+            raise self._error(None, None)
 
     def check(self, n_accepted: int) -> None:
-        """Raise `DataError` if there are such files, unless `on_bad_shard` was called with them."""
-        if self._reasons and self._on_bad_shard is None:
-            n_files = len(self._reasons) + n_accepted
-            raise damage_error(self._reasons, n_files, sufficient_percentage(len(self._reasons), n_files))
+        """Raise `DataError` if there are such files, unless `on_bad_shard` was called with them and others are left."""
+        if self._errors and not (self._on_bad_shard and n_accepted):
+            n_files = len(self._errors) + n_accepted
+            raise self._error(n_files, sufficient_percentage(len(self._errors), n_files))
+
+    def _error(self, n_files: int | None, percentage: int | None) -> DataError:
+        ends = {error.reason if isinstance(error, Refusal) else None for error in self._errors.values()}
+        common = ends.pop() if len(ends) == 1 else None
+        reasons = {path: str(error) for path, error in self._errors.items()}
+        return damage_error(reasons, n_files, percentage, common)
 
 
 def _accept_fitting(

@@ -71,6 +71,8 @@ LIMITS = _Limits()
 class Refusal(DataError):
     """Raised if the child has read a file, and refuses it."""
 
+    reason = ""  # end of the message, after the file
+
 
 class _Died(Exception):
     """Raised if a child has ended without an answer, or was ended because of its answer. The message says why."""
@@ -323,9 +325,10 @@ def _error_of(failure: Failure, where: str) -> Exception:
     words = failure.words[:_MOST_WORDS] + "..." if len(failure.words) > _MOST_WORDS else failure.words
     words = printable(words)  # a forged file may determine the text
     if failure.kind == "refused":
-        if failure.dataset is not None:
-            where = f"{where} dataset={printable(failure.dataset)}"
-        return Refusal(f"{where}: {words}")
+        place = "" if failure.dataset is None else f" dataset={printable(failure.dataset)}"
+        refusal = Refusal(f"{where}{place}: {words}")
+        refusal.reason = f"{place}: {words}"
+        return refusal
     if failure.kind == "memory":
         return DataError(
             f"{where}: libhdf5 exceeded its memory limit of {LIMITS.memory >> 20} MiB on this file. The file is "

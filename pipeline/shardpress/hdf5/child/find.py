@@ -6,7 +6,10 @@ datasets and external storage are reported, but never followed.
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from difflib import get_close_matches
 from functools import cached_property
+from itertools import islice
 from math import prod
 from typing import Any
 
@@ -21,6 +24,7 @@ from shardpress.hdf5.names import parts_of, text
 _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # prefixes of groups: PyTables' indexes, MATLAB's cells
 LISTED = 20
 """Number of names that a refusal lists."""
+_COMPARED = 1000  # names that are compared with a wrong one
 GROUP = b"shardpress"
 """Group in our results and models with everything except the rows."""
 _LEAST_ENTRY_BYTES = 4  # minimum bytes of an entry: 2 for an address, 1 for a name, and 1 to mark the end
@@ -126,8 +130,19 @@ def locate(root: FileID, name: str) -> tuple[Any, Any]:
     """Return the parent group of an object, and the object. Raise `Refused` if the object does not exist."""
     parent, item = resolve(root, name)
     if item is None:
-        raise Refused(f"does not exist; the file holds {listing(root)}. Choose one with --dataset.", name)
+        holds = f"the file holds {listing(root)}.{_question(root, name)}"
+        raise Refused(f"does not exist; {holds} Choose one with --dataset.", name)
     return parent, item
+
+
+def _question(root: FileID, name: str) -> str:
+    """Return a question about the object whose path is like a wrong one; empty if there is none."""
+    paths: dict[str, str] = {}
+    with suppress(Refused):
+        for path, _ in islice(objects(root), _COMPARED):
+            paths.setdefault(path.lower(), path)
+    near = get_close_matches(name.strip("/").lower(), paths, n=1, cutoff=0.7)
+    return f" Did you mean {paths[near[0]]}?" if near else ""
 
 
 def resolve(root: FileID, name: str) -> tuple[Any, Any]:
