@@ -85,6 +85,7 @@ ALLOWED_IMPORTS = {
         "shards",
         "rowfacts",
         "training.components",
+        "training.order",
         "training.verdict",
         "result",
     ],

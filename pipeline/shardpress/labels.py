@@ -47,6 +47,11 @@ class Labels:
     names: tuple[str, ...]  # distinct labels in sorted order
     codes: np.ndarray  # shape (n_rows,), int64: index of the label of each row in `names`, or `NONE`
 
+    @property
+    def has_value(self) -> np.ndarray:
+        """Mask of the rows with a label, bool (n_rows,)."""
+        return np.asarray(self.codes != NONE)
+
     def name_of(self, row: int) -> str | None:
         """Return the label of a row, or None if the row has no label."""
         code = int(self.codes[row])
@@ -61,6 +66,11 @@ class Numbers:
 
     name: str  # of the dataset
     values: np.ndarray  # shape (n_rows,), float64: NaN for rows without a number
+
+    @property
+    def has_value(self) -> np.ndarray:
+        """Mask of the rows with a number, bool (n_rows,)."""
+        return np.isfinite(self.values)
 
 
 # -- choice of the dataset -----------------------------------------------------------------------------------------

@@ -28,18 +28,17 @@ def fit_ridge(x: np.ndarray, y: np.ndarray, penalties: np.ndarray = _PENALTIES) 
         Constant columns have the weight 0.
     b : ndarray of shape (n_targets,), float64
     """
-    mean, scale = standardization(x)
+    mean = x.mean(axis=0, dtype=np.float64)
+    scale = inverse_of_deviations(x.std(axis=0, dtype=np.float64))
     offset = y.mean(axis=0)
     W = scale[:, None] * _weights((x - mean) * scale, y - offset, penalties)
     return W, offset - mean @ W
 
 
-def standardization(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean of each column and the inverse of its standard deviation, or 0 for constant columns: float64."""
-    mean = x.mean(axis=0, dtype=np.float64)
-    deviation = x.std(axis=0, dtype=np.float64)
+def inverse_of_deviations(deviation: np.ndarray) -> np.ndarray:
+    """Return the inverse of each standard deviation, or 0 for constant columns: float64."""
     is_constant = deviation <= 1e-9 * deviation.max(initial=0)
-    return mean, _divide(np.ones_like(deviation), np.where(is_constant, 0, deviation))
+    return _divide(np.ones_like(deviation), np.where(is_constant, 0, deviation))
 
 
 def _weights(x: np.ndarray, targets: np.ndarray, penalties: np.ndarray) -> np.ndarray:

@@ -15,13 +15,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from shardpress.labels import LabelChoice, Labels, Numbers
-from shardpress.report.baselines import BASELINES, prediction_of, probe_facts
+from shardpress.report.baselines import BASELINES, FittedComponents, prediction_of, probe_facts
 from shardpress.report.judgment import Judgment, judge
 from shardpress.report.measures import measure
 from shardpress.report.page.build import page_of, text_of
 from shardpress.report.sample import Sample, SampleSpec, draw_sample
 from shardpress.settings.config import Config
-from shardpress.training.components import Baseline, principal_components
+from shardpress.training.components import Baseline
 from tests.report.test_newrows import components_model, mixture
 from tests.support.cases import each
 from tests.support.logged import mentions
@@ -49,7 +49,7 @@ def probe_of(
 
 
 def judged(probe: dict[str, Any] | None, config: dict[str, Any] = SETTINGS, **summary: float | None) -> Judgment:
-    sample = {"mean_error": 0.2, "of_mean": 1.0, "probe": probe}
+    sample = {"mean_error": 0.2, "of_mean": 1.0, "n_fitted": 600, "probe": probe}
     return judge({**SUMMARY, **summary}, sample, config)
 
 
@@ -70,12 +70,12 @@ def rows_of_kinds() -> tuple[np.ndarray, np.ndarray]:
 def facts_of(rows: np.ndarray, wanted: Labels | Numbers | None) -> dict[str, Any]:
     """Return the scores of a feature, the first column, and of the baselines."""
     scaled = rows.astype(np.float32)
-    components = principal_components(scaled[~IS_TEST], 4, np.random.default_rng(0))
+    components = FittedComponents.of(scaled[~IS_TEST], 4)
     assert wanted is not None
     prediction = prediction_of(wanted, IS_TEST, np.ones(len(rows), dtype=bool))
     assert prediction is not None
     numbers = np.arange(len(rows))
-    sample = Sample(scaled, scaled[:, :1], {}, 0 * numbers, numbers, numbers, numbers >= 0)
+    sample = Sample(scaled, scaled[:, :1], {}, 0 * numbers, numbers, numbers, numbers >= 0, numbers >= 0)
     return probe_facts(sample, components, prediction)
 
 
@@ -226,7 +226,8 @@ def test_a_target_is_probed_unless_labels_are_named(tmp_path: Path) -> None:
 
     def probe_of_target(kind: str, choice: LabelChoice) -> tuple[Any, ...]:
         about = {"training": {"target": {"name": "t", "kind": kind, "fit_on": "split == train"}}}
-        probe = measure(sample, parts, replace(model_of(6, 2), about=about), choice)["probe"]
+        spec = SampleSpec(replace(model_of(6, 2), about=about))
+        probe = measure(sample, parts, spec, choice)["probe"]
         return probe["labels"], probe["score"], probe["n_test"]
 
     n_test = (usable >= 600).sum()

@@ -54,7 +54,7 @@ def sample_of(model: Model, rows: np.ndarray) -> Sample:
     numbers = np.arange(len(rows))
     features = model.encode(rows).astype(np.float32)
     scaled = model.scaler.transform(rows)
-    return Sample(scaled, features, {}, 0 * numbers, numbers, numbers // 8, numbers < 0)
+    return Sample(scaled, features, {}, 0 * numbers, numbers, numbers // 8, numbers < 0, numbers < 0)
 
 
 def judged(reference: Reference, model: Model, rows: np.ndarray) -> Verdict:
@@ -167,7 +167,7 @@ def test_rows_that_resemble_their_neighbours_are_kept(n_files: int, file_rows: i
         files = held_out // file_rows
         features = model.encode(rows[held_out]).astype(np.float32)
         scaled = model.scaler.scaled(rows[held_out])
-        drawn = Sample(scaled, features, {}, files, held_out % file_rows, held_out // 40, held_out < 0)
+        drawn = Sample(scaled, features, {}, files, held_out % file_rows, held_out // 40, held_out < 0, held_out < 0)
         reference = Reference.of(drawn, model, [f"{i}.h5" for i in range(n_files)], n_rows)
         n_alarms += judged(reference, model, rows[n_rows:]).verdict != "keep"
     assert n_alarms <= 0.05 * len(SEEDS)

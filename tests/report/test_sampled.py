@@ -6,12 +6,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
+from shardpress.hdf5.shard import Block
 from shardpress.report.baselines import are_correct
-from shardpress.report.sample import Sample, SampleSpec, draw_sample
+from shardpress.report.sample import Sample, SampleSpec, draw_sample, training_stretches
+from shardpress.shards.open import open_shards
 from tests.support.cases import each
 from tests.support.pages import make_parts, measured, model_of
 
@@ -90,20 +93,91 @@ NESTED_ROWS = (0.5 + NESTED_ROWS / 20).astype(np.float32)
 def test_errors_and_accuracies_are_those_of_the_first_features(tmp_path: Path) -> None:
     model = replace(model_of(24, 20), about={"config": {"nested": True}})
     (part,) = make_parts(tmp_path, model, NESTED_ROWS, 600, y=CLASSES)
-    sample, facts = measured(model, [replace(part, trained=np.arange(600) % 2 == 1)])
+    is_odd = np.arange(600) % 2 == 1
+    sample, facts = measured(model, [replace(part, trained=is_odd, fitted=is_odd)])
+    assert (facts["n_fitted"], facts["rows_of_widths"]) == (300, {"n": 300, "are_held_out": True})
     widths = facts["widths"]
     assert [width["n_features"] for width in widths] == [8, 16, 20]
-    rows = sample.scaled[sample.trained].astype(np.float64)
+    rows = sample.scaled[~sample.trained].astype(np.float64)
     W = model.parameters["W"].astype(np.float64)
-    pca = PCA(20).fit(rows)
+    pca = PCA(20).fit(sample.scaled[sample.trained].astype(np.float64))
     scores = pca.transform(rows)
     for width in widths:
         n = width["n_features"]
         features = sample.features[:, :n].astype(np.float64)
-        decoded = features[sample.trained] @ W[:, :n].T + model.parameters["b_output"]
+        decoded = features[~sample.trained] @ W[:, :n].T + model.parameters["b_output"]
         assert width["error"] == pytest.approx(np.square(decoded - rows).mean(), rel=1e-6)
         expected = np.square(scores[:, :n] @ pca.components_[:n] + pca.mean_ - rows).mean()
         assert width["components"] == pytest.approx(expected, rel=1e-3)
         assert width["score"] == pytest.approx(are_correct(features, sample.extras["y"], ~sample.trained).mean())
     accuracies = [width["components_score"] for width in widths]
     assert accuracies[-1] > accuracies[0] + 0.1
+
+
+# -- the rows of linear models and of principal components -------------------------------------------------------------
+
+
+@each("part_rows", [5000, 37])
+def test_components_are_those_of_training_rows_in_any_parts(tmp_path: Path, part_rows: int) -> None:
+    """The components are fitted to more rows than the sample has, without the validation rows."""
+    model = model_of(6, 2)
+    fitted = np.arange(5000) % 10 > 0
+    y = (ROWS[:, 0] > 0.5).astype(np.int64)
+    parts = make_parts(tmp_path, model, ROWS, part_rows, y=y)
+    parts = [replace(part, fitted=fitted[part.block.start : part.block.stop]) for part in parts]
+    drawn = draw_sample(parts, SampleSpec(model), training_stretches(parts, SampleSpec(model)))
+    assert drawn is not None
+    np.testing.assert_array_equal(drawn.rows, np.flatnonzero(fitted))
+    sample, facts = measured(model, parts)
+    probe = facts["probe"]
+    assert (facts["n_fitted"], probe["n_train"] + probe["n_test"]) == (4500, 4000)
+    assert facts["n_rows"] == len(sample.rows) <= 2000
+    some = SampleSpec(model, memory_bytes=2**20)
+    fewer = draw_sample(parts, some, training_stretches(parts, some))
+    assert fewer is not None
+    assert 100 < some.sizes.n_fitted == len(fewer.rows) < 4500
+    assert fitted[fewer.rows].all()
+    assert np.diff(np.concatenate([[-1], fewer.rows, [5000]])).max() < 200
+
+
+@each("share", [0.2, 0.002])
+def test_rows_of_classifiers_are_those_with_a_label(tmp_path: Path, share: float) -> None:
+    model = model_of(6, 2)
+    is_labelled = np.random.default_rng(2).random(5000) < share
+    y = np.where(is_labelled, (ROWS[:, 0] > 0.5).astype(float), np.nan)
+    rows = ROWS.copy()
+    rows[::7] = np.nan
+    parts = make_parts(tmp_path, model, rows, 1000, y=y)
+    is_trained = np.arange(1000) % 10 > 0
+    parts = [replace(part, trained=is_trained) for part in parts]
+    _, facts = measured(model, parts)
+    probe = facts.get("probe")
+    if share < 0.01:
+        assert probe is None
+        return
+    is_usable = is_labelled & np.isfinite(rows[:, 0])
+    is_test = np.tile(~is_trained, 5)
+    assert (probe["n_train"], probe["n_test"]) == ((is_usable & ~is_test).sum(), (is_usable & is_test).sum())
+
+
+def test_rows_beside_a_damaged_chunk_are_sampled(tmp_path: Path) -> None:
+    """A chunk whose rows are stored as bad rows is not read again."""
+    model = model_of(6, 2)
+    rows = ROWS[:64]
+    (part,) = make_parts(tmp_path, model, rows, 64)
+    damage_row(tmp_path / "rows.h5", rows, 21)
+    with h5py.File(part.file, "r+") as file:
+        file["valid"][21] = False
+    (shard,) = open_shards([str(tmp_path / "rows.h5")])
+    sample, _ = measured(model, [replace(part, block=Block(shard, 0, 64))])
+    np.testing.assert_array_equal(sample.rows, np.delete(np.arange(64), 21))
+
+
+def damage_row(path: Path, rows: np.ndarray, i: int) -> None:
+    """Write rows in compressed chunks of one row, and damage one chunk."""
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("X", data=rows, chunks=(1, rows.shape[1]), compression="gzip")
+        place = data.id.get_chunk_info(i)
+    with path.open("r+b") as raw:
+        raw.seek(place.byte_offset)
+        raw.write(bytes(place.size))

@@ -53,15 +53,17 @@ def make_parts(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **e
             file["features"] = model.encode(np.asarray(flat, np.float64)).astype(np.float32)
             for name, values in extras.items():
                 file[name] = values[start : block.stop]
-        parts.append(PartSource(block, path, 0, np.ones(len(block), dtype=bool)))
+        everything = np.ones(len(block), dtype=bool)
+        parts.append(PartSource(block, path, 0, everything, everything))
     return parts
 
 
 def measured(model: Model, parts: list[PartSource]) -> tuple[Sample, dict[str, Any]]:
     """Return the sample of parts, and the numbers of a report about it."""
-    sample = draw_sample(parts, SampleSpec(model))
+    spec = SampleSpec(model)
+    sample = draw_sample(parts, spec)
     assert sample is not None
-    return sample, measure(sample, parts, model, LabelChoice())
+    return sample, measure(sample, parts, spec, LabelChoice())
 
 
 def largest(folder: Path) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.labels import NONE, Labels, Numbers
+from shardpress.labels import Labels, Numbers
 from shardpress.outliers import outliers
 from shardpress.report.sample import Sample
-from shardpress.ridge import fit_ridge, standardization
-from shardpress.training.components import Components, principal_components
+from shardpress.ridge import fit_ridge, inverse_of_deviations
+from shardpress.training.components import Components, blocks, principal_components
 
 BASELINES = ("components", "standardized", "columns")
 """Keys of the baselines: principal components of the scaled and of the standardized columns, and the columns."""
@@ -74,10 +74,10 @@ def prediction_of(wanted: Labels | Numbers, is_test: np.ndarray, is_usable: np.n
     the test rows, do not vary.
     """
     if isinstance(wanted, Labels):
-        has_value = is_usable & (wanted.codes != NONE)
+        has_value = is_usable & wanted.has_value
         values = wanted.codes[has_value]
     else:
-        has_value = is_usable & np.isfinite(wanted.values)
+        has_value = is_usable & wanted.has_value
         has_value[has_value] = ~outliers(np.square(_scaled(wanted.values[has_value])))
         values = _scaled(wanted.values[has_value])
     found = Prediction(wanted.name, score_of(wanted), has_value, values, is_test[has_value])
@@ -97,41 +97,72 @@ def _scaled(numbers: np.ndarray) -> np.ndarray:
     return centred / (np.abs(centred).max(initial=0) or 1)
 
 
-def probe_facts(sample: Sample, components: Components, prediction: Prediction) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FittedComponents:
+    """Principal components of training rows, as these are scaled, and of their standardized columns."""
+
+    n_rows: int
+    scaled: Components
+    standardized: Components  # of ``(rows - scaled.mean) * scale``
+    scale: np.ndarray  # float64 (n_inputs,), inverse standard deviations
+
+    @classmethod
+    def of(cls, rows: np.ndarray, n_components: int) -> FittedComponents:
+        """Fit components to scaled rows (n_rows, n_inputs), float32, without outliers. Overwrite the rows."""
+        _, distances = _squares(rows)
+        is_outlier = outliers(distances)
+        if is_outlier.any():  # damaged rows would decide the components
+            rows = rows[~is_outlier]
+        scaled = principal_components(rows, n_components, np.random.default_rng(0))
+        variances, _ = _squares(rows)
+        scale = inverse_of_deviations(np.sqrt(variances))
+        for block in blocks(*rows.shape):
+            rows[block] = (rows[block] - scaled.mean) * scale
+        standardized = principal_components(rows, n_components, np.random.default_rng(0))
+        return cls(len(rows), scaled, standardized, scale)
+
+    def standardized_coordinates(self, rows: np.ndarray, n: int) -> np.ndarray:
+        """Return scaled rows (n_rows, n_inputs) as `n` components of standardized columns, float64 (n_rows, n)."""
+        return self.standardized.coordinates((rows - self.scaled.mean) * self.scale, n)
+
+
+def _squares(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean squared distances of rows (n_rows, n_inputs) from their mean, by column and by row: float64."""
+    mean = rows.mean(axis=0, dtype=np.float64)
+    of_columns = np.zeros(len(mean))
+    of_rows = np.empty(len(rows))
+    for block in blocks(*rows.shape):  # a copy of all rows in float64 can exceed the memory
+        squares = np.square(rows[block] - mean)
+        of_columns += squares.sum(axis=0)
+        of_rows[block] = squares.mean(axis=1)
+    return of_columns / len(rows), of_rows
+
+
+def probe_facts(sample: Sample, components: FittedComponents, prediction: Prediction) -> dict[str, Any]:
     """Return the scores of a linear model on features and baselines, and the error bars of their differences.
 
-    The principal components are those of the scaled training rows. ``constant`` is the score of the most frequent
-    label, or of the mean.
+    ``constant`` is the score of the most frequent label, or of the mean.
     """
     rows = sample.scaled[prediction.has_value]
     features = sample.features[prediction.has_value]
-    n_train = len(prediction.train_values)
-    n_components = min(features.shape[1], components.components.shape[1], n_train)
+    n_components = min(features.shape[1], rows.shape[1], components.n_rows)
     on_features = prediction.losses(features)
     others = {
-        "components": prediction.losses(components.coordinates(rows, n_components)),
-        "standardized": prediction.losses(_standardized_components(rows, prediction.is_test, n_components)),
+        "components": prediction.losses(components.scaled.coordinates(rows, n_components)),
+        "standardized": prediction.losses(components.standardized_coordinates(rows, n_components)),
         "columns": prediction.losses(rows),
         "constant": prediction.constant_losses(),
     }
     return {
         "labels": prediction.name,
         "score": prediction.score_name,
-        "n_train": n_train,
+        "n_train": len(prediction.train_values),
         "n_test": len(prediction.test_values),
         "n_components": n_components,
         "features": float(1 - on_features.mean()),
         **{name: float(1 - losses.mean()) for name, losses in others.items()},
         "margins": _margins(on_features, others),
     }
-
-
-def _standardized_components(rows: np.ndarray, is_test: np.ndarray, n_components: int) -> np.ndarray:
-    """Return rows (n_rows, n_components) as principal components of columns with mean 0 and unit variance."""
-    mean, scale = standardization(rows[~is_test])
-    columns = ((rows - mean) * scale).astype(np.float32)
-    components = principal_components(columns[~is_test], n_components, np.random.default_rng(0))
-    return components.coordinates(columns, n_components)
 
 
 def _margins(on_features: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -146,7 +146,7 @@ def sample_facts(
         sample = draw_sample(parts, spec)
         if sample is None:
             return None
-        facts = measure(sample, parts, spec.model, choice)
+        facts = measure(sample, parts, spec, choice)
         if has_errors:
             facts |= worst_facts(parts, spec, choice, facts["points"]["dataset"])
         return facts

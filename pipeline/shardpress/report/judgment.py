@@ -60,7 +60,7 @@ def judge(
     if probe and not classifier:
         better = _better_baselines(probe)
         is_useless = not _is_better_than_constant("features", probe)
-        classifier = _probe_sentence(probe, better, summary["n_inputs"])
+        classifier = _probe_sentence(probe, better, summary["n_inputs"], sample["n_fitted"])
     classifier = f"{classifier} {sample.get('labels_remark', '')}".strip()
     is_good = not (explained or better or is_useless)
     suggestion = ""
@@ -140,10 +140,10 @@ def _is_better_than_constant(name: str, probe: Mapping[str, Any]) -> bool:
     return bool(probe[name] - probe["constant"] > probe["margins"]["constant"])
 
 
-def _probe_sentence(probe: Mapping[str, Any], better: Sequence[str], n_inputs: int) -> str:
+def _probe_sentence(probe: Mapping[str, Any], better: Sequence[str], n_inputs: int, n_fitted: int) -> str:
     """Return the scores on the features and on the best baseline."""
     best = max(better or BASELINES, key=lambda name: float(probe[name]))
-    baseline = _baseline_in_words(best, probe, n_inputs)
+    baseline = _baseline_in_words(best, probe, n_inputs, n_fitted)
     name = cut(probe["labels"], _MAX_NAME)
     n_test = f"{probe['n_test']:,}"
     if probe["score"] == "R2":
@@ -158,11 +158,11 @@ def _probe_sentence(probe: Mapping[str, Any], better: Sequence[str], n_inputs: i
     )
 
 
-def _baseline_in_words(name: str, probe: Mapping[str, Any], n_inputs: int) -> str:
+def _baseline_in_words(name: str, probe: Mapping[str, Any], n_inputs: int, n_fitted: int) -> str:
     components = f"{probe['n_components']} principal components"
     return {
-        "components": components,
-        "standardized": f"{components} of standardized columns",
+        "components": f"{components} of {n_fitted:,} rows",
+        "standardized": f"{components} of the standardized columns of {n_fitted:,} rows",
         "columns": f"the {n_inputs:,} raw columns",
     }[name]
 

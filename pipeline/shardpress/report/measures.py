@@ -18,8 +18,22 @@ from shardpress.hdf5.shard import Shard
 from shardpress.labels import LABELS_IN_WORDS, LabelChoice, Labels, Numbers, numbers_in
 from shardpress.model import Model
 from shardpress.outliers import largest_share, outliers
-from shardpress.report.baselines import MIN_TEST_ROWS, Prediction, prediction_of, probe_facts, score_of
-from shardpress.report.sample import PartSource, Sample
+from shardpress.report.baselines import (
+    MIN_TEST_ROWS,
+    FittedComponents,
+    Prediction,
+    prediction_of,
+    probe_facts,
+    score_of,
+)
+from shardpress.report.sample import (
+    PartSource,
+    Sample,
+    SampleSpec,
+    draw_sample,
+    labelled_stretches,
+    training_stretches,
+)
 from shardpress.training.components import Components, principal_components
 from shardpress.training.verdict import count_units
 
@@ -42,10 +56,11 @@ _SHOWN_RANGE = (0.001, 0.999)  # quantiles of the values in an image that are bl
 def measure(
     sample: Sample,
     parts: Sequence[PartSource],
-    model: Model,
+    spec: SampleSpec,
     choice: LabelChoice,
 ) -> dict[str, Any]:
     """Return all measurements. Log a warning if the dataset of ``--labels`` cannot be used."""
+    model = spec.model
     labels = choice.find(sample.extras, sample.lost)
     if labels is None and choice.named is not None:
         log.warning(
@@ -54,27 +69,66 @@ def measure(
             len(sample.rows),
             LABELS_IN_WORDS,
         )
-    is_test = _test_rows(sample, has_targets=model.target is not None)
-    # Damaged rows would decide what a linear model learns, and how wrong it is.
-    is_usable = ~outliers(np.square(sample.scaled - sample.scaled.mean(axis=0, dtype=np.float64)).mean(axis=1))
-    is_fitted = is_usable & ~is_test
-    n_components = min(max(2, model.n_features), model.n_inputs)  # hidden layers can be wider than the rows
-    components = principal_components(sample.scaled[is_fitted], n_components, np.random.default_rng(0))
-    facts = _reconstruction_facts(Reconstruction.of(sample, parts, model, labels), components, is_usable)
-    prediction = None
-    wanted = _values_to_predict(sample, model, labels, choice)
-    if wanted is not None:
-        facts["labels_remark"] = choice.remark(wanted, sample.extras) if isinstance(wanted, Labels) else ""
-        prediction = prediction_of(wanted, is_test, is_usable)
-        no_test = _why_untestable(sample, model, prediction, wanted.name)
-        if no_test:
-            facts["probe"] = {"labels": wanted.name, "score": score_of(wanted), "no_test": no_test}
-            prediction = None
-        else:
-            facts["probe"] = None if prediction is None else probe_facts(sample, components, prediction)
+    components = _components(sample, parts, spec)
+    is_usable = _are_usable(sample)
+    facts = _reconstruction_facts(Reconstruction.of(sample, parts, model, labels), components.scaled, is_usable)
+    facts["n_fitted"] = components.n_rows
     if model.is_nested:
-        facts["widths"] = _width_facts(sample, model, components, prediction, is_fitted)
+        facts |= _width_facts(sample, model, components, is_usable)
+    wanted = _values_to_predict(sample, model, labels, choice)
+    if wanted is None:
+        return facts
+    if isinstance(wanted, Labels):
+        facts["labels_remark"] = choice.remark(wanted, sample.extras)
+    labelled, prediction = _prediction(wanted, parts, spec, choice)
+    no_test = _why_untestable(sample, model, prediction, wanted.name)
+    if no_test:
+        facts["probe"] = {"labels": wanted.name, "score": score_of(wanted), "no_test": no_test}
+    elif labelled is None or prediction is None:
+        facts["probe"] = None
+    else:
+        facts["probe"] = probe_facts(labelled, components, prediction)
+        for each in facts.get("widths", []):
+            each |= _scores_of_width(each["n_features"], labelled, components, prediction)
     return facts
+
+
+def _components(sample: Sample, parts: Sequence[PartSource], spec: SampleSpec) -> FittedComponents:
+    """Return the components of training rows, or of the sample if fewer than two rows trained the model."""
+    n_components = min(max(2, spec.model.n_features), spec.model.n_inputs)  # hidden layers can be wider than the rows
+    fitted = draw_sample(parts, spec, training_stretches(parts, spec))
+    rows = sample.scaled.copy() if fitted is None else fitted.scaled
+    return FittedComponents.of(rows, n_components)
+
+
+def _are_usable(sample: Sample) -> np.ndarray:
+    """Return a mask of the rows (n_rows,) without damaged ones: these would decide a linear model and its error."""
+    return ~outliers(np.square(sample.scaled - sample.scaled.mean(axis=0, dtype=np.float64)).mean(axis=1))
+
+
+def _prediction(
+    wanted: Labels | Numbers, parts: Sequence[PartSource], spec: SampleSpec, choice: LabelChoice
+) -> tuple[Sample | None, Prediction | None]:
+    """Return rows with a value, and a prediction of these values; None if there are too few of such rows."""
+
+    def values_in(extras: dict[str, np.ndarray], lost: dict[str, np.ndarray]) -> Labels | Numbers | None:
+        if isinstance(wanted, Labels):
+            return choice.as_labels(wanted.name, extras, lost)
+        return numbers_in(wanted.name, extras[wanted.name], choice.has_value(wanted.name, extras, lost))
+
+    def has_value(extras: dict[str, np.ndarray], lost: dict[str, np.ndarray]) -> np.ndarray:
+        values = values_in(extras, lost)
+        assert values is not None
+        return values.has_value
+
+    names = (wanted.name, choice.masks.get(wanted.name, ""))
+    labelled = draw_sample(parts, spec, labelled_stretches(parts, spec, names, has_value))
+    if labelled is None:
+        return None, None
+    is_test = _test_rows(labelled, has_targets=spec.model.target is not None)
+    values = values_in(labelled.extras, labelled.lost)
+    assert values is not None
+    return labelled, prediction_of(values, is_test, _are_usable(labelled))
 
 
 def _values_to_predict(
@@ -239,43 +293,41 @@ def _worst_rows(decoded: Reconstruction) -> list[dict[str, Any]]:
 # -- first features of a nested model ------------------------------------------------------------------------------
 
 
-def _width_facts(
-    sample: Sample, model: Model, components: Components, prediction: Prediction | None, is_fitted: np.ndarray
-) -> list[dict[str, Any]]:
-    """Return the error and the score of the first 8, 16, 32, ... features and principal components.
+def _width_facts(sample: Sample, model: Model, components: FittedComponents, is_usable: np.ndarray) -> dict[str, Any]:
+    """Return the errors of the first 8, 16, 32, ... features, and of as many components of the scaled training rows.
 
-    The components are those of the scaled rows in the mask `is_fitted` (n_rows,). Errors are measured on the same rows,
-    where no other components have a smaller error. Scores are those of a linear model on its test rows, if there are
-    values to predict.
+    They are measured on rows to which neither features nor components were fitted; on all rows if there are none.
     """
-    n_most = min(model.n_features, components.components.shape[1])
+    is_test = is_usable & ~sample.fitted
+    is_held_out = bool(is_test.any())
+    if not is_held_out:
+        is_test = is_usable
+    rows = sample.scaled[is_test]
+    n_most = min(model.n_features, rows.shape[1], components.n_rows)
     powers = takewhile(lambda n: n < n_most, (_FIRST_WIDTH * 2**i for i in range(64)))
-    return [_facts_of_width(n, sample, model, components, prediction, is_fitted) for n in (*powers, n_most)]
+    widths = []
+    for n in (*powers, n_most):
+        directions = components.scaled.components[:, :n]
+        projected = components.scaled.coordinates(rows, n) @ directions.T + components.scaled.mean
+        decoded = model.with_first_features(n).decode(sample.features[is_test, :n])
+        errors = {"error": _mean_square(decoded - rows), "components": _mean_square(projected - rows)}
+        widths.append({"n_features": n, **errors})
+    return {"widths": widths, "rows_of_widths": {"n": len(rows), "are_held_out": is_held_out}}
 
 
-def _facts_of_width(
-    n: int,
-    sample: Sample,
-    model: Model,
-    components: Components,
-    prediction: Prediction | None,
-    is_fitted: np.ndarray,
-) -> dict[str, Any]:
-    features = sample.features[:, :n]
-    directions = components.components[:, :n]
-    coordinates = components.coordinates(sample.scaled, n)
-    rows = sample.scaled[is_fitted]
-    decoded = model.with_first_features(n).decode(features[is_fitted])
-    projected = coordinates[is_fitted] @ directions.T + components.mean
-    facts = {
-        "n_features": n,
-        "error": float(np.square(decoded - rows).mean()),
-        "components": float(np.square(projected - rows).mean()),
+def _mean_square(differences: np.ndarray) -> float:
+    return float(np.square(differences).mean())
+
+
+def _scores_of_width(
+    n: int, labelled: Sample, components: FittedComponents, prediction: Prediction
+) -> dict[str, float]:
+    """Return the scores of a linear model on the first `n` features, and on as many components."""
+    coordinates = components.scaled.coordinates(labelled.scaled, n)
+    return {
+        "score": prediction.score(labelled.features[prediction.has_value, :n]),
+        "components_score": prediction.score(coordinates[prediction.has_value]),
     }
-    if prediction is not None:
-        facts["score"] = prediction.score(features[prediction.has_value])
-        facts["components_score"] = prediction.score(coordinates[prediction.has_value])
-    return facts
 
 
 # -- points --------------------------------------------------------------------------------------------------------

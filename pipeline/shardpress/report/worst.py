@@ -35,7 +35,7 @@ def worst_facts(parts: Sequence[PartSource], spec: SampleSpec, choice: LabelChoi
         largest = np.argsort(-errors, kind="stable")[:n]
         errors = errors[largest]
         numbers = numbers[largest]
-    stretches = [(row, row + 1) for row in np.sort(numbers).tolist()]
+    stretches = list(np.sort(numbers)[:, None])
     sample = draw_sample(parts, replace(spec, is_clipped=False), stretches)
     if sample is None:
         return {}

@@ -36,7 +36,7 @@ from shardpress.report.judgment import Judgment, judge
 from shardpress.report.newrows import Verdict
 from shardpress.report.page.build import is_current, page_bytes
 from shardpress.report.rows import RowCheck, check_rows
-from shardpress.report.sample import PartSource, SampleSpec, largest_sample
+from shardpress.report.sample import PartSource, SampleSpec, sizes_of
 from shardpress.result import Result, Use, load_statistics, result_bytes
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import gave_up, warn_if_late
@@ -149,8 +149,8 @@ def finish(prepared: Prepared, results: StageResults, context: RunContext) -> Su
 def finish_bytes(prepared: Prepared) -> int:
     """Return the bytes of the report's sample, and of memory that the allocator keeps after the encoding."""
     blocks = prepared.budget.n_writers * block_bytes(prepared)
-    _, sample_bytes = largest_sample(prepared.max_network, prepared.config.machine.memory_budget)
-    return trained_network_bytes(prepared) + blocks + sample_bytes
+    sizes = sizes_of(prepared.max_network, prepared.config.machine.memory_budget)
+    return trained_network_bytes(prepared) + blocks + sizes.n_bytes
 
 
 class _Finish:
@@ -285,13 +285,14 @@ class _Finish:
             if shard.form != UNREADABLE:
                 row = int(starts[each.shard]) + each.start
                 trained = ~self._are_held_out[row : row + each.n_rows]
+                fitted = self._use[row : row + each.n_rows] == Use.TRAINING
                 block = Block(shard, each.start, each.stop)
-                sources.append(PartSource(block, folder / part.file, each.first, trained, each.lost))
+                sources.append(PartSource(block, folder / part.file, each.first, trained, fitted, each.lost))
         return sources
 
     @cached_property
     def _are_held_out(self) -> np.ndarray:
-        """Mask of all rows that did not train the features, bool (n_rows,).
+        """Mask of all rows that can test linear models on supervised features, bool (n_rows,).
 
         Targets of validation rows decide at most which epoch is the best. So these rows test supervised features unless
         there are others.

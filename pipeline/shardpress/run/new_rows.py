@@ -34,7 +34,7 @@ def reference_of(
     some = [sources[i] for i in chosen]
     use_of_some = np.concatenate([use[starts[i] : starts[i + 1]] for i in chosen])
     rows = _held_out(use_of_some, spec.seed)
-    sample = draw_sample(some, spec, held_out_stretches(rows, spec.n_rows, max_stretches(some, _MAX_STRETCHES)))
+    sample = draw_sample(some, spec, held_out_stretches(rows, spec.sizes.n_rows, max_stretches(some, _MAX_STRETCHES)))
     if sample is None:
         return None
     return Reference.of(sample, spec.model, _paths(some), len(use), _share_outside(use, ranges))

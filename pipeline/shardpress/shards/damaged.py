@@ -17,9 +17,8 @@ MOST_NAMED = 20
 class UnusableFiles(DataError):
     """Files that cannot be used."""
 
-    reasons: Mapping[str, str] = MappingProxyType(
-        {}
-    )  # sentences by the path of each file; empty if the message is complete
+    # Sentences by the path of each file; empty if the message is complete.
+    reasons: Mapping[str, str] = MappingProxyType({})
 
 
 def damage_error(

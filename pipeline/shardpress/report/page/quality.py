@@ -21,7 +21,7 @@ def quality(report: Mapping[str, Any]) -> Section:
     sample = report.get("sample") or {}
     items = [*_errors(summary, sample)]
     if sample:
-        items += _probe(sample.get("probe"), summary["n_features"])
+        items += _probe(sample, summary["n_features"])
         items += _widths(sample)
         items += _points(sample.get("points"))
     items += _costs(training)
@@ -55,7 +55,8 @@ def _errors(summary: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[I
         yield bars(title, values, note=note)
 
 
-def _probe(probe: Mapping[str, Any] | None, n_features: int) -> Iterator[Item]:
+def _probe(sample: Mapping[str, Any], n_features: int) -> Iterator[Item]:
+    probe = sample.get("probe")
     if not probe or "no_test" in probe:
         return
     n = probe["n_components"]
@@ -71,8 +72,9 @@ def _probe(probe: Mapping[str, Any] | None, n_features: int) -> Iterator[Item]:
     model = "regression, trained on the numbers" if is_regression else "classifier, trained on the labels"
     note = (
         f"A ridge {model} {cut(probe['labels'], 40)} of {probe['n_train']:,} rows and tested on "
-        f"{probe['n_test']:,} other rows. Error bars of the differences from the features, two standard errors of "
-        f"paired differences: at most {score(max(probe['margins'].values()), probe['score'])}."
+        f"{probe['n_test']:,} other rows. Components are those of {sample['n_fitted']:,} training rows. Error bars of "
+        "the differences from the features, two standard errors of paired differences: at most "
+        f"{score(max(probe['margins'].values()), probe['score'])}."
     )
     yield bars(title, {names[key]: probe[key] for key in names}, partial(score, name=probe["score"]), note)
 
@@ -83,15 +85,19 @@ def _widths(sample: Mapping[str, Any]) -> Iterator[Item]:
     if not found:
         return
     columns = "features, error, error of components"
-    rows = [[each["n_features"], each["error"], each["components"]] for each in found]
-    title = "First features and as many principal components: errors on the rows of the latter"
+    lines = [[each["n_features"], each["error"], each["components"]] for each in found]
+    rows = sample["rows_of_widths"]
+    title = (
+        f"First features and as many principal components of {sample['n_fitted']:,} training rows: errors on "
+        f"{rows['n']:,} {'held-out ' if rows['are_held_out'] else ''}rows"
+    )
     if "score" in found[0]:
         name = sample["probe"]["score"]
         columns = f"{columns}, {name}, {name} of components"
-        title = f"{title}, {name} on test rows"
-        for row, each in zip(rows, found, strict=True):
-            row += [score(each["score"], name), score(each["components_score"], name)]
-    yield Table.of(title, columns, rows)
+        title = f"{title}, {name} on {sample['probe']['n_test']:,} test rows"
+        for line, each in zip(lines, found, strict=True):
+            line += [score(each["score"], name), score(each["components_score"], name)]
+    yield Table.of(title, columns, lines)
 
 
 def _points(points: Mapping[str, Any] | None) -> Iterator[Item]:
