@@ -57,7 +57,7 @@ _EXAMPLES = (
 _ADVICE = {
     "train": "Use shardpress run.",
     "fit": "Use shardpress run.",
-    "classify": "Use scripts/classify.py, an example with scikit-learn.",
+    "classify": "Open the features with shardpress.open_features, and use scikit-learn.",
     "version": "Use shardpress --version.",
 }
 _INTERRUPTED = 130

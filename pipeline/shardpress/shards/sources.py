@@ -131,8 +131,7 @@ def _check_reachable(pattern: str) -> None:
 
 def _explain_no_match(pattern: str) -> str:
     if glob.has_magic(pattern):
-        advice = "Check --input (scripts/make_data.py writes sample shards to data/)."
-        return f"no file matches, expected at least one HDF5 file. {advice}"
+        return "no file matches, expected at least one HDF5 file. Check --input."
     return "no such file or directory. Check --input."
 
 
