@@ -99,3 +99,10 @@ def test_results_of_another_version_are_not_touched(workspace: Workspace, out: P
     for flags in ([], ["--overwrite"], ["--epochs", "1"], ["--append"], ["--restart"]):
         assert workspace.run(out, *flags) == 76
     assert stamps(out) == before
+
+
+def test_a_required_device_that_is_the_cpu_is_warned_about(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert workspace.run(out, "--require-device") == 0
+    assert any(record.levelname == "WARNING" and "--require-device" in record.message for record in caplog.records)

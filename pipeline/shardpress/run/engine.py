@@ -135,6 +135,9 @@ def _compute(
     # Theano takes seconds to start, and a finished run does not need it.
     with activity("device: loading Theano", "a few seconds"):
         device = start_device(config.machine.require_device)
+    has_workers = config.cluster.workers or config.cluster.devices or config.cluster.scheduler
+    if config.machine.require_device and device.requested == "cpu" and not has_workers:
+        log.warning("--require-device checks nothing on the CPU. Name a device: THEANO_FLAGS=device=cuda.")
     output = str(journal.directory.absolute())
     inputs = (prepared.shards[0].path, prepared.shards[-1].path)
     probe = Probe(os.getcwd(), output, inputs, config.cluster.mixed_processors)
