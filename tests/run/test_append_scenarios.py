@@ -97,7 +97,8 @@ REASONS: dict[str, Callable[[dict[str, Any]], bool]] = {
 def test_without_held_out_rows_there_is_no_verdict(month: Month) -> None:
     assert month.run("--validation-fraction", "0") == 0
     month.arrive(n_files=1)
-    assert month.run("--validation-fraction", "0", "--append", "--on-append-drift", "fail") == 80
+    for strictness in ("fail", "watch"):
+        assert month.run("--validation-fraction", "0", "--append", "--on-append-drift", strictness) == 80
     assert month.run("--validation-fraction", "0", "--append") == 0
     assert Result.open(month.output).facts.appends[-1]["drift"] is None
     assert "held out no rows" in text_of(page_of(Result.open(month.output).report()))
@@ -116,6 +117,22 @@ def test_an_append_can_end_before_drifted_rows_are_published(month: Month) -> No
     assert features_of(month.output) == before
     assert month.run("--append", "--on-append-drift", "warn") == 0
     assert Result.open(month.output).facts.appends[-1]["drift"]["verdict"] == "retrain"
+
+
+def test_rows_to_watch_are_published_unless_watch_is_set(month: Month) -> None:
+    assert month.run() == 0
+    month.arrive(n_files=1)
+    assert month.run("--append", "--on-append-drift", "watch") == 0, "the verdict is keep"
+    month.arrive(n_files=1, kind="stuck")
+    before = features_of(month.output)
+    assert month.run("--append", "--on-append-drift", "watch") == 80
+    assert features_of(month.output) == before
+    assert month.run("--append", "--on-append-drift", "fail") == 0
+    assert Result.open(month.output).facts.appends[-1]["drift"]["verdict"] == "watch"
+    month.arrive(n_files=1, kind="foreign")
+    before = features_of(month.output)
+    assert month.run("--append", "--on-append-drift", "watch") == 80
+    assert features_of(month.output) == before
 
 
 @pytest.mark.slow

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _MAX_FILES = 128  # that are opened for held-out rows
 _MAX_STRETCHES = 512  # of held-out rows, which are often single rows
+# Verdicts that end an append for each value of --on-append-drift; None if the rows could not be judged.
+_REFUSED = {"warn": (), "fail": ("retrain", None), "watch": ("watch", "retrain", None)}
 
 
 def reference_of(
@@ -91,22 +93,24 @@ def _paths(sources: Sequence[PartSource]) -> list[str]:
 
 def check_verdict(found: Verdict | None, directory: Path, on_append_drift: str) -> None:
     """Log a verdict; None if the rows could not be judged. Raise `RowsDrifted` if `on_append_drift` requires it."""
+    verdict = None if found is None else found.verdict
+    is_refused = verdict in _REFUSED[on_append_drift]
+    where = f"output={printable(directory)}"
+    unpublished = f"Their features are not published (--on-append-drift {on_append_drift})."
     if found is None:
-        if on_append_drift == "fail":
+        if is_refused:
             raise RowsDrifted(
-                f"output={printable(directory)}: the new rows could not be judged (see the warning above), expected a "
-                "verdict. Their features are not published (--on-append-drift fail). Publish them with "
-                "--on-append-drift warn."
+                f"{where}: the new rows could not be judged (see the warning above), expected a verdict. {unpublished} "
+                "Publish them with --on-append-drift warn."
             )
         return
     words = " ".join(found.reasons)
-    if found.verdict == "keep":
+    if is_refused:
+        raise RowsDrifted(
+            f"{where}: verdict on the new rows: {verdict}. {words} {unpublished} Check the new files. To publish the "
+            "features, append with --on-append-drift warn; to train a new model on all files, use --retrain."
+        )
+    if verdict == "keep":
         log.info("append: verdict on the new rows: keep the model. %s", words)
         return
-    if found.verdict == "retrain" and on_append_drift == "fail":
-        raise RowsDrifted(
-            f"output={printable(directory)}: verdict on the new rows: retrain. {words} Their features are not "
-            "published (--on-append-drift fail). Check the new files. To publish the features, append with "
-            "--on-append-drift warn; to train a new model on all files, use --retrain."
-        )
-    log.warning("append: verdict on the new rows: %s. %s", found.verdict, words)
+    log.warning("append: verdict on the new rows: %s. %s", verdict, words)

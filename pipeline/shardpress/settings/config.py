@@ -403,10 +403,10 @@ class ResultSettings:
     drop_missing: bool = _switch(
         "With --append or --retrain, remove the rows of files that are no longer in the input from the results."
     )
-    on_append_drift: Literal["warn", "fail"] = _setting(
-        "With --append, what to do if the new rows differ so much from the rows of the training that a new model is "
-        "needed, or cannot be compared with them: publish their features with a warning (warn), or end without "
-        "publishing them (fail).",
+    on_append_drift: Literal["warn", "fail", "watch"] = _setting(
+        "With --append, the verdicts on the new rows that end the run (80) without publishing their features: none, "
+        "but watch and retrain are warnings (warn); retrain, and rows that cannot be judged (fail); or these and "
+        "watch, which is the strictest value (watch).",
         default="warn",
     )
     retrain: bool = _switch(
