@@ -11,7 +11,9 @@ import pytest
 
 from shardpress.settings.config import Config
 from shardpress.settings.resolve import network_of, resolve
-from shardpress.training.verdict import complaints, count_units
+from shardpress.training.verdict import complaints, count_units, kept_start
+from shardpress_kernels.network import Network
+from tests.support.cases import each
 from tests.support.logged import mentions
 
 CONFIG = resolve(Config.of(n_features=2), 1000, 4)
@@ -102,3 +104,24 @@ def test_only_a_training_run_that_still_improves_causes_a_warning() -> None:
         (history(FALLING, FLAT), {"epochs": 20, "corruption": 0.25}, True),
     ):
         assert ["--epochs" in warning for warning in warnings_about(about, **settings)] == [True] * is_warned
+
+
+@each(
+    "best_epoch, start, widths, is_said",
+    [
+        (-1, "components", (6, 2), True),
+        (0, "components", (6, 2), False),
+        (-1, "random", (6, 2), False),
+        (-1, "components", (6, 3, 2), False),  # the hidden layer has no room for the components
+    ],
+)
+def test_a_kept_start_from_components_is_said(
+    best_epoch: int, start: str, widths: tuple[int, ...], is_said: bool
+) -> None:
+    history = [{"validation_cost": cost} for cost in (0.5, 0.4)]
+    training = {"best_epoch": best_epoch, "history": history, "start_cost": 0.375}
+    sentence = kept_start({"training": training, "config": {"start": start}}, Network(widths, code="linear"))
+    assert (sentence != "") == is_said
+    assert not is_said or mentions(sentence, "principal components", "0.375", "0.4")
+    untrained = {"training": {**training, "history": []}, "config": {"start": start}}
+    assert (kept_start(untrained, Network(widths, code="linear")) != "") == is_said

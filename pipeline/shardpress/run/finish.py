@@ -52,6 +52,7 @@ from shardpress.run.use import use_of_rows
 from shardpress.scan.ranges import Scan
 from shardpress.shards.extras import why_left_out
 from shardpress.text import duration
+from shardpress.training.verdict import kept_start
 
 log = logging.getLogger(__name__)
 
@@ -434,7 +435,7 @@ class _Finish:
         if prepared.keeps_model and not prepared.appends:
             assert self._base is not None
             before = self._base.facts.summary
-            return {name: before[name] for name in ("cost", "components", "mean", "outlier", "gave_up")}
+            return {name: before[name] for name in ("cost", "components", "mean", "outlier", "gave_up", "kept_start")}
         if prepared.given_model is not None:
             return {"cost": None}
         training = self._model.about["training"]
@@ -445,6 +446,7 @@ class _Finish:
             "mean": baseline.get("mean"),
             "outlier": baseline.get("outlier"),
             "gave_up": gave_up(training),
+            "kept_start": kept_start(self._model.about, self._model.network),
         }
 
     def _config(self) -> dict[str, Any]:

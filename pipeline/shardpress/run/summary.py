@@ -35,6 +35,7 @@ class Summary:
     outlier: dict[str, Any] | None = None
     compiling: float = 0.0  # seconds of the compiler, which stages do not include
     gave_up: str = ""  # a sentence about the epochs that a deadline prevented
+    kept_start: str = ""  # a sentence on features that are principal components, because the training kept its start
     judgment: str = ""  # sentences on the features compared with baselines
     n_components: int | None = None  # number of principal components, if it is not `n_features`
     appended: dict[str, int] | None = None  # numbers of files and rows, see `shardpress.run.finish`
@@ -92,6 +93,8 @@ class Summary:
         remarks = []
         if self.generation is not None:
             remarks.append(f"These are the features of generation {self.generation}.")
+        if self.kept_start:
+            remarks.append(self.kept_start)
         if self.judgment:
             remarks.append(self.judgment)
         if self.verdict is not None and not self.before:

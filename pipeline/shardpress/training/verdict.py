@@ -11,6 +11,7 @@ import numpy as np
 from shardpress.outliers import MOST_OF_ALL, outliers, place_of
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.training.components import NOTHING
+from shardpress.training.start import has_room
 from shardpress_kernels.activations import ACTIVATIONS
 from shardpress_kernels.network import Network
 
@@ -89,6 +90,29 @@ def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Ne
         )
     if units := about.get("units"):
         yield from _unit_warnings(_Units(**units), network)
+
+
+def kept_start(about: Mapping[str, Any], network: Network) -> str:
+    """Return a sentence on features that are principal components because the training did not improve them, or "".
+
+    `about` has the facts about a model and its training, and its settings.
+    """
+    training = about["training"]
+    starts_from_components = about["config"]["start"] == "components" and has_room(network)
+    if training["best_epoch"] >= 0 or not starts_from_components:
+        return ""
+    features = "principal components"
+    if network.output.code != "linear" or network.output_layer == "hidden":
+        features = "functions of principal components"
+    history = training["history"]
+    reason = "no epoch was trained"
+    if history:
+        reason = f"no epoch of {len(history)} reduced the error enough"
+        before = training["start_cost"]
+        if before and not training.get("target"):
+            best = min(epoch["validation_cost"] for epoch in history)
+            reason += f": {before:.4g} at the start, {best:.4g} in the best epoch"
+    return f"The features are {features}, because the training kept its start ({reason})."
 
 
 def _remedies(settings: ResolvedTraining, network: Network) -> str:

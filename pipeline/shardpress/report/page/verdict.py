@@ -37,7 +37,15 @@ def verdict(report: Mapping[str, Any]) -> str:
     if n_warnings:
         end = f"There {'is' if n_warnings == 1 else 'are'} {quantity(n_warnings, 'warning')}."
     supervision = _supervision(report.get("target"))
-    parts = (done, supervision, judgment["error"], judgment["classifier"], judgment["explained"], end)
+    parts = (
+        done,
+        supervision,
+        summary.get("kept_start", ""),
+        judgment["error"],
+        judgment["classifier"],
+        judgment["explained"],
+        end,
+    )
     return " ".join(part for part in parts if part)
 
 
