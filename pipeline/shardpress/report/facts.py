@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shardpress.columns import Columns
-from shardpress.errors import printable
+from shardpress.errors import printable, short_list
 from shardpress.hdf5.shard import Shard
 from shardpress.labels import LabelChoice
 from shardpress.records import Outside, Range, ShardFacts
@@ -149,8 +149,24 @@ def sample_facts(
         facts = measure(sample, parts, spec, choice)
         if has_errors:
             facts |= worst_facts(parts, spec, choice, facts["points"]["dataset"])
+        _warn_of_owners(facts["owners"])
         return facts
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}")
         log.warning("report: measuring a sample of rows failed, so its figures are missing: %s", reason)
         return None
+
+
+def _warn_of_owners(rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        return
+    places = [
+        f"file={printable(row['file'])} dataset={printable(row['dataset'])} row={row['row']} "
+        f"({row['share']:.0%} of feature {row['feature']})"
+        for row in rows
+    ]
+    log.warning(
+        "report: a few rows have more than half of the variance of a feature. Their errors can be small, although they "
+        "are unlike all others: %s. Check these rows; if they are damaged, train without them (--fit-on)",
+        short_list(places, _MAX_LISTED),
+    )

@@ -17,7 +17,7 @@ from shardpress.errors import printable
 from shardpress.hdf5.shard import Shard
 from shardpress.labels import LABELS_IN_WORDS, LabelChoice, Labels, Numbers, numbers_in
 from shardpress.model import Model
-from shardpress.outliers import largest_share, outliers
+from shardpress.outliers import Spread, largest_share, outliers, owners, worst_first
 from shardpress.report.baselines import (
     MIN_TEST_ROWS,
     FittedComponents,
@@ -174,9 +174,9 @@ class Reconstruction:
             label = self.labels.name_of(i)
         return {"file": shard.path, "dataset": shard.dataset, "row": int(self.sample.rows[i]), "label": label}
 
-    def described(self, i: int, error: float) -> dict[str, Any]:
+    def described(self, i: int, error: float, leverage: float) -> dict[str, Any]:
         """Return facts about row `i`, which has this error: its location, and the column with the largest error."""
-        return {**self.location(i), "error": error, **self.worst_column(i)}
+        return {**self.location(i), "error": error, "leverage": leverage, **self.worst_column(i)}
 
     def worst_column(self, i: int) -> dict[str, Any]:
         """Return the number and name of the column with the largest error in row `i`. The name can be None.
@@ -201,7 +201,7 @@ def _reconstruction_facts(decoded: Reconstruction, components: Components, is_us
         "of_mean": _error_of_mean(sample.scaled),
         "outlier": _outlier(decoded, is_usable),
         "errors": _distribution(errors),
-        "worst": _worst_rows(decoded),
+        **_worst_rows(decoded),
         "units": asdict(count_units(sample.features, decoded.model.network.output.code)),
         "points": _points(decoded, components),
         "pairs": _pairs(decoded),
@@ -284,10 +284,23 @@ def _distribution(errors: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _worst_rows(decoded: Reconstruction) -> list[dict[str, Any]]:
-    """Return the rows with the largest errors, and the column with the largest error in each row."""
-    worst = np.argsort(-decoded.errors, kind="stable")[:N_WORST].tolist()
-    return [decoded.described(i, float(decoded.errors[i])) for i in worst]
+def _worst_rows(decoded: Reconstruction) -> dict[str, Any]:
+    """Return the rows with the largest errors or leverage, and those that have most of the variance of a feature."""
+    features = decoded.sample.features
+    shares = Spread.of([features]).shares(features)
+    leverage = shares.max(axis=1)
+    worst = worst_first(decoded.errors, leverage, len(features))[:N_WORST].tolist()
+    owning = owners(shares, len(features)).tolist()
+    return {
+        "worst": [decoded.described(i, float(decoded.errors[i]), float(leverage[i])) for i in worst],
+        "owners": [{**decoded.location(i), **owned_feature(shares[i])} for i in owning],
+    }
+
+
+def owned_feature(shares: np.ndarray) -> dict[str, Any]:
+    """Return the number of the feature of whose variance a row has the largest share, and this share."""
+    feature = int(shares.argmax())
+    return {"feature": feature, "share": float(shares[feature])}
 
 
 # -- first features of a nested model ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The rows with the largest reconstruction errors, found among all rows by their stored errors."""
+"""The rows that are unlike the others, found among all rows by their stored errors and features."""
 
 from __future__ import annotations
 
@@ -11,30 +11,38 @@ import numpy as np
 
 from shardpress.features import reading
 from shardpress.labels import LabelChoice
-from shardpress.report.measures import N_WORST, Reconstruction
+from shardpress.outliers import MOST_OWNERS, Spread, owners, worst_first
+from shardpress.report.measures import N_WORST, Reconstruction, owned_feature
 from shardpress.report.sample import PartSource, SampleSpec, draw_sample, max_stretches
-from shardpress.result import ERROR
+from shardpress.result import ERROR, FEATURES
 
-_ROWS_AT_ONCE = 2**20
+_VALUES_AT_ONCE = 2**21  # features; a few arrays of this size are in float64
+_SMALL = 0.01  # shares of the variance of a feature that matter little for its owners
 
 
 def worst_facts(parts: Sequence[PartSource], spec: SampleSpec, choice: LabelChoice, name: str | None) -> dict[str, Any]:
-    """Return the rows with the largest stored errors, as `shardpress.report.measures.measure` lists those of a sample.
+    """Return the worst of all rows, as `shardpress.report.measures.measure` returns those of a sample.
 
-    The rows are in ``worst``, and the number of good rows in ``n_of_worst``. `name` is the extra with the labels.
+    The rows are in ``worst`` and ``owners``, and the number of good rows in ``n_of_worst``. `name` is the extra with
+    the labels. The features are read twice: first for their variances, then for the share of each row.
     """
     n = max(2, min(N_WORST, max_stretches(parts)))  # a sample needs two rows
-    errors = np.empty(0, np.float32)
-    numbers = np.empty(0, np.int64)
-    n_good = 0
-    for first_row, stored in _stored_errors(parts):
-        good = np.flatnonzero(~np.isnan(stored))
-        n_good += len(good)
-        errors = np.concatenate([errors, stored[good]])
-        numbers = np.concatenate([numbers, first_row + good])
-        largest = np.argsort(-errors, kind="stable")[:n]
-        errors = errors[largest]
-        numbers = numbers[largest]
+    spread = Spread.of(features for _, _, features in _good_rows(parts))
+    worst = np.empty((0, 3))  # number of the row, error and leverage
+    owning = np.empty(0, np.int64)
+    shares = np.empty((0, spec.model.n_features))
+    for numbers, errors, features in _good_rows(parts):
+        some_shares = spread.shares(features)
+        leverage = some_shares.max(axis=1)
+        worst = np.concatenate([worst, np.column_stack([numbers, errors, leverage])])
+        worst = worst[worst_first(worst[:, 1], worst[:, 2], spread.n_rows)[:n]]
+        is_large = leverage > _SMALL
+        owning = np.concatenate([owning, numbers[is_large]])
+        shares = np.concatenate([shares, some_shares[is_large]])
+        largest = np.unique(np.argsort(-shares, axis=0, kind="stable")[:MOST_OWNERS])
+        owning = owning[largest]
+        shares = shares[largest]
+    numbers = worst[:, 0].astype(np.int64)
     stretches = list(np.sort(numbers)[:, None])
     sample = draw_sample(parts, replace(spec, is_clipped=False), stretches)
     if sample is None:
@@ -42,18 +50,36 @@ def worst_facts(parts: Sequence[PartSource], spec: SampleSpec, choice: LabelChoi
     labels = choice.as_labels(name, sample.extras, sample.lost) if name in sample.extras else None
     decoded = Reconstruction.of(sample, parts, spec.model, labels)
     order = np.argsort(np.argsort(numbers)).tolist()  # positions in the sample
-    rows = [decoded.described(i, error) for i, error in zip(order, errors.tolist(), strict=True)]
-    return {"worst": rows, "n_of_worst": n_good}
+    rows = [decoded.described(i, *row[1:]) for i, row in zip(order, worst.tolist(), strict=True)]
+    owner_rows = owners(shares, spread.n_rows).tolist()
+    found = [{**_location(parts, int(owning[i])), **owned_feature(shares[i])} for i in owner_rows]
+    return {"worst": rows, "owners": found, "n_of_worst": spread.n_rows}
 
 
-def _stored_errors(parts: Sequence[PartSource]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the number of the first of some rows, and the errors of these rows, which are NaN for bad rows."""
+def _location(parts: Sequence[PartSource], number: int) -> dict[str, Any]:
+    """Return the location of a row, given its number in all parts."""
+    for part in parts:
+        if number < len(part.block):
+            break
+        number -= len(part.block)
+    shard = part.block.shard
+    row = shard.first_row + part.block.start + number
+    return {"file": shard.path, "dataset": shard.dataset, "row": row, "label": None}
+
+
+def _good_rows(parts: Sequence[PartSource]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield the numbers of some rows, their errors (n,), float32, and their features (n, n_features)."""
     end = 0
     for path, group in groupby(parts, key=lambda part: part.file):
         with reading(path) as file:
+            n_at_once = max(1, _VALUES_AT_ONCE // file[FEATURES].shape[1])
             for part in group:
                 first_row = end
                 end += len(part.block)
-                for start in range(first_row, end, _ROWS_AT_ONCE):
-                    shift = part.first - first_row
-                    yield start, file[ERROR][start + shift : min(start + _ROWS_AT_ONCE, end) + shift]
+                shift = part.first - first_row
+                for start in range(first_row, end, n_at_once):
+                    stop = min(start + n_at_once, end)
+                    errors = file[ERROR][start + shift : stop + shift]
+                    good = np.flatnonzero(~np.isnan(errors))
+                    features = file[FEATURES][start + shift : stop + shift][good]
+                    yield start + good, errors[good], features

@@ -138,7 +138,7 @@ def _pairs(pairs: Mapping[str, Any] | None) -> Iterator[Item]:
 
 
 def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:
-    """Yield the distribution of the errors of rows, and the rows with the largest errors."""
+    """Yield the distribution of the errors of rows, and the worst rows."""
     errors = sample["errors"]
     quantiles = [(percent(float(share)), value) for share, value in errors["quantiles"].items()]
     table = Table.of("Quantiles of the reconstruction error of rows", "share of rows, error below", quantiles)
@@ -149,8 +149,9 @@ def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:
         title = f"Worst rows of all {sample['n_of_worst']:,} good rows"
     worst = []
     for row in sample["worst"]:
-        worst.append((path(row["file"], 40), row["row"], cut(row["label"] or "-", 24), row["error"], column(row)))
-    yield Table.of(title, "file, row, label, error, worst column", worst)
+        label = cut(row["label"] or "-", 24)
+        worst.append((path(row["file"], 40), row["row"], label, row["error"], column(row), percent(row["leverage"])))
+    yield Table.of(title, "file, row, label, error, worst column, largest share of a feature's variance", worst)
 
 
 def _units(units: Mapping[str, Any] | None) -> Iterator[Item]:
