@@ -40,7 +40,7 @@ def test_codes_are_named_by_category_and_missing_ones_ignored() -> None:
 def test_named_labels_are_used_even_if_they_are_a_batch_but_no_others() -> None:
     many = np.arange(600) % 100
     extras = {"obs_batch": np.arange(600) % 2, "types": many, "y": many % 3, "depth": np.linspace(0, 1, 600)}
-    for named, n_labels in (("obs/batch", 2), ("types", 100), ("obs/y", 3)):
+    for named, n_labels in (("obs_batch", 2), ("types", 100), ("y", 3)):
         found = LabelChoice(named=named).find(extras, {})
         assert found is not None
         assert len(found.names) == n_labels

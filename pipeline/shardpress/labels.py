@@ -76,7 +76,7 @@ class Numbers:
 # -- choice of the dataset -----------------------------------------------------------------------------------------
 
 
-def extra_of(path: str, names: Sequence[str]) -> str | None:
+def _extra_of(path: str, names: Sequence[str]) -> str | None:
     """Return the name of the extra that ``--include`` made from the dataset at a path, or None if there is none.
 
     An extra is named after the last component of the path, or after the whole path if that name was already used.
@@ -92,7 +92,7 @@ def _candidates(names: Sequence[str], include: Sequence[str] = (), masks: Collec
 
     `include` has the paths of ``--include``, and `masks` the extras that mark the rows with a value of another one.
     """
-    included = [name for path in include if (name := extra_of(path, names)) is not None]
+    included = [name for path in include if (name := _extra_of(path, names)) is not None]
     others = sorted(names, key=lambda name: (_rank(name), name))
     ordered = dict.fromkeys([*included, *others])
     return [name for name in ordered if name not in masks and not _is_batch(name)]
@@ -123,7 +123,7 @@ class LabelChoice:
     """
 
     include: tuple[str, ...] = ()  # paths of --include; the first ones that can be labels are preferred
-    named: str | None = None  # path or name of the dataset of --labels; no other one is tried
+    named: str | None = None  # the extra of --labels; no other one is tried
     masks: Mapping[str, str] = field(default_factory=dict)  # extras that mark the rows with a value of another extra
     categories: Mapping[str, np.ndarray] = field(default_factory=dict)  # of the extras that are stored as codes
     missing: str | None = None  # label of the rows that have none
@@ -131,8 +131,7 @@ class LabelChoice:
     def find(self, extras: Mapping[str, np.ndarray], lost: Mapping[str, np.ndarray]) -> Labels | None:
         """Return the labels of rows, or None if no extra contains labels."""
         if self.named is not None:
-            name = extra_of(self.named, list(extras))
-            return None if name is None else self.labels_in(name, extras, lost, _MAX_NAMED_LABELS)
+            return self.labels_in(self.named, extras, lost, _MAX_NAMED_LABELS) if self.named in extras else None
         names = _candidates(list(extras), self.include, self.masks.values())
         found = (self.labels_in(name, extras, lost, _MAX_LABELS) for name in names)
         return next((labels for labels in found if labels is not None), None)

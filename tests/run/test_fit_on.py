@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
 
 from shardpress.features import open_features
 from shardpress.report.verify import verify
-from shardpress.result import Result, load_model
+from shardpress.result import Result, Use, load_model
 from tests.support.bad_shards import SKIP, Shards, encoded
 from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions
+from tests.support.standin import Workspace
 
 N = 240
 ON_TRAIN = ["--fit-on", "split==train"]
@@ -98,3 +101,19 @@ def test_a_damaged_extra_leaves_its_shard_out(shards: Shards, caplog: pytest.Log
     assert mentions(caplog.text, "fit_on", "1.h5", "split")
     np.testing.assert_array_equal(load_model(shards.output).scaler.maximum, rows[:30].max(axis=0))
     assert open_features(shards.output).valid.compute().all()
+
+
+def test_a_path_names_no_other_extra_with_the_same_last_part(workspace: Workspace, out: Path) -> None:
+    for path in workspace.shards.iterdir():
+        with h5py.File(path, "r+") as file:
+            file["a/y"] = np.arange(len(file["X"])) % 2
+            file["a/kind"] = np.arange(len(file["X"])) % 2
+    for flags in (["--fit-on", "a/y==1"], ["--target", "a/y"], ["--labels", "a/y"]):
+        with case(flags):
+            assert workspace.run(out, *flags) == 78
+    for path in ("a/kind", "kind", "/a/kind"):
+        output = out.with_name(path.replace("/", "-"))
+        assert workspace.run(output, "--include", "a/kind", "--fit-on", f"{path}==1") == 0
+        assert Result.open(output).use().tolist().count(Use.LEFT_OUT) == np.count_nonzero(
+            open_features(output).extras["kind"].compute() == 0
+        )

@@ -37,12 +37,13 @@ from shardpress.report.newrows import Verdict
 from shardpress.report.page.build import is_current, page_bytes
 from shardpress.report.rows import RowCheck, check_rows
 from shardpress.report.sample import PartSource, SampleSpec, sizes_of
-from shardpress.result import Result, Use, load_statistics, result_bytes
+from shardpress.result import Result, Use, load_statistics, result_bytes, stored_name
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import gave_up, warn_if_late
 from shardpress.run.encoding_stage import Encoded
 from shardpress.run.estimate import finish_seconds
 from shardpress.run.extension import extension_of
+from shardpress.run.fitted import name_of_extra
 from shardpress.run.generations import Generations, count_generations
 from shardpress.run.memory import block_bytes, peak_bytes, trained_network_bytes
 from shardpress.run.new_rows import check_verdict, reference_of, verdict_on
@@ -234,7 +235,10 @@ class _Finish:
             include = (config.training.target, *include)
         if prepared.keeps_model and self._base is not None:  # another extra does not change the labels
             include = (*_labels_of(self._base.facts), *include)
-        choice = self._label_choice(self._labels, include)
+        named = self._labels
+        if named is not None:
+            named = stored_name(name_of_extra("labels", named, prepared.shards))
+        choice = self._label_choice(named, include)
         sources = self._sources(self._ranges)
         return sample_facts(sources, self._spec, choice, config.storage.row_error)
 

@@ -11,10 +11,10 @@ from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.errors import ConfigError, DataError, printable, quantity, short_list
 from shardpress.hdf5.shard import Extra, Shard, first_rows
-from shardpress.labels import extra_of
 from shardpress.run.budget import n_threads_of
 from shardpress.settings.condition import Condition
 from shardpress.settings.config import Config
+from shardpress.shards.extras import path_from_rows
 from shardpress.shards.selection import check_condition, selected_rows
 
 log = logging.getLogger(__name__)
@@ -58,15 +58,16 @@ def fitted_rows(config: Config, shards: Sequence[Shard]) -> np.ndarray | None:
 
 
 def name_of_extra(setting: str, path: str, shards: Sequence[Shard]) -> str:
-    """Return the name of the extra that a setting names, for example by its path.
+    """Return the name of the extra that a setting names by its name in the output or by its path in the files.
 
     Raise `DataError` if the extra is left out, for example because its dtypes differ between files, and `ConfigError`
     if there is none.
     """
     names = [extra.name for extra in shards[0].extras]
-    name = extra_of(path, names)
-    if name is not None:
-        return name
+    for shard in shards:
+        for extra in shard.extras:
+            if path == extra.name or path_from_rows(path, shard.dataset) == (extra.path or extra.name):
+                return extra.name
     known = printable(short_list(sorted(names), _MAX_NAMES))
     reasons = {each.name: each.reason for shard in shards for each in shard.left_out}
     if path in reasons:

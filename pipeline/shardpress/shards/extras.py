@@ -304,7 +304,7 @@ def _with_names(shard: Shard, names: dict[str, str]) -> Shard:
     extras = []
     for extra in shard.extras:
         if extra.is_named:
-            path = _path_from_rows(extra.name, shard.dataset)
+            path = path_from_rows(extra.name, shard.dataset)
             name = names[extra.name]
             extra = replace(extra, name=name, path="" if path == name else path)
         extras.append(extra)
@@ -312,7 +312,7 @@ def _with_names(shard: Shard, names: dict[str, str]) -> Shard:
     return replace(shard, extras=tuple(extras), left_out=tuple(left_out))
 
 
-def _path_from_rows(path: str, dataset: str) -> str:
+def path_from_rows(path: str, dataset: str) -> str:
     """Return the path of an extra relative to the group of the rows if it is there, otherwise from the root."""
     group, _ = split(f"/{normal(dataset)}")
     return f"/{normal(path)}".removeprefix(f"{group}/")
