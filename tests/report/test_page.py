@@ -15,6 +15,8 @@ from shardpress.report.page.document import Figure, Page, Table
 from shardpress.report.page.quality import quality
 from shardpress.report.page.svg import Scale
 from shardpress.report.page.verdict import action_needed
+from tests.support.cases import each
+from tests.support.logged import mentions
 from tests.support.pages import Parsed, largest
 
 DIGEST = "0a" * 32
@@ -103,3 +105,33 @@ def test_outliers_are_at_the_ends_of_an_axis() -> None:
     scale = Scale.over(values, 0, 100)
     assert np.ptp([scale(value) for value in values[:-2]]) > 30
     assert (scale(1e6), scale(-1e6)) == (100, 0)
+
+
+@each(
+    "verdicts, n_warnings, status, has_sentence",
+    [
+        (("keep", "keep"), 0, "OK", False),
+        (("watch", None), 0, "Watch the new rows", True),
+        (("keep", "watch"), 1, "Watch the new rows", True),
+        (("keep", "watch"), 2, "Action needed", True),
+        (("retrain", "watch"), 1, "Action needed", True),
+        (("watch", *["keep"] * 7), 0, "OK", False),
+    ],
+)
+def test_the_first_line_has_the_worst_verdict_of_recent_appends(
+    report: dict[str, Any], verdicts: tuple[str | None, ...], n_warnings: int, status: str, has_sentence: bool
+) -> None:
+    """A verdict to watch is logged as a warning, but needs no action."""
+    counts = {"made": "now", "n_new": 1, "n_changed": 0, "n_dropped": 0, "n_rows": 9}
+    drifts = [word and {"verdict": word, "reasons": []} for word in verdicts]
+    summary = {**report["summary"], "appended": counts, "verdict": verdicts[-1]}
+    judgment = {**report["judgment"], "is_good": True}
+    page = page_of(
+        {
+            **{**report, "summary": summary, "judgment": judgment, "warnings": {"n": n_warnings, "first": []}},
+            "appends": [{"id": i + 1, "drift": drift, **counts} for i, drift in enumerate(drifts)],
+        }
+    )
+    assert page.status == status
+    worst = max(range(len(drifts)), key=lambda i: ["keep", "watch", "retrain"].index(verdicts[i] or "keep"))
+    assert mentions(page.verdict, verdicts[worst], f"append {worst + 1}") == has_sentence

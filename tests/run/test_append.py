@@ -55,6 +55,26 @@ def names_of_bad_shards(output: Path) -> list[str]:
     return [Path(bad["file"]).name for bad in Result.open(output).facts.bad_shards]
 
 
+def test_a_file_that_was_left_out_before_is_no_warning(growing: Workspace, out: Path) -> None:
+    (growing.shards / "y-bad.h5").write_bytes(b"no HDF5 file")
+    assert growing.run(out, *SKIP) == 0
+    assert files_in_warnings(out) == {"y-bad.h5"}
+    add(growing, "z-0.h5")
+    assert growing.run(out, "--append", *SKIP) == 0
+    assert names_of_bad_shards(out) == ["y-bad.h5"]
+    assert files_in_warnings(out) == set()
+    (growing.shards / "z-bad.h5").write_bytes(b"no HDF5 file")
+    add(growing, "z-1.h5")
+    assert growing.run(out, "--append", *SKIP) == 0
+    assert files_in_warnings(out) == {"z-bad.h5"}
+
+
+def files_in_warnings(output: Path) -> set[str]:
+    """Return the names of the bad files that the warnings of a run name."""
+    warnings = Result.open(output).facts.report["warnings"]["first"]
+    return set(re.findall(r"[yz]-bad\.h5", " ".join(warnings)))
+
+
 # -- settings of the finished run ----------------------------------------------------------------------------------
 
 

@@ -72,10 +72,11 @@ def open_inputs(config: Config, given_model: Model | None, base: Base | None, re
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
     check = ColumnCheck(rule)
     shards = open_sources(sources, selection, on_bad_shard, check, like, categories)
-    for (
-        bad
-    ) in refused:  # not before all files are opened, because a wrong --dataset would be a warning for each of them
-        log.warning("%s%s", bad["reason"], LEFT_OUT)
+    known = [] if result is None else result.facts.bad_shards
+    # Not before all files are opened, because a wrong --dataset would be a warning for each of them.
+    for bad in refused:
+        level = logging.INFO if bad in known else logging.WARNING  # an earlier run has left it out, too
+        log.log(level, "%s%s", bad["reason"], LEFT_OUT)
     unreadable = [absolute(bad["file"]) for bad in refused]
     left_out = [bad for bad, path in zip(refused, unreadable, strict=True) if path not in staying]
     check_bad_shards(config, left_out, len(shards) + len(refused))

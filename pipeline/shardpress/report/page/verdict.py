@@ -17,6 +17,8 @@ _ACTIONS = {
     "raise": "would have stopped the run",
 }
 _MAX_APPENDS = 40  # rows of the table
+_RECENT = 7  # appends whose worst verdict the first line names
+_WATCH = "Watch the new rows"
 _MINUTES = 16  # characters of a date and a time without seconds
 
 
@@ -33,11 +35,12 @@ def verdict(report: Mapping[str, Any]) -> str:
     if appended:
         new = f"Encoded {quantity(appended['n_rows'], 'row')} in {duration} and added them to the results"
         done = f"{new}, which have {columns} and {features} per row."
-    end = "No action is needed." if judgment["is_good"] else ""
+    end = "No action is needed." if status(report) in ("OK", _WATCH) else ""
     if n_warnings:
         end = f"There {'is' if n_warnings == 1 else 'are'} {quantity(n_warnings, 'warning')}."
     supervision = _supervision(report.get("target"))
     parts = (
+        _recent_verdict(report),
         done,
         supervision,
         summary.get("kept_start", ""),
@@ -58,10 +61,33 @@ def _supervision(target: Mapping[str, Any] | None) -> str:
 
 
 def status(report: Mapping[str, Any]) -> str:
-    """Return the state of the run in one or two words."""
-    if report["warnings"]["n"]:
+    """Return the state of the run, and of the rows of recent appends, in a few words."""
+    n_warnings = report["warnings"]["n"]
+    appended = report["summary"].get("appended")
+    if appended and report["summary"].get("verdict") == "watch":
+        n_warnings -= 1  # this verdict is a warning that requires no action
+    worst = _worst_append(report)
+    if n_warnings or (worst and worst["drift"]["verdict"] == "retrain"):
         return "Action needed"
-    return "OK" if report["judgment"]["is_good"] else "Check the features"
+    if not report["judgment"]["is_good"]:
+        return "Check the features"
+    return _WATCH if worst and worst["drift"]["verdict"] == "watch" else "OK"
+
+
+def _worst_append(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the last one of the recent appends with the worst verdict, or None if there is no verdict."""
+    recent = [each for each in (report.get("appends") or [])[-_RECENT:] if each["drift"]]
+    return max(reversed(recent), key=lambda each: list(VERDICTS).index(each["drift"]["verdict"]), default=None)
+
+
+def _recent_verdict(report: Mapping[str, Any]) -> str:
+    """Return a sentence about the recent append with the worst verdict, or an empty string if all keep the model."""
+    worst = _worst_append(report)
+    if worst is None or worst["drift"]["verdict"] == "keep":
+        return ""
+    n = min(_RECENT, len(report["appends"]))
+    verdict = worst["drift"]["verdict"]
+    return f"The worst verdict of the last {quantity(n, 'append')} is {verdict} (append {worst['id']})."
 
 
 # -- warnings and problems ------------------------------------------------------------------------------------------
