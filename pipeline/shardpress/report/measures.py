@@ -69,13 +69,15 @@ def measure(
             len(sample.rows),
             LABELS_IN_WORDS,
         )
-    components = _components(sample, parts, spec)
     is_usable = _are_usable(sample)
-    facts = _reconstruction_facts(Reconstruction.of(sample, parts, model, labels), components.scaled, is_usable)
+    facts = _reconstruction_facts(Reconstruction.of(sample, parts, model, labels), is_usable)
+    wanted = _values_to_predict(sample, model, labels, choice)
+    if wanted is None and not model.is_nested:
+        return facts
+    components = _components(sample, parts, spec)
     facts["n_fitted"] = components.n_rows
     if model.is_nested:
         facts |= _width_facts(sample, model, components, is_usable)
-    wanted = _values_to_predict(sample, model, labels, choice)
     if wanted is None:
         return facts
     if isinstance(wanted, Labels):
@@ -192,8 +194,10 @@ class Reconstruction:
         return self.parts[0].block.shard
 
 
-def _reconstruction_facts(decoded: Reconstruction, components: Components, is_usable: np.ndarray) -> dict[str, Any]:
+def _reconstruction_facts(decoded: Reconstruction, is_usable: np.ndarray) -> dict[str, Any]:
     sample = decoded.sample
+    n_components = min(2, decoded.model.n_inputs)
+    components = principal_components(sample.scaled[is_usable], n_components, np.random.default_rng(0))
     errors = decoded.errors
     return {
         "n_rows": len(errors),
