@@ -123,7 +123,9 @@ def _arranged(
     def find_content(i: int) -> None:
         facts[i] = with_content(facts[i], shards[i], conversion, names)
         earlier = at_place.get(facts[i].place)
-        if keeps_damaged and facts[i].rows is None and earlier is not None and earlier.kind == facts[i].kind:
+        if not keeps_damaged or facts[i].rows is not None or earlier is None:
+            return
+        if (earlier.source, earlier.kind) == (facts[i].source, facts[i].kind):
             damage = damage_of(with_extras(shards[i], names), conversion, earlier, result)
             if damage is not None:
                 log.warning("%s Everything else in this file is as in the result.", damage.reason)
