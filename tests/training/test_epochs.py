@@ -112,6 +112,24 @@ STOPPING: dict[str, tuple[list[float], dict[str, Any], int, int]] = {
     ),
     # A twentieth of 200 epochs of 2 steps is 20 steps; two of them are 20 epochs.
     "patience is longer for short epochs": ([0.9, 0.5, *[0.6] * 200], {"epochs": 200}, 0, 21),
+    "training stops if its first half is worse than components": (
+        [0.5, *[0.6] * 4, 0.6, *[0.1] * 3],
+        {"start": "components", "schedule": "linear", "epochs": 8},
+        -1,
+        5,
+    ),
+    "training continues if an epoch of its first half is better": (
+        [0.5, 0.6, 0.49, 0.6, 0.6, 0.6, 0.4, 0.4, 0.1],
+        {"start": "components", "schedule": "linear", "epochs": 8},
+        7,
+        8,
+    ),
+    "a training of few epochs may be better than components at its end": (
+        [0.5, *[0.6] * 5, 0.1],
+        {"start": "components", "schedule": "linear", "epochs": 6},
+        5,
+        6,
+    ),
     "components are kept without a clear improvement": (
         [1, 0.999, 0.998, 0.99, 0.999, 0.999, 0.999],
         {"start": "components", "patience": 0},

@@ -39,6 +39,9 @@ _ENOUGH_ROWS = 100
 # within the differences between seeds, and on counts of cells it made nearest neighbours of the features worse.
 _LEAST_IMPROVEMENT = 0.02
 
+# A training of fewer than twice this number of epochs does not stop because its first half is worse than the start.
+_LEAST_PATIENT_EPOCHS = 4
+
 # A few rows decide only whether the training made the reconstruction clearly worse: by this number of standard errors
 # of the mean difference between the errors of a row before and after the training.
 _FEW_ROWS = 10
@@ -189,6 +192,8 @@ class Training:
         costs = [epoch.objective or 0.0 for epoch in self.state.history[self._n_patient_epochs :]]
         if not (self.is_watched and self.patience and costs):
             return False
+        if self.state.best_epoch < 0 and self._n_patient_epochs >= _LEAST_PATIENT_EPOCHS and self._may_keep_components:
+            return True
         n_steps = (len(costs) - 1 - int(np.argmin(costs))) * self.steps_per_epoch
         return n_steps >= self.patience * long_epoch(self.steps_per_epoch, self.n_epochs)
 
@@ -196,7 +201,8 @@ class Training:
     def _n_patient_epochs(self) -> int:
         """Number of epochs at the start that early stopping ignores.
 
-        While the learning rate is high, a good start may get worse. It recovers when the learning rate falls.
+        While the learning rate is high, a good start may get worse. It recovers when the learning rate falls, or never:
+        if all these epochs are worse than principal components, the training stops.
         """
         return self.n_epochs // 2 if self.settings.schedule == "linear" else 0
 
@@ -328,9 +334,13 @@ class Training:
     def _has_hardly_improved(self) -> bool:
         """Return whether training from principal components has hardly reduced the validation cost."""
         best_cost = self.state.best_cost
-        if self.start_cost is None or best_cost is None or self.settings.start != "components" or self.supervision:
+        if self.start_cost is None or best_cost is None or not self._may_keep_components:
             return False
         return best_cost > (1 - _LEAST_IMPROVEMENT) * self.start_cost
+
+    @property
+    def _may_keep_components(self) -> bool:
+        return self.settings.start == "components" and not self.supervision
 
     def _keep_start(self) -> None:
         self.best = self._start
