@@ -169,12 +169,12 @@ def test_a_damaged_validation_row_does_not_decide_the_comparison(factor: float, 
     rng = np.random.default_rng(0)
     components = rng.uniform(0.5, 1.5, 1000)
     errors = factor * rng.uniform(0.9, 1.1, 1000) * components
-    before = Baseline(8, components, 10 * components).comparison(errors)
+    before = Baseline(8, 1000, components, 10 * components).comparison(errors)
     assert before["is_worse"] == is_worse
     assert "outlier" not in before
     for of_features, of_components in ((1e8, 1.0), (1e8, 1e7), (1.0, 1e8)):
         all_errors = np.append(errors, of_features)
-        baseline = Baseline(8, np.append(components, of_components), np.append(10 * components, 1e8))
+        baseline = Baseline(8, 1000, np.append(components, of_components), np.append(10 * components, 1e8))
         after = baseline.comparison(all_errors)
         assert after["is_worse"] == is_worse
         outlier = after["outlier"]

@@ -101,7 +101,6 @@ def _scaled(numbers: np.ndarray) -> np.ndarray:
 class FittedComponents:
     """Principal components of training rows, as these are scaled, and of their standardized columns."""
 
-    n_rows: int
     scaled: Components
     standardized: Components  # of ``(rows - scaled.mean) * scale``
     scale: np.ndarray  # float64 (n_inputs,), inverse standard deviations
@@ -119,7 +118,7 @@ class FittedComponents:
         for block in blocks(*rows.shape):
             rows[block] = (rows[block] - scaled.mean) * scale
         standardized = principal_components(rows, n_components, np.random.default_rng(0))
-        return cls(len(rows), scaled, standardized, scale)
+        return cls(scaled, standardized, scale)
 
     def standardized_coordinates(self, rows: np.ndarray, n: int) -> np.ndarray:
         """Return scaled rows (n_rows, n_inputs) as `n` components of standardized columns, float64 (n_rows, n)."""
@@ -145,7 +144,7 @@ def probe_facts(sample: Sample, components: FittedComponents, prediction: Predic
     """
     rows = sample.scaled[prediction.has_value]
     features = sample.features[prediction.has_value]
-    n_components = min(features.shape[1], rows.shape[1], components.n_rows)
+    n_components = min(features.shape[1], rows.shape[1], components.scaled.n_rows)
     on_features = prediction.losses(features)
     others = {
         "components": prediction.losses(components.scaled.coordinates(rows, n_components)),

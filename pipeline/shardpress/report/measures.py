@@ -75,7 +75,7 @@ def measure(
     if wanted is None and not model.is_nested:
         return facts
     components = _components(sample, parts, spec)
-    facts["n_fitted"] = components.n_rows
+    facts["n_fitted"] = components.scaled.n_rows
     if model.is_nested:
         facts |= _width_facts(sample, model, components, is_usable)
     if wanted is None:
@@ -320,7 +320,7 @@ def _width_facts(sample: Sample, model: Model, components: FittedComponents, is_
     if not is_held_out:
         is_test = is_usable
     rows = sample.scaled[is_test]
-    n_most = min(model.n_features, rows.shape[1], components.n_rows)
+    n_most = min(model.n_features, rows.shape[1], components.scaled.n_rows)
     powers = takewhile(lambda n: n < n_most, (_FIRST_WIDTH * 2**i for i in range(64)))
     widths = []
     for n in (*powers, n_most):

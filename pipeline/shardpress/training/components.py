@@ -47,11 +47,14 @@ class Components:
     deviations : ndarray of shape (k,), float64
         Standard deviation of the sample along each direction. It is 0, apart from rounding, if the sample does not vary
         there; the direction is then arbitrary.
+    n_rows : int
+        Number of rows of the sample.
     """
 
     mean: np.ndarray
     components: np.ndarray
     deviations: np.ndarray
+    n_rows: int
 
     def coordinates(self, rows: np.ndarray, n: int) -> np.ndarray:
         """Return the coordinates of rows (n_rows, n_inputs) in the first `n` directions, float64 (n_rows, n)."""
@@ -114,7 +117,7 @@ def _components_within(directions: np.ndarray, gram: _Gram, k: int) -> Component
     largest = components[np.abs(components).argmax(axis=0), np.arange(k)]
     signs = np.where(largest < 0, -1.0, 1.0)
     deviations = np.sqrt(np.maximum(variances[::-1][:k], 0) / gram.n_rows)
-    return Components(gram.mean, components * signs, deviations)
+    return Components(gram.mean, components * signs, deviations, gram.n_rows)
 
 
 def _directions_of_products(gram: _Gram, n_inputs: int, k: int, rng: np.random.Generator) -> np.ndarray:
@@ -186,6 +189,7 @@ class Baseline:
     """Mean squared errors, in scaled units, of validation rows predicted from components or by the mean row."""
 
     n_components: int
+    n_fitted: int  # rows that the components were computed from
     components: np.ndarray  # (n_rows,), float64: error of each row's reconstruction from its components
     mean: np.ndarray  # (n_rows,), float64: error of each row if it is predicted by the mean row
 
@@ -204,6 +208,7 @@ class Baseline:
         tolerance = _STANDARD_ERRORS * excess.std() / np.sqrt(len(excess))
         found: dict[str, Any] = {
             "n_components": self.n_components,
+            "n_fitted": self.n_fitted,
             "components": float(self.components.mean()),
             "mean": float(self.mean.mean()),
             "is_worse": bool(excess.mean() > max(_MARGIN * components, NOTHING * mean, tolerance)),
@@ -225,4 +230,4 @@ def baseline_of(components: Components, rows: np.ndarray, scaler: Scaler) -> Bas
         # By Pythagoras, since components are orthonormal. Rounding may make the residual of explained rows negative.
         explained = np.square(centred @ components.components).sum(axis=1) / rows.shape[1]
         residual[block] = np.maximum(mean[block] - explained, 0)
-    return Baseline(components.components.shape[1], residual, mean)
+    return Baseline(components.components.shape[1], components.n_rows, residual, mean)

@@ -122,8 +122,10 @@ def _costs(training: Mapping[str, Any]) -> Iterator[Item]:
     if history[-1]["validation_cost"] is not None:
         lines["validation"] = [epoch["validation_cost"] for epoch in history]
     levels = {}
-    if training.get("baseline"):
-        levels["principal components"] = training["baseline"]["components"]
+    if baseline := training.get("baseline"):
+        # A model of an earlier version does not have this number.
+        of_rows = f" of {baseline['n_fitted']:,} training rows" if "n_fitted" in baseline else ""
+        levels[f"principal components{of_rows}"] = baseline["components"]
     yield curves("Training curve", lines, levels)
 
 
