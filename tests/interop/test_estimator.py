@@ -247,6 +247,8 @@ def test_minus_one_is_a_class_unless_it_is_the_missing_label(tmp_path: Path) -> 
         assert fitted.model_.about["training"]["target"]["n_classes"] == n_classes
         assert any("--missing-label -1" in each for each in fitted.complaints_) == (missing is None)
         assert TiedAutoencoder.from_run(output).missing_label == missing
+    masked = np.ma.masked_array(np.maximum(y, 0), mask=y < 0)
+    assert same_models(TiedAutoencoder(**QUICK, target_weight=1).fit(x, masked), fitted)
 
 
 def test_lazy_arrays_are_fitted_and_encoded_by_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,8 +179,8 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             dense block by block. Each block of a Dask array is computed once. A Dask array that exceeds half the memory
             budget is stored in a temporary file (in ``TMPDIR``).
         y : array-like of shape (n_rows,), optional
-            Targets. They are ignored unless `target_weight` is set. Rows without a target (see `missing_label`) are
-            used for the reconstruction only.
+            Targets. They are ignored unless `target_weight` is set. Rows without a target (see `missing_label`), and
+            masked ones, are used for the reconstruction only.
 
         Raises
         ------
@@ -357,7 +357,9 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             return None
         if y is None:
             raise ValueError("target_weight is set, but y is None. Pass the targets as y, or remove target_weight.")
-        targets = np.asarray(compute(y))
+        targets = compute(y)
+        if not np.ma.isMaskedArray(targets):
+            targets = np.asarray(targets)
         if targets.shape not in ((n_rows,), (n_rows, 1)):
             raise ValueError(f"y has the shape {targets.shape}, expected ({n_rows},), one target for each row of X")
         return targets.reshape(n_rows)

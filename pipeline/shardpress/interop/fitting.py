@@ -103,7 +103,8 @@ def _targets(y: Any, missing: str | None) -> Targets:
     values = np.asarray(y)
     if values.dtype.kind not in "fiub":
         values = np.array(["" if _is_missing(value) else str(value) for value in values], dtype=object)
-    return targets_of("y", [numbers_or_texts(values)], [has_label(values, missing)], len(values))
+    known = has_label(values, missing) & ~np.ma.getmaskarray(y)
+    return targets_of("y", [numbers_or_texts(values)], [known], len(values))
 
 
 def _is_missing(value: object) -> bool:
