@@ -52,7 +52,7 @@ _COMMON = (
     *("on_bad_data", "max_bad", "missing_value", "impute", "missing_indicator"),
     *("model", "n_features", "hidden", "transform", "scale", "clip_quantile"),
     *("epochs", "corruption", "fit_on", "target", "finish_by"),
-    *("output", "overwrite", "append", "retrain", "memory_budget", "quiet"),
+    *("output", "overwrite", "append", "on_append_drift", "retrain", "memory_budget", "quiet"),
 )
 
 _OTHER_FLAGS = {
