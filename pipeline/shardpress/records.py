@@ -274,6 +274,8 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     versions: dict[str, str]
     storage: dict[str, Any]
     bad_shards: list[dict[str, str]]  # files that were refused and left out: ``file`` and ``reason``
+    # Files whose rows stay although they, or some of their rows, cannot be read: ``file`` and ``reason``.
+    uncompared: list[dict[str, str]] = []
     left_out: dict[str, str] = {}  # extras, and the reasons
     masks: dict[str, str] = {}  # extras that mark the rows with a value of another extra, by the name of that extra
     paths: dict[str, str] = {}  # paths of extras that a user has given, if they differ from the names of the extras

@@ -388,6 +388,7 @@ class _Finish:
             versions=versions(),
             storage=dict(self._facts["storage"]),
             bad_shards=prepared.bad_shards,
+            uncompared=list(prepared.uncompared),
             left_out=self._left_out(),
             masks=stored_masks(self._prepared.shards[0].extras),
             paths=stored_paths(self._prepared.shards[0].extras),

@@ -41,7 +41,9 @@ class _Inputs(NamedTuple):
     facts: list[ShardFacts]  # with the digests that are needed
     bad_shards: list[dict[str, str]]  # files that were refused and are left out
     refused: list[dict[str, str]]  # these files, and those whose earlier rows stay
-    n_uncompared: int = 0  # rows that stay in the result, although their files cannot be read, or these rows of them
+    # Files whose rows stay in the result, although they, or some of their rows, cannot be read.
+    uncompared: Sequence[dict[str, str]] = ()
+    n_uncompared: int = 0  # such rows
 
 
 def open_inputs(config: Config, given_model: Model | None, base: Base | None, result: Result | None) -> _Inputs:
@@ -72,17 +74,21 @@ def open_inputs(config: Config, given_model: Model | None, base: Base | None, re
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
     check = ColumnCheck(rule)
     shards = open_sources(sources, selection, on_bad_shard, check, like, categories)
-    known = [] if result is None else result.facts.bad_shards
     # Not before all files are opened, because a wrong --dataset would be a warning for each of them.
     for bad in refused:
-        level = logging.INFO if bad in known else logging.WARNING  # an earlier run has left it out, too
-        log.log(level, "%s%s", bad["reason"], LEFT_OUT)
+        log.log(_level_of(bad, result), "%s%s", bad["reason"], LEFT_OUT)
     unreadable = [absolute(bad["file"]) for bad in refused]
     left_out = [bad for bad, path in zip(refused, unreadable, strict=True) if path not in staying]
     check_bad_shards(config, left_out, len(shards) + len(refused))
     check_any(shards)
     _check_width(shards[0])
     return _arranged(shards, Conversion(dict(check.orders)), refused, unreadable, base, result, config)
+
+
+def _level_of(bad: Mapping[str, str], result: Result | None) -> int:
+    """Return the level of a message about a bad file, which is no warning if an earlier run has given it, too."""
+    is_known = result is not None and bad in (*result.facts.bad_shards, *result.facts.uncompared)
+    return logging.INFO if is_known else logging.WARNING
 
 
 def _check_width(first: Shard) -> None:
@@ -117,6 +123,7 @@ def _arranged(
     keeps_damaged = config.results.append and config.bad_data.on_bad_data != "raise"
     at_place = {shard.place: shard for shard in before}
     damages: dict[int, Damage] = {}
+    uncompared: list[dict[str, str]] = []
     matching = matching_of(config.results)._replace(unreadable=unreadable)
     needed = needed_digests(before, facts, matching)
 
@@ -128,7 +135,8 @@ def _arranged(
         if (earlier.source, earlier.kind) == (facts[i].source, facts[i].kind):
             damage = damage_of(with_extras(shards[i], names), conversion, earlier, result)
             if damage is not None:
-                log.warning("%s Everything else in this file is as in the result.", damage.reason)
+                bad = {"file": facts[i].path, "reason": damage.reason}
+                log.log(_level_of(bad, result), "%s Everything else in this file is as in the result.", damage.reason)
                 damages[i] = damage
 
     if needed:
@@ -143,14 +151,19 @@ def _arranged(
         if place.base is not None and (place.wanted is None or place.wanted in damages):
             arranged_facts.append(before[place.base])
             arranged.append(_unreadable_shard(shards[0], arranged_facts[-1]))
-            n_uncompared += arranged[-1].n_rows if place.wanted is None else damages[place.wanted].n_rows
+            if place.wanted is None:
+                n_uncompared += arranged[-1].n_rows
+            else:
+                n_uncompared += damages[place.wanted].n_rows
+                uncompared.append({"file": arranged_facts[-1].path, "reason": damages[place.wanted].reason})
         else:
             assert place.wanted is not None
             arranged_facts.append(facts[place.wanted])
             arranged.append(shards[place.wanted])
     staying = {shard.path for shard in arranged_facts}
     bad_shards = [bad for bad, path in zip(refused, unreadable, strict=True) if path not in staying]
-    return _Inputs(tuple(arranged), conversion, arranged_facts, bad_shards, refused, n_uncompared)
+    uncompared += [bad for bad in refused if bad not in bad_shards]
+    return _Inputs(tuple(arranged), conversion, arranged_facts, bad_shards, refused, uncompared, n_uncompared)
 
 
 def matching_of(results: ResultSettings) -> Matching:

@@ -66,7 +66,8 @@ class Prepared:
     wanted: Wanted
     fitted: np.ndarray | None = None  # mask (n_rows,) of the rows that ``--fit-on`` selects; None for all rows
     targets: Targets | None = None  # what a head learns to predict (``--target``)
-    n_uncompared: int = 0  # as in `shardpress.run.inputs`
+    uncompared: Sequence[dict[str, str]] = ()  # as in `shardpress.run.inputs`
+    n_uncompared: int = 0
     base: Base | None = None  # what the output directory contains
     change: Change = field(default_factory=lambda: Change(()))  # what the run has to do
 
@@ -270,6 +271,7 @@ def prepare(config: Config, journal: Journal | None = None) -> Prepared:
         conversion=conversion,
         bad_shards=inputs.bad_shards,
         refused=inputs.refused,
+        uncompared=inputs.uncompared,
         n_uncompared=inputs.n_uncompared,
         given_model=given_model,
         budget=budget,

@@ -183,7 +183,9 @@ def _check_unreadable(prepared: Prepared, journal: Journal) -> None:
             "--drop-missing."
         )
     n_uncompared = quantity(prepared.n_uncompared, "row")
-    log.warning(
+    is_known = journal.base is not None and all(bad in journal.base.facts.uncompared for bad in prepared.uncompared)
+    log.log(
+        logging.INFO if is_known else logging.WARNING,
         "%s: the rows of files that cannot be used stay in the results: %s; %s could not be compared with the files",
         where,
         names,

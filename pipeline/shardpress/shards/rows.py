@@ -87,7 +87,10 @@ _READERS: dict[str, Callable[[Block, np.ndarray], None]] = {
 
 
 def read_extras(
-    block: Block, reports: list[dict[str, Any]] | None = None, check: Callable[[], object] = signals.check
+    block: Block,
+    reports: list[dict[str, Any]] | None = None,
+    check: Callable[[], object] = signals.check,
+    warns: bool = True,
 ) -> dict[str, np.ndarray]:
     """Return the extras (len(block),) of a block by name, in their dtypes.
 
@@ -98,6 +101,8 @@ def read_extras(
         ``columns`` (empty) and ``reason``. Their values become the fill value. If None, damaged values are an error.
     check : callable
         Called before each piece; an exception that it raises ends the reading.
+    warns : bool
+        Whether a warning says what becomes of damaged values.
 
     Raises
     ------
@@ -108,7 +113,7 @@ def read_extras(
     masks_first = sorted(block.shard.extras, key=lambda extra: extra.layout is not None)  # masks are not stored
     for extra in masks_first:
         mask = values.get(extra.mask or "")
-        values[extra.name] = _read_or_salvage(block, extra, mask, reports, check)
+        values[extra.name] = _read_or_salvage(block, extra, mask, reports, check, warns)
     return {extra.name: values[extra.name] for extra in block.shard.extras}
 
 
@@ -137,13 +142,14 @@ def _read_or_salvage(
     mask: np.ndarray | None,
     reports: list[dict[str, Any]] | None,
     check: Callable[[], object],
+    warns: bool = True,
 ) -> np.ndarray:
     try:
         return _read_extra(block, extra)  # one read is several times faster than reads of pieces
     except DataError:
         if reports is None:
             raise
-        return _salvage(block, extra, mask, reports, check)
+        return _salvage(block, extra, mask, reports, check, warns)
 
 
 def _rows_at_once(shard: Shard, extra: Extra) -> int:
@@ -161,6 +167,7 @@ def _salvage(
     mask: np.ndarray | None,
     reports: list[dict[str, Any]],
     check: Callable[[], object],
+    warns: bool,
 ) -> np.ndarray:
     """Return the values of an extra with the fill value in place of damaged ones. Report them, and clear `mask`."""
     layout = extra.layout
@@ -181,7 +188,7 @@ def _salvage(
             reports.append({"dataset": layout.name, "row": [start, stop], "columns": [], "reason": str(error)})
             if mask is not None:
                 mask[place] = False
-    if reasons:
+    if reasons and warns:
         log.warning(
             "%s: %d values of the extra %s cannot be read and become %s: %s",
             block,
