@@ -97,12 +97,12 @@ format: setup ## fix and format the code with ruff
 	.venv/bin/ruff format
 
 clean: ## remove virtual environments, trees of other commits and caches; keep data/, sample/ and features/
-	rm -rf .venv .venv-peers .venv-readers .report-check .nvrtc .trees .golden mutants src build pipeline/shardpress/*.so pipeline/shardpress/hdf5/filters/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .venv-readers .report-check .nvrtc .trees .golden mutants src build pipeline/shardpress/base/*.so pipeline/shardpress/hdf5/filters/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 export PYTHON
 
-C_SOURCES := pipeline/shardpress/hdf5/filters/lzf.c pipeline/shardpress/rowmath.c
+C_SOURCES := pipeline/shardpress/hdf5/filters/lzf.c pipeline/shardpress/base/rowmath.c
 
 $(STAMP): setup.py $(C_SOURCES) pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh
 	scripts/setup.sh

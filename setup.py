@@ -57,8 +57,8 @@ LZF = Extension(
 # Results are equal on all processors because of -ffp-contract=off. The other flags let the compiler use vectors.
 EXACT = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 ROWMATH = Extension(
-    "shardpress.rowmath",
-    ["pipeline/shardpress/rowmath.c"],
+    "shardpress.base.rowmath",
+    ["pipeline/shardpress/base/rowmath.c"],
     py_limited_api=True,
     extra_compile_args=EXACT,
 )
@@ -88,7 +88,7 @@ setup(
     package_dir={"shardpress": "pipeline/shardpress", "shardpress_kernels": "kernels/shardpress_kernels"},
     package_data={
         "shardpress_kernels": ["native/*.c", "native/*.h"],
-        "shardpress": ["*.pyi"],
+        "shardpress.base": ["*.pyi"],
         "shardpress.hdf5.filters": ["*.pyi"],
         "shardpress.report.page": ["*.html", "*.txt", "*.css"],
     },

@@ -15,7 +15,7 @@ from pathlib import Path
 
 # So that any Python finds the modules below. Your own scripts do not need these lines.
 sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("pipeline", "kernels")]
-import shardpress.installed  # noqa: F401  ends the process with a message if packages are missing
+import shardpress.setup.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 
@@ -31,13 +31,12 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from shardpress import open_features
-from shardpress.errors import ShardpressError
-from shardpress.features import Features
-from shardpress.labels import has_label
-from shardpress.records import with_digests
+from shardpress.base.errors import ShardpressError
+from shardpress.model.labels import has_label
 from shardpress.report.baselines import MIN_TEST_ROWS
-from shardpress.result import Use
-from shardpress.rowfacts import rows_with_value
+from shardpress.result.features import Features, rows_with_value
+from shardpress.result.finished import Use
+from shardpress.result.records import with_digests
 
 
 def labels_of(run: Features, name: str, missing: str | None) -> tuple[np.ndarray, np.ndarray]:

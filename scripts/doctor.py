@@ -13,15 +13,15 @@ from pathlib import Path
 sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("pipeline", "kernels")]
 
 if sys.version_info < (3, 11):  # noqa: UP036 - older versions cannot parse the modules below
-    from shardpress.doctor.packages import complaint
+    from shardpress.base.packages import complaint
 
     sys.stderr.write(complaint() + "\n")
     sys.exit(78)
 
 # isort: split
 
-from shardpress.commands.table import main
-from shardpress.signals import leave
+from shardpress.base.signals import leave
+from shardpress.commands.registry import main
 
 if __name__ == "__main__":
     leave(main(["doctor", *sys.argv[1:]]))

@@ -17,14 +17,14 @@ from pathlib import Path
 
 # So that any Python finds the modules below.
 sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("pipeline", "kernels")]
-import shardpress.installed  # noqa: F401  ends the process with a message if packages are missing
+import shardpress.setup.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 
 from collections.abc import Sequence
 
+from shardpress.base.signals import leave
 from shardpress.cli import main as run_cli
-from shardpress.signals import leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:

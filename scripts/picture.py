@@ -11,7 +11,7 @@ from pathlib import Path
 
 # So that any Python finds the modules below.
 sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("pipeline", "kernels")]
-import shardpress.installed  # noqa: F401  ends the process with a message if packages are missing
+import shardpress.setup.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 
@@ -21,10 +21,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shardpress.errors import ShardpressError
-from shardpress.features import open_features
+from shardpress.base.errors import ShardpressError
 from shardpress.hdf5.shard import block_of, first_rows
-from shardpress.result import load_model
+from shardpress.result.features import open_features
+from shardpress.result.finished import load_model
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
 

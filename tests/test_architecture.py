@@ -10,28 +10,11 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-# A package or module of `shardpress` is allowed to import itself, the common modules, and the modules in
-# ALLOWED_IMPORTS.
-COMMON = [
-    "childprocess",
-    "choices",
-    "columns",
-    "commandline",
-    "conditions",
-    "eigenvectors",
-    "errors",
-    "formats",
-    "outliers",
-    "preparation",
-    "processcache",
-    "records",
-    "rowmath",
-    "runlog",
-    "settings",
-    "signals",
-    "sourceroots",
-    "text",
-]
+# The packages and modules of `shardpress`. Each imports only itself and those before it.
+ORDER = (
+    *("base", "settings", "hdf5", "model", "result", "shards", "cluster", "scan", "training", "output", "encoding"),
+    *("report", "run", "interop", "shardpress", "setup", "cli", "commands", "__main__"),
+)
 # Modules without Theano, which every package of `shardpress` is allowed to import.
 PLAIN = [
     "shardpress_kernels.activations",
@@ -41,121 +24,6 @@ PLAIN = [
     "shardpress_kernels.theanofiles",
     "shardpress_kernels.trust",
 ]
-ALLOWED_IMPORTS = {
-    **{each: [] for each in ("labels", "pip", "progress", "watch", *COMMON, "hdf5")},
-    "output": ["hdf5.files", "result", "sealed"],
-    "gpu": ["pip"],
-    "theano_installer": ["doctor.packages", "pip"],
-    "cluster": ["doctor.packages", "gpu.driver"],
-    "sealed": ["hdf5"],
-    "result": ["alignment", "hdf5.categories", "model", "modelfile", "sealed"],
-    "shards": ["hdf5", "progress", "result"],
-    "scan": ["hdf5.shard", "shards", "cluster"],
-    "modelfile": ["model", "scan.scaler"],
-    "model": ["scan.scaler", "sealed"],
-    "device": ["scan.scaler", "shardpress_kernels"],
-    "frames": [],
-    "alignment": ["hdf5.files", "ridge"],
-    "ridge": [],
-    "rowfacts": ["features"],
-    "asof": ["alignment", "result"],
-    "features": ["asof", "frames", "hdf5.categories", "result", "sealed"],
-    "training": ["hdf5.shard", "labels", "shards", "scan", "cluster", "device", "progress", "ridge"],
-    "encoding": [
-        "hdf5",
-        "shards",
-        "scan",
-        "cluster",
-        "model",
-        "device",
-        "features",
-        "output.files",
-        "output.disk",
-        "result",
-    ],
-    "report": [
-        "alignment",
-        "features",
-        "hdf5.shard",
-        "labels",
-        "model",
-        "output.files",
-        "ridge",
-        "scan",
-        "shards",
-        "rowfacts",
-        "training.components",
-        "training.order",
-        "training.verdict",
-        "result",
-    ],
-    # Only this package commits results; the packages above report row counts to their caller.
-    "run": [
-        "alignment",
-        "doctor.packages",
-        "labels",
-        "progress",
-        "output",
-        "shards",
-        "scan",
-        "cluster",
-        "model",
-        "device",
-        "features",
-        "training",
-        "encoding",
-        "hdf5.shard",
-        "hdf5.files",
-        "report",
-        "watch",
-        "result",
-    ],
-    "cli": ["hdf5.child.ask", "progress", "run"],
-    "interop": [
-        "alignment",
-        "asof",
-        "doctor.packages",
-        "hdf5.categories",
-        "hdf5.shard",
-        "labels",
-        "progress",
-        "shards",
-        "scan",
-        "cluster",
-        "model",
-        "device",
-        "features",
-        "frames",
-        "output.disk",
-        "training",
-        "encoding.worker",
-        "run.budget",
-        "run.modeling",
-        "result",
-    ],
-    "doctor": ["scan.scaler", "model", "device", "gpu.driver"],
-    "installed": ["doctor.packages"],
-    "commands": [
-        "cli",
-        "installed",
-        "doctor",
-        "gpu",
-        "hdf5.shard",
-        "progress",
-        "report",
-        "run.plan",
-        "scan",
-        "shards",
-        "interop",
-        "output.disk",
-        "output.files",
-        "theano_installer",
-        "result",
-    ],
-    # The public API, and `python -m shardpress`.
-    "shardpress": ["features", "interop.estimator", "result"],
-    "__main__": ["commands"],
-}
 
 ROOT = Path(__file__).parents[1]
 # A module in C has a .pyi file.
@@ -218,17 +86,27 @@ def wrong_imports(module: str, source: str) -> list[str]:
     package = module.removeprefix("shardpress.").split(".")[0]
     if package == "shardpress_kernels":
         return [each for each in our_imports(source) if not each.startswith("shardpress_kernels")]
-    allowed = [package, *COMMON, *PLAIN, *ALLOWED_IMPORTS.get(package, [])]
+    allowed = [*PLAIN, *ORDER[: ORDER.index(package) + 1]]
+    if module == "shardpress.model.device":
+        allowed.append("shardpress_kernels")
     ours = [each.removeprefix("shardpress.") for each in our_imports(source)]
     of_kernels = [each for each, _ in imports(source) if each.split(".")[0] in ("theano", "pygpu") or each[0] == "."]
     return of_kernels + [each for each in ours if not any(f"{each}.".startswith(f"{name}.") for name in allowed)]
 
 
-def test_a_package_imports_what_the_table_allows() -> None:
+def test_a_package_imports_itself_and_those_before_it() -> None:
     packages = {module_of(path).removeprefix("shardpress.").split(".")[0] for path in PIPELINE}
-    assert set(ALLOWED_IMPORTS) == packages
+    assert set(ORDER) == packages
     wrong = {path: wrong_imports(module_of(path), path.read_text()) for path in PIPELINE + KERNELS}
     assert {module_of(path): modules for path, modules in wrong.items() if modules} == {}
+
+
+def test_a_file_name_occurs_once() -> None:
+    """Except for commands, which can have the name of the module that they call."""
+    modules = [module_of(path).split(".") for path in PIPELINE if path.parent.name != "commands"]
+    packages = {name for parts in modules for name in parts[:-1]}
+    names = Counter(parts[-1] for parts in modules if parts[-1] not in packages)
+    assert [name for name, n in names.items() if n > 1] == []
 
 
 def test_imports_have_no_cycles() -> None:
@@ -249,7 +127,7 @@ def test_public_names_are_used_in_other_modules() -> None:
     for path in [*PIPELINE, *KERNELS, *SCRIPTS, *(ROOT / "tests").rglob("*.py")]:
         n_files.update(set(re.findall(r"\w+", path.read_text())))
     for path in PIPELINE + KERNELS:
-        if path.suffix == ".pyi" or path.parent.name == "commands":  # `table` looks the functions of a command up
+        if path.suffix == ".pyi" or path.parent.name == "commands":  # `registry` looks the functions of a command up
             continue
         defined = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, DEFINITIONS)]
         assert [name for name in defined if name[0] != "_" and n_files[name] == 1] == [], path

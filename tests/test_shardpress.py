@@ -23,8 +23,8 @@ import shardpress.cli
 # Libraries that take too long to load only to report a wrong command line. All other large ones import one of these.
 loaded += [name for name in ("numpy", "dask", "pyarrow", "tqdm") if name in sys.modules]
 from shardpress import load_model, open_features
-import shardpress.features, shardpress.result
-assert (open_features, load_model) == (shardpress.features.open_features, shardpress.result.load_model)
+import shardpress.result.features, shardpress.result.finished
+assert (open_features, load_model) == (shardpress.result.features.open_features, shardpress.result.finished.load_model)
 print(loaded, cleaned, [name for name in ("dask", "shardpress_kernels.backend") if name in sys.modules])
 """
 

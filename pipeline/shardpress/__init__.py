@@ -15,14 +15,14 @@ _os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # turns plugins off
 
 TYPE_CHECKING = False  # type checkers recognize this name; `typing` takes longer to import than this whole module
 if TYPE_CHECKING:
-    from shardpress.features import open_features as open_features
     from shardpress.interop.estimator import TiedAutoencoder as TiedAutoencoder
-    from shardpress.result import load_model as load_model
+    from shardpress.result.features import open_features as open_features
+    from shardpress.result.finished import load_model as load_model
 else:
     # The public API is loaded on first use, so that the command line and child processes load neither Dask nor h5py.
     _PUBLIC = {
-        "open_features": "shardpress.features",
-        "load_model": "shardpress.result",
+        "open_features": "shardpress.result.features",
+        "load_model": "shardpress.result.finished",
         "TiedAutoencoder": "shardpress.interop.estimator",
     }
 

@@ -11,13 +11,13 @@ from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from shardpress.errors import ShardpressError, VerificationFailed, system_failures
-from shardpress.progress import activity
-from shardpress.runlog import RunLog, Terminal
+from shardpress.base.errors import ShardpressError, VerificationFailed, system_failures
+from shardpress.base.progress import activity
+from shardpress.base.runlog import RunLog, Terminal
+from shardpress.base.signals import Stopped, stoppable
 from shardpress.settings.config import Config
 from shardpress.settings.flags import parse
 from shardpress.settings.printed import summary_line
-from shardpress.signals import Stopped, stoppable
 
 if TYPE_CHECKING:
     from shardpress.output.disk import Disk

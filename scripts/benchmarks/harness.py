@@ -21,7 +21,7 @@ import numpy as np
 
 from scripts.benchmarks.instruction_sets import hide, limits
 from scripts.benchmarks.othertree import THIS_TREE, Tree
-from shardpress.result import Result
+from shardpress.result.finished import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".venv-peers/bin/python"

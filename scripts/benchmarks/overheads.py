@@ -20,12 +20,12 @@ from unittest.mock import patch
 
 from scripts.benchmarks.harness import add_options, fresh, interleave, print_times, script, seconds_of, synthetic_shards
 from scripts.benchmarks.tasks import compute_and_commit, encoding_tasks
+from shardpress.base.formats import digest
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.encoding.encode import encode_part
-from shardpress.formats import digest
 from shardpress.output.disk import Disk
-from shardpress.records import Entry
+from shardpress.result.records import Entry
 from shardpress.run.engine import run as run_pipeline
 from shardpress.settings.config import Config
 from shardpress.training.loop import CheckpointPolicy

@@ -30,9 +30,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from scripts.benchmarks.harness import one_of, print_head, print_row, report_of, script
-from shardpress.features import open_features
-from shardpress.result import load_model
-from shardpress.scan.scaler import Scaler
+from shardpress.model.scaler import Scaler
+from shardpress.result.features import open_features
+from shardpress.result.finished import load_model
 
 FOLDER = Path("quality")
 TEST_SHARE = 0.2

@@ -44,11 +44,11 @@ from shardpress.cluster.threads import threads
 from shardpress.encoding.encode import encode_part
 from shardpress.encoding.index import write_index
 from shardpress.encoding.partfile import row_shapes
-from shardpress.model import Model
-from shardpress.output.files import JOURNAL
+from shardpress.model.encoder import Model
 from shardpress.output.lock import locked
-from shardpress.records import Part, in_order, stretches_of
-from shardpress.result import Result, load_model, result_bytes
+from shardpress.output.writing import JOURNAL
+from shardpress.result.finished import Result, load_model, result_bytes
+from shardpress.result.records import Part, in_order, stretches_of
 from shardpress.scan.blocks import ScanSettings
 from shardpress.scan.ranges import scan
 from shardpress.shards.open import open_shards

@@ -13,11 +13,11 @@ from shardpress.cluster.executor import compute
 from shardpress.encoding.encode import EncodeTask
 from shardpress.encoding.parts import PartSize, plan_parts
 from shardpress.encoding.worker import EncodeSettings
-from shardpress.model import Model
+from shardpress.model.encoder import Model
 from shardpress.output.journal import Record
 from shardpress.output.lock import locked
-from shardpress.records import Entry, Part, Range
-from shardpress.result import INDEX, load_model
+from shardpress.result.finished import INDEX, load_model
+from shardpress.result.records import Entry, Part, Range
 from shardpress.run.encoding_stage import EncodingStage, write_model
 from shardpress.run.prepare import Prepared, prepare
 from shardpress.settings.config import Config

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from distributed import Client
 
+from shardpress.base.errors import ConfigError
 from shardpress.cluster.checks import check_workers
 from shardpress.cluster.probe import Probe
-from shardpress.errors import ConfigError
 from tests.support.clusters import Cluster, until
 from tests.support.helpers import refused
 from tests.support.interpreters import search_path

@@ -21,11 +21,11 @@ import pytest
 from distributed import Client, LocalCluster, Security
 from distributed import Future as DaskFuture
 
+from shardpress.base.errors import DataError
+from shardpress.base.signals import Stopped, stoppable
 from shardpress.cluster.executor import compute, reduce
 from shardpress.cluster.probe import Probe
 from shardpress.cluster.workers import Cluster, ClusterPool, quiet_dask
-from shardpress.errors import DataError
-from shardpress.signals import Stopped, stoppable
 from tests.support.clusters import until
 from tests.support.helpers import refused
 

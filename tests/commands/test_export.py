@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from shardpress.commands.table import main
-from shardpress.scan.scaler import Scaler
+from shardpress.commands.registry import main
+from shardpress.model.scaler import Scaler
 from shardpress_kernels.network import Network
 from tests.support.hostilemodels import model_of
 from tests.support.logged import mentions

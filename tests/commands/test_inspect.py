@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shardpress.commands import inspect
-from shardpress.commands.table import main
+from shardpress.commands.registry import main
 from tests.support.damage import damage
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions

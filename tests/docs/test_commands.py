@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from distributed.cli import dask_scheduler, dask_worker
 
-from shardpress.commands.table import main
+from shardpress.commands.registry import main
 from tests.support.cases import case
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY

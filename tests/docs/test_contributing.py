@@ -70,7 +70,7 @@ def tree(tmp_path: Path) -> Path:
 
     command, line = examples("Add a command")
     (root / "pipeline/shardpress/commands/weights.py").write_text(command)
-    insert_before(root / "pipeline/shardpress/commands/table.py", "}\n_EXAMPLES =", f"    {line}")
+    insert_before(root / "pipeline/shardpress/commands/registry.py", "}\n_EXAMPLES =", f"    {line}")
     return root
 
 
@@ -87,10 +87,10 @@ PROGRAM = """
     from io import StringIO
     import numpy as np
     import onnxruntime
-    from shardpress.commands.table import main
-    from shardpress.features import open_features
+    from shardpress.commands.registry import main
+    from shardpress.result.features import open_features
     from shardpress.interop.onnx import encoder_onnx
-    from shardpress.result import load_model
+    from shardpress.result.finished import load_model
     from shardpress.settings.config import fingerprint_values
     from shardpress.settings.flags import parse
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from scripts import make_data
-from shardpress.features import open_features
-from shardpress.result import load_model
+from shardpress.result.features import open_features
+from shardpress.result.finished import load_model
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
 from tests.support.cases import ALL_CASES

@@ -14,8 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from shardpress.features import open_features
 from shardpress.hdf5.shard import Block
+from shardpress.result.features import open_features
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from tests.support.interpreters import REPOSITORY

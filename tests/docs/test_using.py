@@ -17,9 +17,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from shardpress.commands.table import main
+from shardpress.commands.registry import main
 from shardpress.interop.export import FORMATS
-from shardpress.result import load_model
+from shardpress.result.finished import load_model
 from tests.support.cases import case
 from tests.support.interpreters import REPOSITORY
 from tests.support.parts import feature_rows, finished, finished_parts, part

@@ -11,7 +11,7 @@ import numpy as np
 
 from shardpress.encoding.bad_data import BadData, RowFacts
 from shardpress.hdf5.shard import Block, Shard
-from shardpress.scan.scaler import Scaler
+from shardpress.model.scaler import Scaler
 from tests.support.cases import case
 from tests.support.helpers import refused
 

@@ -22,12 +22,12 @@ from shardpress.encoding.storage import PLAIN, Storage
 from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, serving
 from shardpress.hdf5 import shard
 from shardpress.hdf5.shard import Block, Shard
-from shardpress.model import Model
+from shardpress.model.encoder import Model
+from shardpress.model.scaler import Scaler
 from shardpress.output.disk import Disk
-from shardpress.records import Part, in_order, with_digests
-from shardpress.run.digests import with_content
+from shardpress.result.records import Part, in_order, with_digests
+from shardpress.run.contents import with_content
 from shardpress.run.request import facts_of
-from shardpress.scan.scaler import Scaler
 from shardpress.shards import digests
 from shardpress.shards import rows as rows_module
 from shardpress.shards.conversion import AS_STORED

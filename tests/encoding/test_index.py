@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from shardpress.features import open_features
-from shardpress.formats import missing_value
+from shardpress.base.formats import missing_value
 from shardpress.hdf5.shard import Block
-from shardpress.result import Result, Use, result_bytes
+from shardpress.result.features import open_features
+from shardpress.result.finished import Result, Use, result_bytes
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
 from tests.support.cases import case

@@ -8,9 +8,9 @@ import numpy as np
 
 from shardpress.encoding.partfile import FORMAT
 from shardpress.encoding.storage import Storage
-from shardpress.features import categories_of, open_features
 from shardpress.interop.export import export
-from shardpress.result import RESERVED, given_name, stored_name
+from shardpress.result.features import categories_of, open_features
+from shardpress.result.finished import RESERVED, given_name, stored_name
 from shardpress.shards.open import open_shards
 from tests.support.cases import each
 from tests.support.parts import (

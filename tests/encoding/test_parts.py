@@ -8,7 +8,7 @@ import numpy as np
 
 from shardpress.encoding.parts import PartSize, Piece, plan_parts, without_overlaps
 from shardpress.hdf5.shard import Shard
-from shardpress.records import Entry, Part, Range
+from shardpress.result.records import Entry, Part, Range
 from tests.support.cases import each
 
 

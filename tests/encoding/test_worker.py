@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shardpress.base.errors import ReadFailed
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.encoding import worker as module
 from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, Worker, worker_of
-from shardpress.errors import ReadFailed
-from shardpress.model import Model
+from shardpress.model.encoder import Model
+from shardpress.model.scaler import Scaler
 from shardpress.output.disk import Disk
-from shardpress.output.files import unique_name, write_file
-from shardpress.records import Entry
-from shardpress.scan.scaler import Scaler
+from shardpress.output.writing import unique_name, write_file
+from shardpress.result.records import Entry
 from shardpress_kernels.network import Network
 
 DTYPES = ["u1", "f4", "i8", "f8"]

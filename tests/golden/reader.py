@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from shardpress import TiedAutoencoder, open_features
-from shardpress.errors import DataError
+from shardpress.base.errors import DataError
 
 
 def arrays_of(output: Path, reads: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:

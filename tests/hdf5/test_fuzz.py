@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.errors import ShardpressError
+from shardpress.base.errors import ShardpressError
 from shardpress.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
 from shardpress.hdf5.child import ask as ask_module
 from shardpress.hdf5.child.ask import ask

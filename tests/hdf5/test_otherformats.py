@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import scipy.io
 
-from shardpress.errors import ShardpressError
+from shardpress.base.errors import ShardpressError
 from shardpress.shards.open import open_shards
 from tests.support.cases import each
 from tests.support.helpers import refused, whole, write_shard

@@ -11,13 +11,13 @@ import onnx
 import onnxruntime
 import pytest
 
-from shardpress.alignment import LinearMap
-from shardpress.commands.table import main
+from shardpress.commands.registry import main
 from shardpress.interop.estimator import TiedAutoencoder
 from shardpress.interop.onnx import encoder_onnx
-from shardpress.model import Model
-from shardpress.preparation import Preparation
-from shardpress.scan.scaler import Scaler
+from shardpress.model.encoder import Model
+from shardpress.model.preparation import Preparation
+from shardpress.model.scaler import Scaler
+from shardpress.result.alignment import LinearMap
 from shardpress_kernels.network import Network
 from tests.support.cases import case
 from tests.support.helpers import refused

@@ -18,8 +18,8 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 from shardpress import TiedAutoencoder, load_model, open_features
-from shardpress.device import TILE_ROWS
 from shardpress.interop import applying
+from shardpress.model.device import TILE_ROWS
 from shardpress.run.engine import run
 from shardpress.settings.config import Config
 from tests.support.cases import case, each

@@ -16,13 +16,13 @@ import pandas as pd
 import pytest
 from pyarrow import parquet as arrow_parquet
 
-from shardpress.alignment import LinearMap
-from shardpress.features import Features, open_features
 from shardpress.interop import parquet as parquet_module
-from shardpress.interop import rows as rows_module
+from shardpress.interop import reading as rows_module
 from shardpress.interop.export import FORMATS, export
-from shardpress.records import stretches_of
-from shardpress.result import Result
+from shardpress.result.alignment import LinearMap
+from shardpress.result.features import Features, open_features
+from shardpress.result.finished import Result
+from shardpress.result.records import stretches_of
 from shardpress.run import encoding_stage
 from shardpress_kernels.network import Network
 from tests.support.cases import case

@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shardpress.commands.table import main
-from shardpress.features import open_features
+from shardpress.commands.registry import main
 from shardpress.interop.export import FORMATS, export
 from shardpress.report.compare import compare
 from shardpress.report.verify import verify
-from shardpress.result import Result
+from shardpress.result.features import open_features
+from shardpress.result.finished import Result
 from shardpress.run import encoding_stage
 from tests.support import standin
 from tests.support.interpreters import REPOSITORY

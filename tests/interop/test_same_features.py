@@ -18,17 +18,17 @@ import numpy as np
 import pytest
 
 from shardpress.cli import main
-from shardpress.features import open_features
 from shardpress.interop.estimator import TiedAutoencoder
 from shardpress.interop.onnx import encoder_onnx
-from shardpress.model import Model
-from shardpress.preparation import Preparation
-from shardpress.result import load_model
+from shardpress.model.encoder import Model
+from shardpress.model.preparation import Preparation
+from shardpress.result.features import open_features
+from shardpress.result.finished import load_model
 from tests.interop.test_encoders import of_onnx
+from tests.model.test_preparation import slow_row
 from tests.support.cases import ALL_CASES, case, sample
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY
-from tests.test_preparation import slow_row
 
 pytestmark = [pytest.mark.compiler, pytest.mark.slow]
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as arrow_parquet
 
-from shardpress.features import open_features
 from shardpress.interop.export import export
+from shardpress.result.features import open_features
 from tests.support.cases import case
 from tests.support.parts import feature_rows, finished_parts, part_bytes
 

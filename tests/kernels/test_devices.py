@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from shardpress.model import Model
+from shardpress.model.encoder import Model
 from tests.support import device_child as child
 from tests.support import reference
 from tests.support.cases import case

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from shardpress.errors import ReadFailed, ShardpressError
-from shardpress.formats import digest
-from shardpress.output.files import fault_of
+from shardpress.base.errors import ReadFailed, ShardpressError
+from shardpress.base.formats import digest
 from shardpress.output.inside import files_inside
 from shardpress.output.journal import Journal, Record
 from shardpress.output.lock import locked
-from shardpress.records import Entry
-from shardpress.result import Result
+from shardpress.output.writing import fault_of
+from shardpress.result.finished import Result
+from shardpress.result.records import Entry
 from tests.support.cases import case, sample
 from tests.support.faulty import FailingDisk, RecordingDisk, ShortWriteDisk
 from tests.support.helpers import refused

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from shardpress.hdf5.sealed import FORMAT
 from shardpress.output.disk import Disk
 from shardpress.output.lock import locked
-from shardpress.sealed import FORMAT
 from tests.support.cases import each
 from tests.support.faulty import RecordingDisk
 from tests.support.helpers import refused, without_privileges

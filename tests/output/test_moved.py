@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shardpress.errors import DataError, TryAgain
+from shardpress.base.errors import DataError, TryAgain
 from shardpress.output.disk import Disk, GuardedDisk, publish
 from shardpress.output.journal import Journal, Record
 from shardpress.output.lock import locked

@@ -11,11 +11,11 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.commands.table import main
-from shardpress.records import Entry, Part, Range, ShardFacts, Stat, in_order
+from shardpress.commands.registry import main
 from shardpress.report.commonrows import EncodedRows, read_common_rows
 from shardpress.report.compare import _likeness, compare
-from shardpress.result import Use
+from shardpress.result.finished import Use
+from shardpress.result.records import Entry, Part, Range, ShardFacts, Stat, in_order
 from tests.support.cases import each
 from tests.support.interruptions import SIZES
 from tests.support.standin import Workspace

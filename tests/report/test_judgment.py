@@ -14,12 +14,12 @@ from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from shardpress.labels import LabelChoice, Labels, Numbers
+from shardpress.model.labels import LabelChoice, Labels, Numbers
 from shardpress.report.baselines import BASELINES, FittedComponents, prediction_of, probe_facts
+from shardpress.report.drawing import Sample, SampleSpec, draw_sample
 from shardpress.report.judgment import Judgment, judge
 from shardpress.report.measures import measure
 from shardpress.report.page.build import page_of, text_of
-from shardpress.report.sample import Sample, SampleSpec, draw_sample
 from shardpress.settings.config import Config
 from shardpress.training.components import Baseline
 from tests.report.test_newrows import components_model, mixture

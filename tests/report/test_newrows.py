@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from shardpress.columns import NO_COLUMNS
-from shardpress.model import Model
+from shardpress.hdf5.columns import NO_COLUMNS
+from shardpress.model.encoder import Model
+from shardpress.model.scaler import Scaler
+from shardpress.report.drawing import Sample
 from shardpress.report.newrows import Verdict, judge_new_rows
 from shardpress.report.reference import Reference
-from shardpress.report.sample import Sample
-from shardpress.scan.scaler import Scaler
 from shardpress.training.components import principal_components
 from shardpress_kernels.network import Network
 from tests.support.cases import each, sample

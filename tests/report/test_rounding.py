@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shardpress.model import Model
-from shardpress.report.rows import _error_bound, _rounding_bound
-from shardpress.scan.scaler import Scaler
+from shardpress.model.encoder import Model
+from shardpress.model.scaler import Scaler
+from shardpress.report.recompute import _error_bound, _rounding_bound
 from shardpress_kernels.network import Network
 from tests.support.cases import each
 

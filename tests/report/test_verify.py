@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from shardpress.commands.table import main
-from shardpress.formats import digest
-from shardpress.records import Entry
+from shardpress.base.formats import digest
+from shardpress.commands.registry import main
 from shardpress.report.verify import verify
-from shardpress.result import GENERATION, INDEX, Result, load_model, result_bytes
+from shardpress.result.finished import GENERATION, INDEX, Result, load_model, result_bytes
+from shardpress.result.records import Entry
 from shardpress.run import encoding_stage
 from tests.support import standin
 from tests.support.helpers import refused, write_shard

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.features import open_features
-from shardpress.result import Result
+from shardpress.result.features import open_features
+from shardpress.result.finished import Result
 from tests.support.bad_shards import errors
 from tests.support.faulty import RecordingDisk
 from tests.support.helpers import write_shard

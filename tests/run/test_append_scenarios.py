@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from shardpress.report.page.build import page_of, text_of
-from shardpress.result import Result
+from shardpress.result.finished import Result
 from shardpress.run import budget
 from tests.support.cases import ALL_CASES
 from tests.support.standin import Workspace, features_of

@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.features import open_features
-from shardpress.result import INDEX, Result, Use, load_model
+from shardpress.result.features import open_features
+from shardpress.result.finished import INDEX, Result, Use, load_model
 from tests.support import standin
 from tests.support.bad_shards import SKIP, InterruptedDisk, Shards, bad_lines, check, errors, fill_with_bad_data
 from tests.support.cases import case, sample

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardpress.features import open_features
-from shardpress.result import INDEX, load_model
+from shardpress.result.features import open_features
+from shardpress.result.finished import INDEX, load_model
 from tests.support import standin
 from tests.support.bad_shards import SKIP, Shards, bad_lines, check, errors
 from tests.support.cases import case, cross, each, sample

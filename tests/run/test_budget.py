@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress.errors import ConfigError
+from shardpress.base.errors import ConfigError
 from shardpress.hdf5.shard import Extra, Shard
 from shardpress.run import budget as budget_module
 from shardpress.run.budget import Budget, extras_bytes, make_budget, too_wide

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress.formats import pack, unpack
-from shardpress.output.files import unique_name
+from shardpress.base.formats import pack, unpack
 from shardpress.output.journal import Record
 from shardpress.output.lock import locked
+from shardpress.output.writing import unique_name
 from tests.support.cases import each
 from tests.support.interruptions import STEPS, FullAfter, flip, undisturbed_features
 from tests.support.logged import resumed_step

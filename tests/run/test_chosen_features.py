@@ -10,10 +10,10 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
 from shardpress import cli
-from shardpress.commands.table import main
-from shardpress.errors import DataError
-from shardpress.features import open_features
-from shardpress.result import Result, load_model
+from shardpress.base.errors import DataError
+from shardpress.commands.registry import main
+from shardpress.result.features import open_features
+from shardpress.result.finished import Result, load_model
 from tests.support.helpers import write_shard
 from tests.support.standin import Workspace
 

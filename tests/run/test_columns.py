@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shardpress.columns import NO_COLUMNS
-from shardpress.result import load_model
+from shardpress.hdf5.columns import NO_COLUMNS
+from shardpress.result.finished import load_model
 from tests.support import named_columns
 from tests.support.helpers import features_in
 from tests.support.logged import mentions

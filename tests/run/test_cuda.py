@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardpress.device import TILE_ROWS
-from shardpress.result import load_model
+from shardpress.model.device import TILE_ROWS
+from shardpress.result.finished import load_model
 from tests.support.clusters import Cluster, until
 from tests.support.cuda.stub import variables
 from tests.support.device_child import make_rows

@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.features import open_features
-from shardpress.output.files import REPORT
+from shardpress.output.writing import REPORT
 from shardpress.report.verify import verify
-from shardpress.result import Result, load_model
+from shardpress.result.features import open_features
+from shardpress.result.finished import Result, load_model
 from tests.support.bad_shards import SKIP, Shards, check, encoded
 from tests.support.damage import damage
 from tests.support.logged import mentions

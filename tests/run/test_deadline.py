@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress.result import Result
+from shardpress.result.finished import Result
 from shardpress.run import deadline
 from shardpress.run.estimate import reserved_seconds
 from shardpress.settings.config import Config
-from shardpress.settings.deadline import deadline_of
+from shardpress.settings.finish_by import deadline_of
 from shardpress.training.epochs import Limit
 from tests.support.cases import case, each, sample
 from tests.support.interruptions import STEPS, FullAfter

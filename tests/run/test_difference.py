@@ -24,7 +24,7 @@ from typing import NamedTuple
 import pytest
 from msgspec import structs
 
-from shardpress.records import Entry, Part, Range, Request, ShardFacts, Stat
+from shardpress.result.records import Entry, Part, Range, Request, ShardFacts, Stat
 from shardpress.run import difference as module
 from shardpress.run.difference import Base, Change, Matching, Wanted, _Place, compacted, difference
 

@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.features import open_features
 from shardpress.report.verify import verify
-from shardpress.result import Result, load_model
+from shardpress.result.features import open_features
+from shardpress.result.finished import Result, load_model
 from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.scan_stage import ScanStage
 from tests.support.helpers import write_shard

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shardpress.report.verify import verify
-from shardpress.result import Result
+from shardpress.result.finished import Result
 from tests.support.faulty import journal_lines
 from tests.support.helpers import features_in
 from tests.support.interruptions import OTHER, STEPS, FullAfter, FullDisk, flip, undisturbed_features

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from shardpress.output.files import LAST_GOOD
-from shardpress.result import INDEX, load_model
+from shardpress.output.writing import LAST_GOOD
+from shardpress.result.finished import INDEX, load_model
 from tests.support import standin
 from tests.support.bad_shards import Shards, check, errors
 from tests.support.logged import mentions, resumed_step

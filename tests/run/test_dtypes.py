@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress.errors import DataError
-from shardpress.features import open_features
+from shardpress.base.errors import DataError
 from shardpress.hdf5.shard import Block, array_shard
 from shardpress.interop.onnx import encoder_onnx
-from shardpress.result import load_model
+from shardpress.model.scaler import Scaler
+from shardpress.result.features import open_features
+from shardpress.result.finished import load_model
 from shardpress.scan import ranges
-from shardpress.scan.scaler import Scaler
 from shardpress.shards.conversion import Conversion
 from tests.support.cases import cross, each
 from tests.support.interruptions import FullAfter

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.result import INDEX
+from shardpress.result.finished import INDEX
 from shardpress.settings.config import SETTINGS
 from shardpress.shards.vet import Selection
 from tests.support.cases import cross, each

@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.features import open_features
 from shardpress.report.verify import verify
-from shardpress.result import Result, Use, load_model
+from shardpress.result.features import open_features
+from shardpress.result.finished import Result, Use, load_model
 from tests.support.bad_shards import SKIP, Shards, encoded
 from tests.support.cases import case
 from tests.support.damage import damage

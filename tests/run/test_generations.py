@@ -10,12 +10,12 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.commands.table import main
-from shardpress.errors import DataError, NoInput
-from shardpress.features import open_features
+from shardpress.base.errors import DataError, NoInput
+from shardpress.commands.registry import main
 from shardpress.report.page.build import page_of, text_of
 from shardpress.report.verify import verify
-from shardpress.result import Result
+from shardpress.result.features import open_features
+from shardpress.result.finished import Result
 from tests.support.helpers import features_in
 from tests.support.hostilemodels import write_model
 from tests.support.interruptions import flip

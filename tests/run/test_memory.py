@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.features import open_features
+from shardpress.result.features import open_features
 from tests.support.cases import ALL_CASES
 from tests.support.helpers import numbered, write_shard
 

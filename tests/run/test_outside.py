@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress.result import Result, load_model
+from shardpress.result.finished import Result, load_model
 from tests.support.bad_shards import SKIP, Shards, bad_lines, check, errors
 from tests.support.logged import mentions
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardpress.childprocess import ChildProcess
+from shardpress.base.childprocess import ChildProcess
 from tests.support.helpers import write_shard
 from tests.support.interpreters import environment
 
@@ -68,6 +68,6 @@ def test_no_command_runs_modules_of_the_current_directory(tmp_path: Path, monkey
     assert scratch.stat().st_mtime_ns == scratch_time
     assert [path for path in scratch.parent.iterdir() if "scratch" in path.name] == [scratch]
     monkeypatch.chdir(folder)
-    child = ChildProcess("shardpress.pip", "", "--version", stdout=subprocess.PIPE)
+    child = ChildProcess("shardpress.setup.pip", "", "--version", stdout=subprocess.PIPE)
     stdout, _, _ = child.answer()
     assert (child.returncode, stdout[:4], list(canaries.iterdir())) == (0, b"pip ", [])

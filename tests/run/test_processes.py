@@ -22,7 +22,7 @@ def backwards():
     return now() - 100 * n
 time.time = backwards
 from scripts.extract import main
-from shardpress.signals import leave
+from shardpress.base.signals import leave
 leave(main())
 """
 

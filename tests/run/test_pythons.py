@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from scripts import extract
-from shardpress.result import INDEX, load_model
+from shardpress.result.finished import INDEX, load_model
 from tests.support.helpers import write_shard
 from tests.support.interpreters import OTHER_PYTHONS, REPOSITORY, search_path
 from tests.support.killing import features_of

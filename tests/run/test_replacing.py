@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardpress.result import INDEX, Result
+from shardpress.result.finished import INDEX, Result
 from tests.support.cases import case
 from tests.support.faulty import RecordingDisk
 from tests.support.interruptions import (

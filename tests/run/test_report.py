@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress.commands.table import main
+from shardpress.commands.registry import main
 from shardpress.report import facts
 from shardpress.report.page import build
-from shardpress.result import Result, Use
+from shardpress.result.finished import Result, Use
 from tests.support.bad_shards import Shards
 from tests.support.helpers import write_shard
 from tests.support.logged import COMPLETE, mentions

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from shardpress.records import Request, ShardFacts, Stat
+from shardpress.result.records import Request, ShardFacts, Stat
 from shardpress.run.request import request_of
 from shardpress.settings import replicas
 from shardpress.settings.config import SETTINGS, Affected, Config, Setting

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from shardpress.cli import main
-from shardpress.output.files import REPORT
+from shardpress.output.writing import REPORT
 from shardpress.report.page.build import is_current
-from shardpress.result import Result
+from shardpress.result.finished import Result
 from tests.support.cases import each
 from tests.support.helpers import write_shard
 from tests.support.standin import install

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.result import INDEX
-from shardpress.sealed import FORMAT
+from shardpress.hdf5.sealed import FORMAT
+from shardpress.result.finished import INDEX
 from tests.support.faulty import RecordingDisk
 from tests.support.interruptions import DAMAGE, FullAfter, flip, parts, stamps, undisturbed_features
 from tests.support.logged import mentions, reuses_anything

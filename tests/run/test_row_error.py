@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from shardpress.features import open_features
-from shardpress.formats import digest
-from shardpress.records import Entry
-from shardpress.report import sample as sampling
+from shardpress.base.formats import digest
+from shardpress.report import drawing as sampling
 from shardpress.report.page.build import page_of, text_of
 from shardpress.report.verify import verify
-from shardpress.result import INDEX, Result, result_bytes
+from shardpress.result.features import open_features
+from shardpress.result.finished import INDEX, Result, result_bytes
+from shardpress.result.records import Entry
 from tests.support.bad_shards import SKIP, Shards
 from tests.support.damage import damage
 from tests.support.logged import mentions

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from shardpress.features import open_features
 from shardpress.output.disk import Disk
-from shardpress.result import load_model
+from shardpress.result.features import open_features
+from shardpress.result.finished import load_model
 from tests.support.bad_shards import InterruptedDisk
 from tests.support.fields import run_with_sizes
 from tests.support.helpers import write_shard

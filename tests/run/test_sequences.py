@@ -24,7 +24,7 @@ import pytest
 from shardpress import load_model, open_features
 from shardpress.output.disk import Disk
 from shardpress.report.verify import verify
-from shardpress.result import INDEX, Result, Use
+from shardpress.result.finished import INDEX, Result, Use
 from shardpress.run import budget, difference, encoding_stage
 from tests.support.cases import ALL_CASES, case
 from tests.support.faulty import FailingDisk, KillingDisk, RecordingDisk, ShortWriteDisk, forked

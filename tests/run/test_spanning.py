@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardpress.features import open_features
 from shardpress.report.verify import verify
-from shardpress.result import Result
+from shardpress.result.features import open_features
+from shardpress.result.finished import Result
 from shardpress.run import budget, encoding_stage
 from tests.support.bad_shards import SETTINGS, SKIP, Shards, bad_lines, encoded
 from tests.support.damage import damage

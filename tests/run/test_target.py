@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 
-from shardpress.features import open_features
 from shardpress.interop.onnx import encoder_onnx
-from shardpress.result import Result, load_model
+from shardpress.result.features import open_features
+from shardpress.result.finished import Result, load_model
 from tests.support import standin
 from tests.support.bad_shards import Shards
 from tests.support.cases import case

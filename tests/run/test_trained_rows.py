@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 
 from scripts import classify as script
-from shardpress.features import open_features
-from shardpress.labels import NONE, LabelChoice
+from shardpress.model.labels import NONE, LabelChoice
 from shardpress.report.commonrows import EncodedRows
 from shardpress.report.mapquality import read_labels
-from shardpress.result import Result, Use
-from shardpress.rowfacts import rows_with_value
+from shardpress.result.features import open_features, rows_with_value
+from shardpress.result.finished import Result, Use
 from tests.support.bad_shards import Shards
 from tests.support.damage import damage
 from tests.support.helpers import write_shard

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from shardpress.cluster import workers
-from shardpress.result import Result
+from shardpress.result.finished import Result
 from tests.support.clusters import Cluster, until
 from tests.support.killing import features_of as digest_of
 from tests.support.killing import processes_of

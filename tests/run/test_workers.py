@@ -16,7 +16,7 @@ import psutil
 import pytest
 from distributed import Security
 
-from shardpress.result import Result
+from shardpress.result.finished import Result
 from tests.support.clusters import Cluster
 from tests.support.killing import features_of
 from tests.support.processes import DEADLINE, Small, ends_well

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from shardpress.model.scaler import Scaler
 from shardpress.scan.drift import farthest, outside_of
-from shardpress.scan.scaler import Scaler
 
 RANGE = Scaler(np.array([0.0, -1.0, 5.0, 0.0]), np.array([1.0, 2.0, 5.0, 1.0]))
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from shardpress.columns import NO_COLUMNS
+from shardpress.hdf5.columns import NO_COLUMNS
 from shardpress.hdf5.shard import array_shard
 from shardpress.scan.hints import hints_of
 from shardpress.scan.look import follow, form_of

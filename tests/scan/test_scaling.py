@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
 
-from shardpress.scan.sample import moments, quantiles, sample_positions
-from shardpress.scan.scaler import Scaler
+from shardpress.model.scaler import Scaler
+from shardpress.scan.column_sample import moments, quantiles, sample_positions
 from shardpress.scan.scaling import chosen_scale, scaled_as
 from tests.support.cases import case
 

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from scripts import classify
 from shardpress import cli
-from shardpress.features import open_features
+from shardpress.result.features import open_features
 from tests.support import standin
 from tests.support.cases import case
 from tests.support.helpers import write_shard

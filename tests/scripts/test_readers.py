@@ -11,8 +11,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from shardpress.features import open_features
-from shardpress.result import load_model
+from shardpress.result.features import open_features
+from shardpress.result.finished import load_model
 from tests.support import standin
 from tests.support.interpreters import OTHER_PYTHONS, REPOSITORY
 from tests.support.interruptions import SIZES
@@ -69,7 +69,7 @@ def test_wheel_contains_all_packages_and_nothing_else(wheel):
     programs = {name for name in names if ".data/scripts/" in name}
     assert [name.rsplit("/", 1)[1] for name in programs] == ["install_pygpu.sh"]
     assert names - programs == our_files | {
-        "shardpress/rowmath.abi3.so",
+        "shardpress/base/rowmath.abi3.so",
         "shardpress/hdf5/filters/lzf.abi3.so",
     }
 

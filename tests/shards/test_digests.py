@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from shardpress.hdf5.shard import Block, Shard
-from shardpress.records import _total
-from shardpress.run.digests import with_content
+from shardpress.result.records import _total
+from shardpress.run.contents import with_content
 from shardpress.run.request import facts_of
-from shardpress.shards.columns import ColumnCheck, ColumnRule
+from shardpress.shards.column_order import ColumnCheck, ColumnRule
 from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.shards.digests import UNIT_ROWS, Digest, ExtrasDigest
 from shardpress.shards.open import open_shards

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from h5py import h5t
 
-from shardpress.errors import printable
+from shardpress.base.errors import printable
 from shardpress.hdf5.files import FILES
 from shardpress.hdf5.shard import Block, block_of, first_rows
 from shardpress.shards.open import open_shards

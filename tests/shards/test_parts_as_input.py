@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shardpress.features import open_features
 from shardpress.hdf5.shard import Block
 from shardpress.report.verify import verify
-from shardpress.result import Result
+from shardpress.result.features import open_features
+from shardpress.result.finished import Result
 from shardpress.run import encoding_stage
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress.features import open_features
-from shardpress.model import Model
+from shardpress.model.encoder import Model
 from shardpress.output.disk import Disk
-from shardpress.result import load_model
+from shardpress.result.features import open_features
+from shardpress.result.finished import load_model
 from tests.support import standin
 from tests.support.damage import damage
 from tests.support.fields import run_with_sizes

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from shardpress.features import open_features
+from shardpress.result.features import open_features
 from tests.support.tolerances import assert_close
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.scan.scaler import Scaler
+from shardpress.model.scaler import Scaler
 from shardpress_kernels import backend
 from shardpress_kernels.network import Head, Network, TargetLoss
 from tests.support.cases import ALL_CASES

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import patch
 
-from shardpress.formats import digest
+from shardpress.base.formats import digest
 from shardpress.hdf5.files import FILES
 from shardpress.output.disk import Disk
 

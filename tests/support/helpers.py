@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
+from shardpress.base.errors import ShardpressError
 from shardpress.cluster.threads import threads
-from shardpress.errors import ShardpressError
-from shardpress.features import open_features
 from shardpress.hdf5.shard import Block, Shard
+from shardpress.result.features import open_features
 from shardpress.scan.blocks import ScanSettings
 from shardpress.scan.ranges import Scan, scan
 from shardpress.shards.conversion import AS_STORED, Conversion

@@ -10,10 +10,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from shardpress import sealed
-from shardpress.formats import digest
-from shardpress.model import Model
-from shardpress.scan.scaler import Scaler
+from shardpress.base.formats import digest
+from shardpress.hdf5 import sealed
+from shardpress.model.encoder import Model
+from shardpress.model.scaler import Scaler
 from shardpress_kernels.network import Network
 
 NETWORK = Network((4, 6, 3), "relu", "linear", gain=True)

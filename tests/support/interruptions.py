@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shardpress.result import Result
+from shardpress.result.finished import Result
 from tests.support.faulty import RecordingDisk
 from tests.support.protocol import unreferenced
 from tests.support.standin import Workspace, features_of

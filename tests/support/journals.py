@@ -7,11 +7,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from shardpress.formats import fingerprint
-from shardpress.output.files import unique_name
+from shardpress.base.formats import fingerprint
 from shardpress.output.journal import Journal, Record
-from shardpress.records import Part, Range, Request, ShardFacts, Stat
-from shardpress.result import result_bytes
+from shardpress.output.writing import unique_name
+from shardpress.result.finished import result_bytes
+from shardpress.result.records import Part, Range, Request, ShardFacts, Stat
 from tests.support.hostilemodels import model_of
 from tests.support.parts import run_facts
 

@@ -20,8 +20,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from shardpress.formats import digest
-from shardpress.result import INDEX, USE, Result
+from shardpress.base.formats import digest
+from shardpress.result.finished import INDEX, USE, Result
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.protocol import committed, invalid_entries, leftovers

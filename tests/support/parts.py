@@ -6,15 +6,26 @@ from dataclasses import replace
 import h5py
 import numpy as np
 
+from shardpress.base.formats import digest
 from shardpress.encoding.index import write_index
 from shardpress.encoding.partfile import part_file, stored_categories
 from shardpress.encoding.storage import PLAIN
-from shardpress.formats import digest
 from shardpress.hdf5.categories import attribute_value, read_categories
 from shardpress.hdf5.shard import Extra
 from shardpress.output.lock import locked
-from shardpress.records import Entry, Keys, Part, Range, Request, RunFacts, ShardFacts, Stat, in_order, stretches_of
-from shardpress.result import Use, result_bytes
+from shardpress.result.finished import Use, result_bytes
+from shardpress.result.records import (
+    Entry,
+    Keys,
+    Part,
+    Range,
+    Request,
+    RunFacts,
+    ShardFacts,
+    Stat,
+    in_order,
+    stretches_of,
+)
 from shardpress_kernels.network import Network
 from tests.support.helpers import numbered
 from tests.support.hostilemodels import model_of

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from shardpress.commands.table import main
+from shardpress.commands.registry import main
 
 
 def words_of(command: str) -> list[str]:

@@ -13,13 +13,13 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.errors import NoInput
-from shardpress.features import open_features, reading
-from shardpress.formats import digest
-from shardpress.records import plain, to_json
+from shardpress.base.errors import NoInput
+from shardpress.base.formats import digest
 from shardpress.report.page.build import is_current
 from shardpress.report.verify import verify
-from shardpress.result import Result, load_model
+from shardpress.result.features import open_features, reading
+from shardpress.result.finished import Result, load_model
+from shardpress.result.records import plain, to_json
 from tests.support.cases import ALL_CASES
 from tests.support.faulty import RecordingDisk, journal_lines, journal_records
 from tests.support.standin import Workspace, features_of

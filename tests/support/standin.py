@@ -22,8 +22,8 @@ import pytest
 
 from shardpress.output import journal
 from shardpress.output.disk import Disk
-from shardpress.records import stretches_of
-from shardpress.result import INDEX, Result
+from shardpress.result.finished import INDEX, Result
+from shardpress.result.records import stretches_of
 from shardpress.run import budget, encoding_stage, engine
 from shardpress.run import plan as planning
 from shardpress.settings.flags import parse

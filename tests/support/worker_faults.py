@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from shardpress import device
 from shardpress.encoding import encode, worker
+from shardpress.model import device
 from shardpress.shards.conversion import Conversion
 from shardpress_kernels.backend import Device
 from tests.support.standin import install

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shardpress.scan.scaler import Scaler
+from shardpress.model.scaler import Scaler
 from shardpress.training.components import Components, baseline_of, principal_components
 from tests.support.cases import case, each
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress.errors import TrainingDiverged
+from shardpress.base.errors import TrainingDiverged
 from shardpress.settings.resolve import Settings
 from shardpress.training.checkpoint import TrainingState
 from shardpress.training.epochs import Training

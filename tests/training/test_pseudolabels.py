@@ -9,9 +9,9 @@ import pytest
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.preprocessing import StandardScaler
 
-from shardpress.scan.scaler import Scaler
+from shardpress.model.scaler import Scaler
+from shardpress.training.feed import ResidentRows
 from shardpress.training.pseudolabels import with_pseudo_labels
-from shardpress.training.rows import ResidentRows
 from shardpress.training.targets import Targets
 from shardpress_kernels.network import Head
 

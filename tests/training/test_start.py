@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shardpress.model import Model
-from shardpress.scan.scaler import Scaler
+from shardpress.model.encoder import Model
+from shardpress.model.scaler import Scaler
 from shardpress.training.components import Components, principal_components
 from shardpress.training.start import start_of
 from shardpress_kernels.network import Network

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.labels import NONE, LabelChoice, text_of
+from shardpress.model.labels import NONE, LabelChoice, text_of
 from shardpress.shards.open import open_shards
 from shardpress.training.targets import MAX_CLASSES, Targets, read_targets, targets_of
 from shardpress_kernels.network import Head

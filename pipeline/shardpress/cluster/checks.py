@@ -13,9 +13,9 @@ from typing import Any
 
 from distributed import Client, Worker, WorkerPlugin
 
+from shardpress.base.errors import ConfigError, DeviceError, TryAgain, printable, quantity, short_list
 from shardpress.cluster.probe import Probe, differences, packages, problems_of_scratch
 from shardpress.cluster.stats import facts_of, process_name
-from shardpress.errors import ConfigError, DeviceError, TryAgain, printable, quantity, short_list
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from dask.local import get_async
 
-from shardpress import signals
+from shardpress.base import signals
 from shardpress.cluster.stats import process_name
 from shardpress.cluster.threads import stop
 

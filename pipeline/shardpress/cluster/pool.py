@@ -8,11 +8,11 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from shardpress.cluster.devices import device_names, worker_environment
 from shardpress.cluster.probe import Probe
 from shardpress.cluster.security import scheduler_address
 from shardpress.cluster.stats import WorkerStats
 from shardpress.cluster.threads import threads
+from shardpress.cluster.worker_devices import device_names, worker_environment
 from shardpress.settings.config import ClusterSettings
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def open_pool(
 ) -> Iterator[WorkerPool]:
     """Provide the configured pool within the context.
 
-    All local workers together have `n_threads`. `start_device` is `shardpress.device.start_device`. With
+    All local workers together have `n_threads`. `start_device` is `shardpress.model.device.start_device`. With
     `requires_device`, each worker must use its configured device.
 
     Raises

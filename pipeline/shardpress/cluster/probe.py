@@ -15,9 +15,9 @@ from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 
-from shardpress.doctor.packages import version_of
-from shardpress.errors import printable
-from shardpress.sourceroots import SOURCE_ROOTS
+from shardpress.base.errors import printable
+from shardpress.base.packages import version_of
+from shardpress.base.sourceroots import SOURCE_ROOTS
 from shardpress_kernels.trust import untrusted_above
 
 # Packages whose versions determine what a task computes, or whether it can be sent.

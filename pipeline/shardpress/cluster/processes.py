@@ -22,13 +22,13 @@ from typing import Any
 import dask
 from distributed import Nanny, Scheduler, Worker
 
-from shardpress import signals
-from shardpress.childprocess import ChildProcess
+from shardpress.base import signals
+from shardpress.base.childprocess import ChildProcess
+from shardpress.base.errors import CannotCreate, NotPermitted, SystemLimit
 from shardpress.cluster.checks import LOGGERS
-from shardpress.cluster.devices import add_theano_flag, device_names, worker_environment
 from shardpress.cluster.tls import IsolatedSecurity
+from shardpress.cluster.worker_devices import add_theano_flag, device_names, worker_environment
 from shardpress.cluster.workers import Cluster, quiet_dask
-from shardpress.errors import CannotCreate, NotPermitted, SystemLimit
 from shardpress.settings.config import ClusterSettings
 from shardpress_kernels.trust import UntrustedDirectory, private_directory
 

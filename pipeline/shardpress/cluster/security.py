@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask.config
 
-from shardpress.errors import ConfigError, printable
+from shardpress.base.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from distributed import Security

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from shardpress.errors import quantity
+from shardpress.base.errors import quantity
 
 _MAX_RATES = 8
 """Largest number of workers whose rates are all logged. For more workers, three rates are logged as a summary."""

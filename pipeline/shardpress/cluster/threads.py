@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 
-from shardpress import signals
+from shardpress.base import signals
 
 # In each thread of a pool, the attribute `stopping` is the event that stops the pool.
 _current_pool = threading.local()

@@ -21,15 +21,15 @@ from distributed import Future as DaskFuture
 from distributed.comm.core import FatalCommClosedError
 from distributed.versions import VersionMismatchWarning
 
-from shardpress import signals
+from shardpress.base import signals
+from shardpress.base.errors import ConfigError, DeviceLost, SystemLimit, TryAgain, printable, quantity
+from shardpress.base.processcache import ProcessCache
+from shardpress.base.signals import Stopped
 from shardpress.cluster.checks import check_workers
 from shardpress.cluster.probe import Probe
 from shardpress.cluster.security import dask_security, scheduler_address
 from shardpress.cluster.stats import WorkerStats
-from shardpress.errors import ConfigError, DeviceLost, SystemLimit, TryAgain, printable, quantity
-from shardpress.processcache import ProcessCache
 from shardpress.settings.config import ClusterSettings
-from shardpress.signals import Stopped
 
 log = logging.getLogger(__name__)
 

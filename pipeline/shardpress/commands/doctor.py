@@ -28,10 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print all checks. Return the result of `shardpress.doctor.check.exit_code`."""
-    from shardpress.doctor.check import exit_code, page, verdict
-    from shardpress.doctor.devices import device_checks
-    from shardpress.doctor.machine import machine_checks, python_checks
+    """Print all checks. Return the result of `shardpress.setup.diagnosis.exit_code`."""
+    from shardpress.setup.computation import device_checks
+    from shardpress.setup.diagnosis import exit_code, page, verdict
+    from shardpress.setup.machine import machine_checks, python_checks
 
     print("shardpress doctor: checking; this takes a few seconds, half a minute the first time.", file=sys.stderr)
     checks = [*python_checks(), *device_checks(), *machine_checks(options.output)]

@@ -6,8 +6,8 @@ import argparse
 import logging
 import sys
 
+from shardpress.base.signals import Stopped, stoppable
 from shardpress.commands.parsing import log_progress
-from shardpress.signals import Stopped, stoppable
 
 DESCRIPTION = """Write the encoder or the features of a finished run for other programs.
 
@@ -56,8 +56,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the file or folder, and print how to use it."""
+    from shardpress.base.runlog import Terminal
     from shardpress.interop.export import export
-    from shardpress.runlog import Terminal
 
     as_of = options.as_of
     if as_of is not None and as_of.isdecimal():

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from shardpress.commandline import Parser
+from shardpress.base.commandline import Parser
+from shardpress.base.errors import DataError, printable, quantity, short_list
 from shardpress.commands.parsing import add_json_flag, log_progress, print_json
-from shardpress.errors import DataError, printable, quantity, short_list
 
 if TYPE_CHECKING:
-    from shardpress.columns import Columns
+    from shardpress.hdf5.columns import Columns
     from shardpress.hdf5.shard import Shard
     from shardpress.scan.look import Form
     from shardpress.scan.ranges import Scan
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # the output already contains the warnings
     from shardpress.scan.look import form_of
     from shardpress.settings.flags import parse_with_settings
-    from shardpress.shards.columns import ColumnRule
+    from shardpress.shards.column_order import ColumnRule
     from shardpress.shards.inspect import inspect_files
     from shardpress.shards.vet import Selection
 
@@ -80,7 +80,7 @@ def _own_parser() -> Parser:
 
 
 def _scan_rows(inspection: Inspection, config: Config, is_complete: bool) -> Scan:
-    from shardpress.progress import Progress
+    from shardpress.base.progress import Progress
     from shardpress.scan.blocks import ScanSettings
     from shardpress.scan.preview import preview_rows
 

@@ -46,7 +46,7 @@ def print_json(result: Any) -> None:
 @contextmanager
 def log_progress() -> Iterator[None]:
     """Log the progress of all passes within the context."""
-    logger = logging.getLogger("shardpress.progress")
+    logger = logging.getLogger("shardpress.base.progress")
     level = logger.level
     logger.setLevel(logging.INFO)
     try:

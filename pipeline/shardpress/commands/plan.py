@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from shardpress.commandline import Parser
+from shardpress.base.commandline import Parser
+from shardpress.base.text import duration, size
 from shardpress.commands.parsing import add_json_flag, print_json
-from shardpress.text import duration, size
 
 if TYPE_CHECKING:
     from shardpress.run.plan import Plan
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     config, own = parse_with_settings(parser, options.arguments, os.environ)
     # Before the imports, which take a second or two.
     print("plan: trying each stage on some rows ...", file=sys.stderr, flush=True)
-    import shardpress.installed  # noqa: F401  it exits with a message if no run is possible here
+    import shardpress.setup.installed  # noqa: F401  it exits with a message if no run is possible here
 
     # isort: split
     from shardpress.run.plan import make_plan

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from shardpress.base.errors import CannotCreate, UsageError, printable
 from shardpress.commands.parsing import add_directory, print_json
-from shardpress.errors import CannotCreate, UsageError, printable
 
 DESCRIPTION = """Write the report of a finished run from its output directory.
 
@@ -35,9 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the page as HTML, or print the report as text or JSON."""
     from shardpress.output.disk import Disk, publish
-    from shardpress.output.files import REPORT
+    from shardpress.output.writing import REPORT
     from shardpress.report.page.build import html_of, is_current, page_bytes, page_of, text_of
-    from shardpress.result import Result
+    from shardpress.result.finished import Result
 
     result = Result.open(options.directory)
     if options.json:

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
         from shardpress.commands.plan import run as plan
 
         return plan(options)
-    import shardpress.installed  # noqa: F401  it exits with a message if no run is possible here
+    import shardpress.setup.installed  # noqa: F401  it exits with a message if no run is possible here
 
     # isort: split
     from shardpress.cli import main

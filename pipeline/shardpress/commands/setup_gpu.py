@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from shardpress.commands.parsing import existing_directory
-from shardpress.gpu.fitting import parse_version
+from shardpress.setup.cuda_packages import parse_version
 
 DESCRIPTION = """Install the libraries that a CUDA card needs in addition to NVIDIA's driver: pygpu, NVRTC and cuBLAS.
 
@@ -39,8 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Install the libraries, and print a line for each step."""
-    import shardpress.installed  # noqa: F401  it exits with a message if this Python cannot run Theano
-    from shardpress.gpu.install import set_up
+    import shardpress.setup.installed  # noqa: F401  it exits with a message if this Python cannot run Theano
+    from shardpress.setup.install import set_up
 
     for line in set_up(options.cuda, options.source, options.mirror):
         print(line, flush=True)

@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Install Theano, and print a line for each step."""
-    from shardpress.theano_installer import set_up
+    from shardpress.setup.theano_installer import set_up
 
     for line in set_up(options.source):
         print(line, flush=True)

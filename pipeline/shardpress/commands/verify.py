@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from shardpress.base.errors import VerificationFailed
 from shardpress.commands.parsing import add_directory, add_json_flag, print_json, whole_number
-from shardpress.errors import VerificationFailed
 
 DESCRIPTION = """Check an output directory: the size and BLAKE3 digest of each file, and the features of some rows.
 

@@ -8,12 +8,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from shardpress.columns import NO_COLUMNS, Columns
-from shardpress.errors import DataError
+from shardpress.base.errors import DataError
+from shardpress.hdf5.columns import NO_COLUMNS, Columns
 from shardpress.hdf5.shard import Block
-from shardpress.records import Outside
+from shardpress.model.scaler import Scaler, bad_entries, bad_rows
+from shardpress.result.records import Outside
 from shardpress.scan.drift import farthest, outside_of
-from shardpress.scan.scaler import Scaler, bad_entries, bad_rows
 
 _MAX_LISTED_COLUMNS = 20  # columns to list per row, because a row can have thousands of bad values
 NO_POSITIONS = np.empty(0, dtype=np.int64)

@@ -17,21 +17,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shardpress.base.errors import DataError
 from shardpress.cluster.threads import check
-from shardpress.device import theanos_errors
 from shardpress.encoding.bad_data import NO_POSITIONS, BadData, RowFacts
 from shardpress.encoding.partfile import Streamed, part_file, stored_categories
 from shardpress.encoding.parts import Piece
 from shardpress.encoding.worker import EncodeSettings, Worker, check_place, worker_of
-from shardpress.errors import DataError
 from shardpress.hdf5.shard import WIDE_BYTES, Block, Shard, long_bytes
-from shardpress.model import Model
+from shardpress.model.device import theanos_errors
+from shardpress.model.encoder import Model
+from shardpress.model.scaler import Cleaning
 from shardpress.output.disk import GuardedDisk, Pieces
-from shardpress.output.files import PARTS, unique_name, write_file
-from shardpress.records import Entry, Part, Range
-from shardpress.result import stored_name
+from shardpress.output.writing import PARTS, unique_name, write_file
+from shardpress.result.finished import stored_name
+from shardpress.result.records import Entry, Part, Range
 from shardpress.scan.drift import MAX_LISTED_COLUMNS
-from shardpress.scan.scaler import Cleaning
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.digests import Digest, ExtrasDigest
 from shardpress.shards.rows import keep_chunks, read_extras, stream_extra

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import h5py
 import numpy as np
 
-from shardpress.features import Shape
-from shardpress.formats import missing_value
+from shardpress.base.formats import missing_value
 from shardpress.hdf5.categories import ATTRIBUTE, FORMAT
-from shardpress.records import Stretch
-from shardpress.result import APPEND_ID, USE
+from shardpress.result.features import Shape
+from shardpress.result.finished import APPEND_ID, USE
+from shardpress.result.records import Stretch
 
 _VIEW = "The values are in parts/. Copy the whole directory, or the file that shardpress export --to hdf5 writes."
 _CHUNK_ROWS = 2**20  # rows in a chunk of the numbers of appends

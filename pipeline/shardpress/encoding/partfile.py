@@ -18,11 +18,11 @@ import h5py
 import numpy as np
 
 from shardpress.encoding.storage import write_chunked
-from shardpress.features import Shape
 from shardpress.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
 from shardpress.hdf5.shard import Extra
 from shardpress.output.disk import PAGE, Pieces
-from shardpress.result import ERROR, FEATURES, VALID, stored_name
+from shardpress.result.features import Shape
+from shardpress.result.finished import ERROR, FEATURES, VALID, stored_name
 
 _PAGE = 2**16  # page size of an image in bytes; smaller pages are slow with megabytes of strings
 _EMPTY_PAGE = bytes(_PAGE)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from msgspec import structs
 
 from shardpress.hdf5.shard import Block, Shard
-from shardpress.records import Part, Range, in_order
+from shardpress.result.records import Part, Range, in_order
 
 
 class Piece(NamedTuple):

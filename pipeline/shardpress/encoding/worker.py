@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shardpress.device import autoencoder_of, n_cores, start_device
+from shardpress.base.errors import ReadFailed, TryAgain, printable
+from shardpress.base.processcache import ProcessCache
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.storage import PLAIN, Storage
-from shardpress.errors import ReadFailed, TryAgain, printable
-from shardpress.model import Model, finite_errors
+from shardpress.model.device import autoencoder_of, n_cores, start_device
+from shardpress.model.encoder import Model, finite_errors
 from shardpress.output.disk import PAGE, Disk
-from shardpress.output.files import fault_of
-from shardpress.processcache import ProcessCache
-from shardpress.records import Entry
-from shardpress.result import read_model_file
+from shardpress.output.writing import fault_of
+from shardpress.result.finished import read_model_file
+from shardpress.result.records import Entry
 
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
@@ -170,7 +170,7 @@ _workers = ProcessCache[object, Worker](max_size=1)  # a model and its memory ar
 def worker_of(settings: EncodeSettings) -> Worker:
     """Return the worker of this process. If necessary, create it on the device of this process.
 
-    Raise `ReadFailed` if the model's file has changed, or an error of `shardpress.device.start_device`.
+    Raise `ReadFailed` if the model's file has changed, or an error of `shardpress.model.device.start_device`.
     """
     return _workers.get_or_make(settings.key, lambda: _new_worker(settings))
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Self, TypeVar
 
-from shardpress.errors import DataError, NoInput, NotPermitted, ReadFailed, ShardpressError, SystemLimit, printable
+from shardpress.base.errors import DataError, NoInput, NotPermitted, ReadFailed, ShardpressError, SystemLimit, printable
 
 log = logging.getLogger(__name__)
 

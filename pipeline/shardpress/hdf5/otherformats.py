@@ -11,7 +11,7 @@ import shlex
 import stat
 from typing import NamedTuple
 
-from shardpress.errors import printable
+from shardpress.base.errors import printable
 from shardpress.hdf5.files import FILES, read_at
 
 HEAD_BYTES = 2**20

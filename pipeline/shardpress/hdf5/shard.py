@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.columns import NO_COLUMNS, Columns
-from shardpress.errors import printable
-from shardpress.formats import missing_value
+from shardpress.base.errors import printable
+from shardpress.base.formats import missing_value
 from shardpress.hdf5.chunkcache import band_bytes
+from shardpress.hdf5.columns import NO_COLUMNS, Columns
 from shardpress.hdf5.files import Identity
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_LEFT_OUT

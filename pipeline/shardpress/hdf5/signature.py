@@ -1,6 +1,6 @@
 """Check the first bytes of a file before the child opens it: it must be HDF5, and closed by its writer."""
 
-from shardpress.errors import DataError, printable
+from shardpress.base.errors import DataError, printable
 from shardpress.hdf5.files import read_at
 from shardpress.hdf5.otherformats import HEAD_BYTES, describe
 

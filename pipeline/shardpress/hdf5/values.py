@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shardpress.errors import DataError, printable
-from shardpress.formats import digest
+from shardpress.base.errors import DataError, printable
+from shardpress.base.formats import digest
 from shardpress.hdf5.child.ask import ask
 from shardpress.hdf5.chunkcache import CHUNKS
 from shardpress.hdf5.files import Identity, opened, read_into, with_retries

@@ -11,12 +11,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from shardpress.features import Shape
-from shardpress.frames import INDEXES, to_encodable
-from shardpress.interop.hdf5 import SOURCE, write_rows
-from shardpress.interop.rows import Block, Rows
-from shardpress.progress import Progress
-from shardpress.result import FEATURES, VALID
+from shardpress.base.progress import Progress
+from shardpress.interop.reading import Block, Rows
+from shardpress.interop.single_file import SOURCE, write_rows
+from shardpress.result.features import Shape
+from shardpress.result.finished import FEATURES, VALID
+from shardpress.result.frames import INDEXES, to_encodable
 
 KEY = "X_shardpress"
 """Name of the features in ``obsm``."""

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardpress.alignment import LinearMap
-from shardpress.device import TILE_ROWS, start_device, theanos_errors
-from shardpress.errors import WriteFailed, printable
+from shardpress.base.errors import WriteFailed, printable
+from shardpress.base.processcache import ProcessCache
 from shardpress.hdf5.shard import Block, array_shard
-from shardpress.model import Model, finite_errors
-from shardpress.processcache import ProcessCache
-from shardpress.scan.scaler import Cleaning
+from shardpress.model.device import TILE_ROWS, start_device, theanos_errors
+from shardpress.model.encoder import Model, finite_errors
+from shardpress.model.scaler import Cleaning
+from shardpress.result.alignment import LinearMap
 from shardpress.shards.conversion import Conversion
 
 if TYPE_CHECKING:

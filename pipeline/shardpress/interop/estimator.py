@@ -14,11 +14,9 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from shardpress.alignment import LinearMap
-from shardpress.asof import find_map
-from shardpress.columns import Columns, row_shape_of
-from shardpress.doctor.packages import missing_theano, unsuitable_python
-from shardpress.errors import ConfigError, DataError, DeviceError, printable
+from shardpress.base.errors import ConfigError, DataError, DeviceError, printable
+from shardpress.base.packages import missing_theano, unsuitable_python
+from shardpress.hdf5.columns import Columns, row_shape_of
 from shardpress.interop.applying import (
     compute,
     decode,
@@ -29,8 +27,10 @@ from shardpress.interop.applying import (
     mapped,
     reconstruction_errors,
 )
-from shardpress.model import Model
-from shardpress.result import load_model
+from shardpress.model.encoder import Model
+from shardpress.result.alignment import LinearMap
+from shardpress.result.asof import find_map
+from shardpress.result.finished import load_model
 from shardpress.settings.config import Config
 from shardpress.settings.flags import convert_settings
 
@@ -404,7 +404,7 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     def _train(self, fit: Any) -> None:
         """Train, and set the fitted attributes."""
-        from shardpress.training.verdict import complaints
+        from shardpress.training.complaints import complaints
 
         model = fit.run()
         names = getattr(self, "feature_names_in_", None)

@@ -11,17 +11,17 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from shardpress.asof import find_map
-from shardpress.errors import CannotCreate, printable
-from shardpress.features import FAILURES, reading
-from shardpress.frames import import_pyarrow
+from shardpress.base.errors import CannotCreate, printable
+from shardpress.base.progress import Progress
 from shardpress.interop.anndata import KEY, write_anndata
-from shardpress.interop.hdf5 import SOURCE, write_hdf5
 from shardpress.interop.onnx import encoder_onnx, import_onnx, input_dtype
-from shardpress.interop.rows import Rows, has_plain_values, open_rows
+from shardpress.interop.reading import Rows, has_plain_values, open_rows
+from shardpress.interop.single_file import SOURCE, write_hdf5
 from shardpress.output.disk import TEMPORARY, Disk, publish, publish_from, remove
-from shardpress.progress import Progress
-from shardpress.result import INDEX, file_of, load_model
+from shardpress.result.asof import find_map
+from shardpress.result.features import FAILURES, reading
+from shardpress.result.finished import INDEX, file_of, load_model
+from shardpress.result.frames import import_pyarrow
 
 
 @dataclass(frozen=True)

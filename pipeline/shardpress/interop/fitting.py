@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from shardpress.base.errors import DataError
 from shardpress.cluster.threads import threads
-from shardpress.columns import Columns
-from shardpress.device import start_device, theanos_errors
-from shardpress.errors import DataError
+from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import Shard, array_shard
-from shardpress.labels import has_label
-from shardpress.model import Model
+from shardpress.model.device import start_device, theanos_errors
+from shardpress.model.encoder import Model
+from shardpress.model.labels import has_label
 from shardpress.run.budget import make_budget
 from shardpress.run.modeling import refuse, resolve_for, scan_settings, trained_model, training_facts
 from shardpress.scan.blocks import ScanSettings

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.alignment import LinearMap
-from shardpress.errors import DataError, DeviceError
+from shardpress.base.errors import DataError, DeviceError
 from shardpress.interop.onnxgraph import Graph
 from shardpress.interop.onnxrows import add_scaling
-from shardpress.model import Model
+from shardpress.model.encoder import Model
+from shardpress.result.alignment import LinearMap
 from shardpress_kernels.activations import ACTIVATIONS
 
 # These versions are from 2022, and all later runtimes support them.

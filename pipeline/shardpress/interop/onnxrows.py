@@ -1,4 +1,4 @@
-"""ONNX operators that prepare, clean and scale rows, as `shardpress.preparation` and `shardpress.scan.scaler` do.
+"""ONNX operators that prepare, clean and scale rows, as `shardpress.model.preparation` and ``scaler`` do.
 
 Each function adds operators to a graph, and returns the name of their result.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from shardpress.interop.onnxgraph import Graph
-from shardpress.model import Model
-from shardpress.preparation import Preparation
+from shardpress.model.encoder import Model
+from shardpress.model.preparation import Preparation
 
 
 def add_scaling(graph: Graph, model: Model, dtype: np.dtype) -> str:

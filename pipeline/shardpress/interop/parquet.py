@@ -1,8 +1,8 @@
 """Export of features to a folder of Parquet files, for pandas, Polars, DuckDB, Spark and programs that read tables.
 
 The folder has a file for each stretch of rows that are consecutive in a part. The columns have the names and values of
-`shardpress.features.Features.to_pandas`. The name of a file contains its first row and a digest of its content, so a
-repeated export writes only new content.
+`shardpress.result.features.Features.to_pandas`. The name of a file contains its first row and a digest of its content,
+so a repeated export writes only new content.
 
 This module imports pyarrow, an optional package. Import it only if Parquet files are written.
 """
@@ -20,16 +20,16 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from shardpress.errors import CannotCreate, printable
-from shardpress.features import categories_of
-from shardpress.formats import digest, fingerprint
-from shardpress.frames import VALID_COLUMN, ColumnNames, name_columns, to_encodable, to_native
-from shardpress.interop.hdf5 import SOURCE
-from shardpress.interop.rows import Block, Rows
+from shardpress.base.errors import CannotCreate, printable
+from shardpress.base.formats import digest, fingerprint
+from shardpress.base.progress import Progress
+from shardpress.interop.reading import Block, Rows
+from shardpress.interop.single_file import SOURCE
 from shardpress.output.disk import TEMPORARY, Disk, changing, publish_from, remove, sync_directory
-from shardpress.progress import Progress
-from shardpress.records import Stretch
-from shardpress.result import FEATURES, VALID
+from shardpress.result.features import categories_of
+from shardpress.result.finished import FEATURES, VALID
+from shardpress.result.frames import VALID_COLUMN, ColumnNames, name_columns, to_encodable, to_native
+from shardpress.result.records import Stretch
 
 ENCODER = "shardpress.encoder"
 """Key of the fingerprint of the encoder in the metadata of the schema."""

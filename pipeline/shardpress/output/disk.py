@@ -22,8 +22,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from shardpress.errors import NotPermitted, ShardpressError, SystemLimit, TryAgain, WriteFailed, printable
-from shardpress.processcache import ProcessCache
+from shardpress.base.errors import NotPermitted, ShardpressError, SystemLimit, TryAgain, WriteFailed, printable
+from shardpress.base.processcache import ProcessCache
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from shardpress.output.files import FOLDERS
+from shardpress.output.writing import FOLDERS
 
 
 def files_inside(directory: Path, paths: Sequence[Path]) -> list[Path]:

@@ -41,21 +41,13 @@ from typing import Any
 
 import msgspec
 
-from shardpress.errors import DataError, NoInput, ShardpressError, printable
-from shardpress.formats import digest
+from shardpress.base.errors import DataError, NoInput, ShardpressError, printable
+from shardpress.base.formats import digest
+from shardpress.hdf5.sealed import FORMAT
 from shardpress.output.disk import Disk, changing, publish, remove, sync_directory, write_all, write_error
-from shardpress.output.files import (
-    FOLDERS,
-    JOURNAL,
-    PARTS,
-    check_storage,
-    is_ours,
-    is_result,
-    write_file,
-)
-from shardpress.records import Entry, Part, Request, plain
-from shardpress.result import GENERATION, INDEX, Result
-from shardpress.sealed import FORMAT
+from shardpress.output.writing import FOLDERS, JOURNAL, PARTS, check_storage, is_ours, is_result, write_file
+from shardpress.result.finished import GENERATION, INDEX, Result
+from shardpress.result.records import Entry, Part, Request, plain
 
 log = logging.getLogger(__name__)
 

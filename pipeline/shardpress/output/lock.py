@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from shardpress.errors import (
+from shardpress.base.errors import (
     CannotCreate,
     NotPermitted,
     OtherVersion,
@@ -23,12 +23,12 @@ from shardpress.errors import (
     WriteFailed,
     printable,
 )
-from shardpress.formats import check_version
+from shardpress.base.formats import check_version
 from shardpress.hdf5.files import writers
+from shardpress.hdf5.sealed import FORMAT
 from shardpress.output.disk import Disk, GuardedDisk, publish, sync_directory
-from shardpress.output.files import FOLDERS, MARKER, WORK, check_limits, is_ours
 from shardpress.output.journal import Journal
-from shardpress.sealed import FORMAT
+from shardpress.output.writing import FOLDERS, MARKER, WORK, check_limits, is_ours
 
 log = logging.getLogger(__name__)
 

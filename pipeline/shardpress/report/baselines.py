@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.labels import Labels, Numbers
-from shardpress.outliers import outliers
-from shardpress.report.sample import Sample
-from shardpress.ridge import fit_ridge, inverse_of_deviations
+from shardpress.base.outliers import outliers
+from shardpress.base.ridge import fit_ridge, inverse_of_deviations
+from shardpress.model.labels import Labels, Numbers
+from shardpress.report.drawing import Sample
 from shardpress.training.components import Components, blocks, principal_components
 
 BASELINES = ("components", "standardized", "columns")

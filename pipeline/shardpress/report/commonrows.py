@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from shardpress.errors import DataError, printable, quantity
-from shardpress.records import Part, Range, ShardFacts, with_digests
+from shardpress.base.errors import DataError, printable, quantity
 from shardpress.report.baselines import MIN_TEST_ROWS
-from shardpress.report.rows import read_features, select_rows
-from shardpress.result import Result, Use
+from shardpress.report.recompute import read_features, select_rows
+from shardpress.result.finished import Result, Use
+from shardpress.result.records import Part, Range, ShardFacts, with_digests
 
 _MIN_ROWS = 6  # to hold out two of them
 _ROWS = 4096

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.alignment import Alignment, fit_map
-from shardpress.errors import printable, quantity
-from shardpress.features import check_part
+from shardpress.base.errors import printable, quantity
 from shardpress.report.commonrows import EncodedRows, read_common_rows
-from shardpress.result import Result
+from shardpress.result.alignment import Alignment, fit_map
+from shardpress.result.features import check_part
+from shardpress.result.finished import Result
 
 _NEIGHBOURS = 10
 _NEIGHBOUR_ROWS = 2048  # maximum number of rows in the search for neighbours, which computes all pairwise distances

@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shardpress.columns import Columns
-from shardpress.errors import printable, short_list
+from shardpress.base.errors import printable, short_list
+from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import Shard
-from shardpress.labels import LabelChoice
-from shardpress.records import Outside, Range, ShardFacts
+from shardpress.model.labels import LabelChoice
+from shardpress.report.drawing import PartSource, SampleSpec, draw_sample
 from shardpress.report.measures import measure
-from shardpress.report.sample import PartSource, SampleSpec, draw_sample
 from shardpress.report.worst import worst_facts
-from shardpress.result import Result
+from shardpress.result.finished import Result
+from shardpress.result.records import Outside, Range, ShardFacts
 from shardpress.scan.drift import MAX_LISTED_COLUMNS, farthest
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shardpress.outliers import MOST_OF_ALL, place_of
+from shardpress.base.outliers import MOST_OF_ALL, place_of
 from shardpress.report.baselines import BASELINES
 from shardpress.report.words import cut, score
 from shardpress.training.components import NOTHING

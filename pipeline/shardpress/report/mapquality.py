@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.alignment import LinearMap
-from shardpress.features import reading
-from shardpress.labels import NONE, LabelChoice, Labels
+from shardpress.model.labels import NONE, LabelChoice, Labels
 from shardpress.report.baselines import MIN_TEST_ROWS, are_correct
 from shardpress.report.commonrows import CommonRows, EncodedRows
-from shardpress.report.sample import values_of
-from shardpress.rowfacts import in_ranges
+from shardpress.report.drawing import values_of
+from shardpress.result.alignment import LinearMap
+from shardpress.result.features import in_ranges, reading
 
 _MAX_CLASSES = 1000
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.errors import printable
+from shardpress.base.errors import printable
+from shardpress.base.outliers import Spread, largest_share, outliers, owners, worst_first
 from shardpress.hdf5.shard import Shard
-from shardpress.labels import LABELS_IN_WORDS, LabelChoice, Labels, Numbers, numbers_in
-from shardpress.model import Model
-from shardpress.outliers import Spread, largest_share, outliers, owners, worst_first
+from shardpress.model.encoder import Model
+from shardpress.model.labels import LABELS_IN_WORDS, LabelChoice, Labels, Numbers, numbers_in
 from shardpress.report.baselines import (
     MIN_TEST_ROWS,
     FittedComponents,
@@ -26,7 +26,7 @@ from shardpress.report.baselines import (
     probe_facts,
     score_of,
 )
-from shardpress.report.sample import (
+from shardpress.report.drawing import (
     PartSource,
     Sample,
     SampleSpec,
@@ -34,8 +34,8 @@ from shardpress.report.sample import (
     labelled_stretches,
     training_stretches,
 )
+from shardpress.training.complaints import count_units
 from shardpress.training.components import Components, principal_components
-from shardpress.training.verdict import count_units
 
 log = logging.getLogger(__name__)
 

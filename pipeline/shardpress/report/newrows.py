@@ -13,19 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shardpress.columns import Columns, with_name
-from shardpress.errors import quantity, short_list
-from shardpress.model import Model
-from shardpress.outliers import MOST_OF_ALL, largest_share, place_of
-from shardpress.report.reference import (
-    Reference,
-    estimate,
-    groups_of,
-    measured,
-    neighbours,
-    squared_errors,
-)
-from shardpress.report.sample import Sample
+from shardpress.base.errors import quantity, short_list
+from shardpress.base.outliers import MOST_OF_ALL, largest_share, place_of
+from shardpress.hdf5.columns import Columns, with_name
+from shardpress.model.encoder import Model
+from shardpress.report.drawing import Sample
+from shardpress.report.reference import Reference, estimate, groups_of, measured, neighbours, squared_errors
 from shardpress.report.words import VERDICTS
 from shardpress.training.components import NOTHING
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shardpress.model import Model
-from shardpress.report.sample import Sample
+from shardpress.model.encoder import Model
+from shardpress.report.drawing import Sample
 from shardpress.training.components import principal_components
 
 MAX_DIRECTIONS = 32

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from shardpress.errors import DataError, NoInput, ReadFailed, printable, quantity
-from shardpress.output.files import fault_of
-from shardpress.records import Entry
-from shardpress.report.inputs import Inputs, preprocessing_of
-from shardpress.report.rows import Fault, RowCheck, check_rows
-from shardpress.result import GENERATION, Result, file_of
+from shardpress.base.errors import DataError, NoInput, ReadFailed, printable, quantity
+from shardpress.output.writing import fault_of
+from shardpress.report.origin import Inputs, preprocessing_of
+from shardpress.report.recompute import Fault, RowCheck, check_rows
+from shardpress.result.finished import GENERATION, Result, file_of
+from shardpress.result.records import Entry
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shardpress.columns import with_name
-from shardpress.errors import printable
+from shardpress.base.errors import printable
+from shardpress.hdf5.columns import with_name
 
 VERDICTS = {
     "keep": "The new rows are like the rows of the training: keep the model",

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.features import reading
-from shardpress.labels import LabelChoice
-from shardpress.outliers import MOST_OWNERS, Spread, owners, worst_first
+from shardpress.base.outliers import MOST_OWNERS, Spread, owners, worst_first
+from shardpress.model.labels import LabelChoice
+from shardpress.report.drawing import PartSource, SampleSpec, draw_sample, max_stretches
 from shardpress.report.measures import N_WORST, Reconstruction, owned_feature
-from shardpress.report.sample import PartSource, SampleSpec, draw_sample, max_stretches
-from shardpress.result import ERROR, FEATURES
+from shardpress.result.features import reading
+from shardpress.result.finished import ERROR, FEATURES
 
 _VALUES_AT_ONCE = 2**21  # features; a few arrays of this size are in float64
 _SMALL = 0.01  # shares of the variance of a feature that matter little for its owners

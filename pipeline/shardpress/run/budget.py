@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shardpress.device import MOST_RESIDENT, TILE_ROWS
+from shardpress.base.errors import ConfigError
 from shardpress.encoding.storage import storage_of
-from shardpress.errors import ConfigError
 from shardpress.hdf5.shard import WIDE_BYTES, Shard, leave_out_extras, long_bytes
+from shardpress.model.device import MOST_RESIDENT, TILE_ROWS
 from shardpress.settings.config import MachineSettings, StorageSettings
 from shardpress.settings.defaults import COPIES_IN_TRAINING, SHUFFLE_WINDOW
 from shardpress.settings.resolve import Settings, largest_network

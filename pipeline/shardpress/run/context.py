@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import h5py
 
+from shardpress.base.errors import printable
+from shardpress.base.packages import version_of
+from shardpress.base.runlog import Warnings
 from shardpress.cluster.pool import WorkerPool
-from shardpress.device import seconds_compiling
-from shardpress.doctor.packages import version_of
-from shardpress.errors import printable
+from shardpress.model.device import seconds_compiling
 from shardpress.output.journal import Journal
 from shardpress.run.resume import EarlierResults, checkpoint_in_words, n_rows_in
-from shardpress.runlog import Warnings
-from shardpress.watch import Watch
+from shardpress.run.watch import Watch
 
 if TYPE_CHECKING:
     from shardpress_kernels.backend import Device

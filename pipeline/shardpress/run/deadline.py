@@ -19,15 +19,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardpress.errors import quantity
-from shardpress.model import Model
+from shardpress.base.errors import quantity
+from shardpress.base.text import duration
+from shardpress.model.encoder import Model
 from shardpress.output.disk import AnonymousDisk
 from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.estimate import measure_seconds, reserved_seconds, stretches
 from shardpress.run.prepare import Prepared
 from shardpress.scan.ranges import Scan
-from shardpress.settings.deadline import in_words
-from shardpress.text import duration
+from shardpress.settings.finish_by import in_words
 from shardpress.training.epochs import Limit, Training
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from msgspec import structs
 
-from shardpress.records import Part, Request, ShardFacts
+from shardpress.result.records import Part, Request, ShardFacts
 
 MOST_PARTS = 500
 """Number of parts above which small ones are merged. A process can open about a thousand files."""

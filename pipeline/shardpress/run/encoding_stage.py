@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from msgspec import structs
 
+from shardpress.base.errors import DataError, quantity
+from shardpress.base.formats import digest, fingerprint
+from shardpress.base.progress import Progress, activity
 from shardpress.cluster.executor import compute
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.encode import EncodeTask, encode_part
 from shardpress.encoding.parts import PartSize, Piece, plan_parts, without_overlaps
 from shardpress.encoding.storage import storage_of
 from shardpress.encoding.worker import IN_MEMORY, Encoders, EncodeSettings, serving
-from shardpress.errors import DataError, quantity
-from shardpress.formats import digest, fingerprint
 from shardpress.hdf5.shard import Block
-from shardpress.model import Model
+from shardpress.model.encoder import Model
 from shardpress.output.disk import Disk
-from shardpress.output.files import WORK
 from shardpress.output.journal import Journal, Record
-from shardpress.progress import Progress, activity
-from shardpress.records import Entry, Part, Range, in_order
+from shardpress.output.writing import WORK
 from shardpress.report.facts import bad_shards, drift_facts
+from shardpress.result.records import Entry, Part, Range, in_order
 from shardpress.run.budget import extras_bytes
 from shardpress.run.context import RunContext
 from shardpress.run.estimate import Pace, measure_tasks

@@ -12,19 +12,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
+from shardpress.base.errors import TryAgain, printable
+from shardpress.base.progress import activity
+from shardpress.base.runlog import collect_warnings
+from shardpress.cluster.executor import compute
 from shardpress.cluster.pool import open_pool
 from shardpress.cluster.probe import Probe
-from shardpress.device import is_compiling, n_device_calls, start_device, theanos_errors
-from shardpress.errors import TryAgain, printable
+from shardpress.cluster.threads import threads
+from shardpress.model.device import is_compiling, n_device_calls, start_device, theanos_errors
 from shardpress.output.disk import Disk
 from shardpress.output.journal import Journal
 from shardpress.output.lock import locked
-from shardpress.progress import activity
-from shardpress.run.base import base_of, open_readonly
+from shardpress.run.before import base_of, open_readonly
+from shardpress.run.contents import with_content
 from shardpress.run.context import RunContext, RunState
 from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.finish import StageResults, check_same_rows, finish, write_derived
-from shardpress.run.merging import spared_shards
 from shardpress.run.prepare import Prepared, prepare
 from shardpress.run.refusal import check_change, log_change
 from shardpress.run.resume import EarlierResults, is_complete, stored_deadline
@@ -33,11 +38,10 @@ from shardpress.run.space import check_space
 from shardpress.run.stage import load_or_make
 from shardpress.run.summary import Summary
 from shardpress.run.training_stage import TrainingStage
-from shardpress.runlog import collect_warnings
+from shardpress.run.watch import watching
 from shardpress.scan.ranges import Scan
 from shardpress.settings.config import Config
 from shardpress.shards.rows import keep_chunks
-from shardpress.watch import watching
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +126,7 @@ def compared(journal: Journal, prepared: Prepared, is_readonly: bool = False) ->
         base = replace(base, parts=published.published_parts())
     prepared = prepared.with_change(base, journal.base)
     if prepared.change.n_rewritten:
-        prepared = prepared.with_change(base, journal.base, spared_shards(prepared))
+        prepared = prepared.with_change(base, journal.base, _spared_shards(prepared))
     return prepared, earlier
 
 
@@ -188,3 +192,24 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
     facts.update(encoding.facts(encoded))
     check_same_rows(context.journal, prepared, encoded.parts)
     return finish(prepared, StageResults(scan, model, encoded, facts), context)
+
+
+def _spared_shards(prepared: Prepared) -> list[int]:
+    """Return the positions of shards whose rows stay, but whose files no longer have the content of the result.
+
+    A file can be damaged without new times. Its rows then stay where they are, so that a merge neither loses them nor
+    ends the run.
+    """
+    positions = [i for i in prepared.encoded if prepared.change.places[i].is_same]
+
+    def is_lost(i: int) -> bool:
+        shard = prepared.shards[i]
+        known = prepared.request.shards[i]
+        names = {extra.name for extra in shard.extras}
+        found = with_content(structs.replace(known, rows=None, extras=None), shard, prepared.conversion, names)
+        return None in (found.rows, found.extras) or found != known
+
+    n_threads = prepared.budget.n_threads
+    with threads(n_threads) as pool:
+        are_lost = compute([(is_lost, i) for i in positions], pool, n_threads)
+    return [i for i, is_so in zip(positions, are_lost, strict=True) if is_so]

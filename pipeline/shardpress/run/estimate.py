@@ -11,8 +11,8 @@ import numpy as np
 
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
-from shardpress.device import seconds_compiling
 from shardpress.hdf5.shard import Shard
+from shardpress.model.device import seconds_compiling
 from shardpress.run.prepare import Prepared
 from shardpress.scan.blocks import Piece, pieces_of
 

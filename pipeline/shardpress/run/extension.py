@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shardpress.base.runlog import MAX_WARNINGS
 from shardpress.hdf5.shard import UNREADABLE
-from shardpress.records import RunFacts
-from shardpress.result import Result
+from shardpress.result.finished import Result
+from shardpress.result.records import RunFacts
 from shardpress.run.prepare import Prepared
 from shardpress.run.resume import has_other_labels
-from shardpress.runlog import MAX_WARNINGS
 
 # Facts about the run that brought the rows.
 _OF_SUMMARY = ("appended", "verdict", "n_outside", "seconds", "compiling", "device")

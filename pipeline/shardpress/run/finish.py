@@ -18,26 +18,27 @@ import numpy as np
 from msgspec import structs
 from threadpoolctl import threadpool_limits
 
-from shardpress.columns import Columns
+from shardpress.base.errors import DataError, NoInput, NotPermitted, VerificationFailed, printable, quantity
+from shardpress.base.progress import activity
+from shardpress.base.text import duration
 from shardpress.encoding.index import write_index
 from shardpress.encoding.partfile import row_shapes, stored_categories, stored_masks, stored_paths
-from shardpress.errors import DataError, NoInput, NotPermitted, VerificationFailed, printable, quantity
+from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import UNREADABLE, Block, Shard, first_rows
-from shardpress.labels import LabelChoice
-from shardpress.model import Model
+from shardpress.model.encoder import Model
+from shardpress.model.labels import LabelChoice
 from shardpress.output.disk import publish, remove
-from shardpress.output.files import BAD_ROWS, REPORT
 from shardpress.output.journal import Journal
-from shardpress.progress import activity
-from shardpress.records import Keys, Part, Range, Request, RunFacts, in_order, stretches_of, with_digests
+from shardpress.output.writing import BAD_ROWS, REPORT
 from shardpress.report.commonrows import EncodedRows
+from shardpress.report.drawing import PartSource, SampleSpec, sizes_of
 from shardpress.report.facts import bad_data_facts, bad_shards, input_facts, last_run_facts, sample_facts
 from shardpress.report.judgment import Judgment, judge
 from shardpress.report.newrows import Verdict
 from shardpress.report.page.build import is_current, page_bytes
-from shardpress.report.rows import RowCheck, check_rows
-from shardpress.report.sample import PartSource, SampleSpec, sizes_of
-from shardpress.result import Result, Use, load_statistics, result_bytes, stored_name
+from shardpress.report.recompute import RowCheck, check_rows
+from shardpress.result.finished import Result, Use, load_statistics, result_bytes, stored_name
+from shardpress.result.records import Keys, Part, Range, Request, RunFacts, in_order, stretches_of, with_digests
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import gave_up, warn_if_late
 from shardpress.run.encoding_stage import Encoded
@@ -52,8 +53,7 @@ from shardpress.run.summary import Summary
 from shardpress.run.use import use_of_rows
 from shardpress.scan.ranges import Scan
 from shardpress.shards.extras import why_left_out
-from shardpress.text import duration
-from shardpress.training.verdict import kept_start
+from shardpress.training.complaints import kept_start
 
 log = logging.getLogger(__name__)
 

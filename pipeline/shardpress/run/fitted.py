@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from shardpress.base.errors import ConfigError, DataError, printable, quantity, short_list
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
-from shardpress.errors import ConfigError, DataError, printable, quantity, short_list
 from shardpress.hdf5.shard import Extra, Shard, first_rows
 from shardpress.run.budget import n_threads_of
 from shardpress.settings.condition import Condition

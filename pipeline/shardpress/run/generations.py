@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shardpress.alignment import Alignment, LinearMap, fit_map
-from shardpress.errors import DataError, printable
-from shardpress.labels import LabelChoice
+from shardpress.base.errors import DataError, printable
+from shardpress.model.labels import LabelChoice
 from shardpress.output.journal import Journal
-from shardpress.records import Generation, MapFacts
 from shardpress.report.commonrows import EncodedRows, read_common_rows
 from shardpress.report.mapquality import kept_accuracy, read_labels
-from shardpress.result import Result
+from shardpress.result.alignment import Alignment, LinearMap, fit_map
+from shardpress.result.finished import Result
+from shardpress.result.records import Generation, MapFacts
 from shardpress.settings.config import ResultSettings
 
 log = logging.getLogger(__name__)

@@ -8,22 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from shardpress.base.errors import DataError, printable, quantity
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
-from shardpress.errors import DataError, printable, quantity
 from shardpress.hdf5.shard import UNREADABLE, Shard
-from shardpress.model import Model
-from shardpress.records import ShardFacts
-from shardpress.result import Result, given_name
-from shardpress.run.base import shard_like
+from shardpress.model.encoder import Model
+from shardpress.result.finished import Result, given_name
+from shardpress.result.records import ShardFacts
+from shardpress.run.before import shard_like
 from shardpress.run.budget import n_threads_of
+from shardpress.run.contents import with_content, with_extras
 from shardpress.run.difference import Base, Matching, needed_digests, places_of
-from shardpress.run.digests import with_content, with_extras
 from shardpress.run.request import absolute, facts_of
 from shardpress.run.unreadable import Damage, damage_of
 from shardpress.settings.config import BadDataSettings, Config, ResultSettings
 from shardpress.settings.kinds import n_allowed, sufficient_percentage
-from shardpress.shards.columns import ColumnCheck, ColumnRule
+from shardpress.shards.column_order import ColumnCheck, ColumnRule
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.open import check_any, open_sources
 from shardpress.shards.sources import Source, find

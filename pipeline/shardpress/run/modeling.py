@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.columns import Columns
-from shardpress.errors import ConfigError
+from shardpress.base.errors import ConfigError
+from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import Shard
-from shardpress.model import Model
-from shardpress.preparation import preparation_of
+from shardpress.model.encoder import Model
+from shardpress.model.preparation import preparation_of
+from shardpress.model.scaler import Scaler
 from shardpress.run.budget import Budget
 from shardpress.scan.blocks import ScanSettings
 from shardpress.scan.look import follow
 from shardpress.scan.ranges import n_fitted_rows
-from shardpress.scan.scaler import Scaler
 from shardpress.settings.config import Config
 from shardpress.settings.resolve import Settings, resolve
 from shardpress.shards.conversion import Conversion
+from shardpress.training.complaints import measured
 from shardpress.training.epochs import Training
 from shardpress.training.targets import Targets
-from shardpress.training.verdict import measured
 
 
 def refuse(complaints: Iterable[str]) -> None:

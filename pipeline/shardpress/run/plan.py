@@ -12,14 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shardpress.device import TILE_ROWS, seconds_compiling, start_device, theanos_errors
+from shardpress.base.errors import DataError, ShardpressError, printable, quantity
+from shardpress.base.runlog import collect_warnings
+from shardpress.base.text import size
 from shardpress.encoding.worker import Encoders
-from shardpress.errors import DataError, ShardpressError, printable, quantity
-from shardpress.model import Model
+from shardpress.model.device import TILE_ROWS, seconds_compiling, start_device, theanos_errors
+from shardpress.model.encoder import Model
 from shardpress.output.disk import AnonymousDisk
 from shardpress.output.journal import Journal, Record
 from shardpress.output.lock import check_directory
-from shardpress.run.base import UnchangingDisk, existing_folder, open_readonly, with_settings_of
+from shardpress.run.before import UnchangingDisk, existing_folder, open_readonly, with_settings_of
 from shardpress.run.encoding_stage import EncodingStage, encoding_bytes
 from shardpress.run.engine import compared
 from shardpress.run.estimate import StageEstimate, finish_seconds, measure_seconds, reserved_seconds
@@ -32,12 +34,10 @@ from shardpress.run.resume import EarlierResults, checkpoint_in_words, is_comple
 from shardpress.run.scan_stage import ScanStage
 from shardpress.run.space import check_space
 from shardpress.run.training_stage import TrainingStage
-from shardpress.runlog import collect_warnings
 from shardpress.scan.blocks import Piece
 from shardpress.settings.config import Config
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.damaged import UnusableFiles
-from shardpress.text import size
 
 if TYPE_CHECKING:
     from shardpress_kernels.backend import Device

@@ -13,36 +13,28 @@ from pathlib import Path
 import numpy as np
 from msgspec import structs
 
+from shardpress.base.errors import ConfigError, printable
+from shardpress.base.formats import fingerprint
 from shardpress.cluster.pool import check_settings
-from shardpress.columns import Columns
-from shardpress.device import TILE_ROWS
-from shardpress.errors import ConfigError, printable
-from shardpress.formats import fingerprint
+from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import UNREADABLE, Shard, leave_out_extras
-from shardpress.model import Model
+from shardpress.model.device import TILE_ROWS
+from shardpress.model.encoder import Model
+from shardpress.model.preparation import Preparation
 from shardpress.output.inside import files_inside
 from shardpress.output.journal import Journal
-from shardpress.preparation import Preparation
-from shardpress.records import Request
-from shardpress.result import INDEX, Result, load_model
-from shardpress.run.base import base_of, with_settings_of
+from shardpress.result.finished import INDEX, Result, load_model
+from shardpress.result.records import Request
+from shardpress.run.before import base_of, with_settings_of
 from shardpress.run.budget import Budget, make_budget, n_threads_of, repeated_chunks, too_wide
-from shardpress.run.difference import (
-    Base,
-    Change,
-    Wanted,
-    compacted,
-    difference,
-    identity_of,
-    known_digests,
-)
+from shardpress.run.difference import Base, Change, Wanted, compacted, difference, identity_of, known_digests
 from shardpress.run.fitted import fitted_rows, name_of_extra
 from shardpress.run.inputs import matching_of, model_name, open_inputs
 from shardpress.run.modeling import refuse, resolve_for
 from shardpress.run.request import request_of, schema_of
 from shardpress.scan.ranges import Scan, n_fitted_rows
 from shardpress.settings.config import Config, problems
-from shardpress.settings.deadline import deadline_of
+from shardpress.settings.finish_by import deadline_of
 from shardpress.settings.kinds import as_typed, n_allowed
 from shardpress.settings.resolve import Settings, largest_network, unsuitable_settings
 from shardpress.shards.conversion import Conversion

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from shardpress.errors import ConfigError, DataError, NoInput, printable, quantity, short_list
+from shardpress.base.errors import ConfigError, DataError, NoInput, printable, quantity, short_list
 from shardpress.hdf5.shard import UNREADABLE
 from shardpress.output.journal import Journal
-from shardpress.records import Request, ShardFacts
-from shardpress.result import stored_name
+from shardpress.result.finished import stored_name
+from shardpress.result.records import Request, ShardFacts
 from shardpress.run.difference import Base, Change, Wanted, difference
 from shardpress.run.prepare import Prepared
 from shardpress.run.request import SELECTED, TARGETS

@@ -16,12 +16,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from shardpress.doctor.packages import version_of
+from shardpress.base.packages import version_of
 from shardpress.encoding.partfile import row_shapes, stored_masks, stored_paths
 from shardpress.hdf5.shard import Extra, Shard
-from shardpress.model import Model
-from shardpress.records import Request, ShardFacts, Stat, from_json, to_json
-from shardpress.result import FEATURES, VALID
+from shardpress.model.encoder import Model
+from shardpress.result.finished import FEATURES, VALID
+from shardpress.result.records import Request, ShardFacts, Stat, from_json, to_json
 from shardpress.settings.config import fingerprint_values
 from shardpress.settings.resolve import Settings
 from shardpress.training.targets import Targets

@@ -10,17 +10,17 @@ from typing import Any, TypeVar
 
 from msgspec import structs
 
+from shardpress.base.errors import DataError, NoInput, printable
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
-from shardpress.errors import DataError, NoInput, printable
-from shardpress.model import Model
-from shardpress.output.files import fault_of
+from shardpress.model.encoder import Model
 from shardpress.output.journal import Journal, Record
-from shardpress.records import Entry, Part, Request, RunFacts
-from shardpress.result import Result, read_model_file
+from shardpress.output.writing import fault_of
+from shardpress.result.finished import Result, read_model_file
+from shardpress.result.records import Entry, Part, Request, RunFacts
 from shardpress.run.prepare import Prepared
 from shardpress.settings.config import Config
-from shardpress.settings.deadline import deadline_of, in_words
+from shardpress.settings.finish_by import deadline_of, in_words
 
 log = logging.getLogger(__name__)
 

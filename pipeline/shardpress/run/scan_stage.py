@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from shardpress.errors import DataError, printable, quantity, short_list
-from shardpress.formats import fingerprint
+from shardpress.base.errors import DataError, printable, quantity, short_list
+from shardpress.base.formats import fingerprint
+from shardpress.base.progress import Progress
 from shardpress.hdf5.shard import Shard, first_rows
-from shardpress.output.files import WORK, unique_name
 from shardpress.output.journal import Record
-from shardpress.progress import Progress
+from shardpress.output.writing import WORK, unique_name
 from shardpress.run.context import RunContext
 from shardpress.run.estimate import Pace, measure_tasks, stretches
 from shardpress.run.memory import block_bytes, chunk_bytes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from shardpress.base.errors import WriteFailed, printable
 from shardpress.encoding.storage import storage_of
-from shardpress.errors import WriteFailed, printable
 from shardpress.output.disk import PAGE
 from shardpress.output.journal import Journal
 from shardpress.report.reference import MAX_DIRECTIONS

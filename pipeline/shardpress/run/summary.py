@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shardpress.errors import quantity
-from shardpress.outliers import MOST_OF_ALL, place_of
+from shardpress.base.errors import quantity
+from shardpress.base.outliers import MOST_OF_ALL, place_of
 from shardpress.report.words import VERDICTS
-from shardpress.result import Result
+from shardpress.result.finished import Result
 
 
 @dataclass(frozen=True)

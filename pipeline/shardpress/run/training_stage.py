@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from shardpress.errors import TrainingDiverged, printable
+from shardpress.base.errors import TrainingDiverged, printable
+from shardpress.base.progress import Progress, activity
 from shardpress.hdf5.shard import Shard, block_of, first_rows, rows_of
-from shardpress.model import Model
-from shardpress.output.files import LAST_GOOD, WORK, unique_name
+from shardpress.model.encoder import Model
 from shardpress.output.journal import Record
-from shardpress.progress import Progress, activity
+from shardpress.output.writing import LAST_GOOD, WORK, unique_name
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import DeadlinePolicy
 from shardpress.run.encoding_stage import write_model
@@ -31,14 +31,14 @@ from shardpress.run.resume import EarlierResults, step_of
 from shardpress.run.space import CHECKPOINTS_KEPT
 from shardpress.scan.blocks import Piece
 from shardpress.scan.ranges import Scan, readable
-from shardpress.settings.deadline import in_words
+from shardpress.settings.finish_by import in_words
 from shardpress.training.checkpoint import Checkpoint
+from shardpress.training.complaints import complaints
 from shardpress.training.components import errors_of_components, sampled
 from shardpress.training.epochs import Training, steps_of
 from shardpress.training.fit import Sizes, prepare_training
 from shardpress.training.loop import CheckpointPolicy, training_loop
 from shardpress.training.replica import RoundRunner, runner_on
-from shardpress.training.verdict import complaints
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shardpress.base.errors import DataError
 from shardpress.cluster.threads import check
-from shardpress.errors import DataError
-from shardpress.features import FAILURES, reading
 from shardpress.hdf5.shard import Block, Shard, aligned
-from shardpress.records import Part, Range, ShardFacts
-from shardpress.report.inputs import preprocessing_of
-from shardpress.report.rows import check_failure, check_rows
-from shardpress.result import Result, stored_name
+from shardpress.report.origin import preprocessing_of
+from shardpress.report.recompute import check_failure, check_rows
+from shardpress.result.features import FAILURES, reading
+from shardpress.result.finished import Result, stored_name
+from shardpress.result.records import Part, Range, ShardFacts
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.digests import UNIT_ROWS, bytes_of
 from shardpress.shards.rows import read_extras

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from shardpress.hdf5.shard import first_rows
-from shardpress.records import Part, with_digests
-from shardpress.result import Result, Use
+from shardpress.result.finished import Result, Use
+from shardpress.result.records import Part, with_digests
 from shardpress.run.prepare import Prepared
 from shardpress.scan.ranges import Scan, readable
 from shardpress.training.fit import validation_rows

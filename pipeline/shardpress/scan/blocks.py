@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from shardpress.base.errors import DataError
 from shardpress.cluster.threads import check
-from shardpress.errors import DataError
 from shardpress.hdf5.shard import Block, Shard, first_rows
-from shardpress.scan.sample import sample_positions
-from shardpress.scan.scaler import bad_rows, missing_entries
+from shardpress.model.scaler import bad_rows, missing_entries
+from shardpress.scan.column_sample import sample_positions
 from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.shards.digests import Digest
 from shardpress.shards.rows import keep_chunks, stream_extra

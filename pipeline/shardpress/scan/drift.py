@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from shardpress.records import Outside
-from shardpress.scan.scaler import Scaler
+from shardpress.model.scaler import Scaler
+from shardpress.result.records import Outside
 
 MAX_LISTED_COLUMNS = 20
 """Largest number of columns outside the range to store in a range's record. A run can have thousands of records."""

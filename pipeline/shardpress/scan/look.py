@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shardpress.errors import DataError, NoInput
+from shardpress.base.errors import DataError, NoInput
 from shardpress.hdf5.shard import Block, Shard, block_of, first_rows
-from shardpress.scan.scaler import bad_rows, missing_entries
+from shardpress.model.scaler import bad_rows, missing_entries
 from shardpress.settings.config import SETTINGS, Config
 from shardpress.settings.kinds import as_typed
 from shardpress.shards.conversion import Conversion

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from shardpress.base.errors import DataError, printable, quantity, short_list
+from shardpress.base.formats import pack, sum_of_digests, unpack
 from shardpress.cluster.executor import reduce
-from shardpress.columns import Columns
-from shardpress.errors import DataError, printable, quantity, short_list
-from shardpress.formats import pack, sum_of_digests, unpack
+from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import Block, Shard, block_of, first_rows
+from shardpress.model.scaler import Scaler, bad_entries
 from shardpress.scan.blocks import (
     BlockStats,
     Pieces,
@@ -25,16 +26,8 @@ from shardpress.scan.blocks import (
     scan_pieces,
     stats_of_unreadable,
 )
+from shardpress.scan.column_sample import INNER, SAMPLED_VALUES, means, moments, quantiles, stride_of
 from shardpress.scan.hints import hints_of
-from shardpress.scan.sample import (
-    INNER,
-    SAMPLED_VALUES,
-    means,
-    moments,
-    quantiles,
-    stride_of,
-)
-from shardpress.scan.scaler import Scaler, bad_entries
 from shardpress.scan.scaling import chosen_scale, scaled_as
 from shardpress.settings.kinds import sufficient_percentage
 from shardpress.shards.damaged import damage_error

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shardpress.scan.scaler import Scaler
+from shardpress.model.scaler import Scaler
 
 # Standard deviation of scaled columns. It is about that of values spread evenly over [0, 1], so that the defaults of
 # the training fit all scalings.

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from msgspec import Meta, ValidationError, convert
 
-from shardpress.choices import ROW_SCALES, TRANSFORMS
-from shardpress.errors import printable
+from shardpress.base.errors import printable
+from shardpress.settings.choices import ROW_SCALES, TRANSFORMS
 from shardpress.settings.defaults import (
     EPOCHS,
     LEARNING_RATES,

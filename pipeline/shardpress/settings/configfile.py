@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from shardpress.errors import ConfigError, printable
+from shardpress.base.errors import ConfigError, printable
 
 _MAX_BYTES = 2**18
 _MAX_VALUES = 2**16  # keys, values, lists and mappings; a list of inputs may be long

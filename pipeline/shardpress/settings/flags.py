@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from shardpress.commandline import Parser
-from shardpress.errors import ConfigError, UsageError, printable
+from shardpress.base.commandline import Parser
+from shardpress.base.errors import ConfigError, UsageError, printable
 from shardpress.settings.config import SETTINGS, Config, Setting, problems
 from shardpress.settings.configfile import read_configuration
 from shardpress.settings.kinds import SWITCH, YES_OR_NO, Kind, as_typed

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from msgspec import Meta
 
-from shardpress.errors import printable
+from shardpress.base.errors import printable
 from shardpress.settings.condition import EXPECTED, Condition
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from shardpress.errors import printable, short_list
+from shardpress.base.errors import printable, short_list
 from shardpress.settings.config import SETTINGS, Config, Setting
 from shardpress.settings.kinds import Kind, as_typed
 from shardpress.settings.presets import values_of_preset

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shardpress.errors import DataError, printable, quantity, short_list
+from shardpress.base.errors import DataError, printable, quantity, short_list
 from shardpress.hdf5.shard import Extra, Shard, leave_out_extras
 from shardpress.shards.extras import common_dtype, existing_paths, in_words, rename_extras, shorten, unify_renamed
 

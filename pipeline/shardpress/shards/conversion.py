@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from shardpress.hdf5.shard import Block, Shard
-from shardpress.preparation import PREPARED_DTYPE, Preparation
+from shardpress.model.preparation import PREPARED_DTYPE, Preparation
 from shardpress.shards import digests, rows
 from shardpress.shards.digests import Digest
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from shardpress.errors import DataError, printable, quantity, short_list
+from shardpress.base.errors import DataError, printable, quantity, short_list
 
 log = logging.getLogger(__name__)
 

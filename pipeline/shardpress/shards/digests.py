@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import xxhash
 
-from shardpress.formats import sum_of_digests
+from shardpress.base.formats import sum_of_digests
 
 UNIT_ROWS = 1024
 """Rows of a unit. Blocks start at multiples of it, like the tiles of the encoder."""

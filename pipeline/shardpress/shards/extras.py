@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.errors import DataError, printable, quantity, short_list
+from shardpress.base.errors import DataError, printable, quantity, short_list
 from shardpress.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
 from shardpress.hdf5.names import A_GROUP, are_few, is_requested, normal, split
 from shardpress.hdf5.shard import Extra, LeftOut, Shard, code_dtype
-from shardpress.result import RESERVED
+from shardpress.result.finished import RESERVED
 
 log = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.errors import DataError, printable
+from shardpress.base.errors import DataError, printable
 from shardpress.hdf5.child.ask import ask
 from shardpress.hdf5.files import Identity
 from shardpress.hdf5.filters.codecs import GZIP
 from shardpress.hdf5.layout import Layout, grid_of
 from shardpress.hdf5.limits import MOST_LEFT_OUT
 from shardpress.hdf5.shard import Shard
-from shardpress.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
+from shardpress.shards.column_order import IN_ORDER, ColumnCheck, ColumnRule
 from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.shards.extras import shorten
 from shardpress.shards.open import open_shards

@@ -13,18 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shardpress import signals
-from shardpress.errors import DataError, printable, quantity, short_list
+from shardpress.base import signals
+from shardpress.base.errors import DataError, printable, quantity, short_list
+from shardpress.base.progress import Progress
 from shardpress.hdf5.child.ask import Refusal, retire
 from shardpress.hdf5.files import writers
 from shardpress.hdf5.forms.known import FORMS
 from shardpress.hdf5.names import PREFERRED
 from shardpress.hdf5.shard import Shard, rows_of
 from shardpress.hdf5.values import file_digest
-from shardpress.progress import Progress
 from shardpress.settings.kinds import sufficient_percentage
 from shardpress.shards.appending import fit_extras
-from shardpress.shards.columns import ColumnCheck
+from shardpress.shards.column_order import ColumnCheck
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.damaged import MOST_NAMED, damage_error
 from shardpress.shards.extras import log_extras, shorten, unify_extras

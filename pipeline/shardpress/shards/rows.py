@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from shardpress import signals
-from shardpress.errors import DataError, printable
+from shardpress.base import signals
+from shardpress.base.errors import DataError, printable
 from shardpress.hdf5.chunkcache import CHUNKS
 from shardpress.hdf5.forms.known import FORMS
 from shardpress.hdf5.forms.table import records_of

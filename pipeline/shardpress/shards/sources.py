@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardpress.errors import DataError, NoInput, NotPermitted, printable, short_list
+from shardpress.base.errors import DataError, NoInput, NotPermitted, printable, short_list
 from shardpress.hdf5.files import FILES, translated_error
 from shardpress.hdf5.otherformats import describe_path
 from shardpress.hdf5.signature import signature_at
-from shardpress.records import stretches_of
-from shardpress.result import INDEX, Result
+from shardpress.result.finished import INDEX, Result
+from shardpress.result.records import stretches_of
 
 log = logging.getLogger(__name__)
 

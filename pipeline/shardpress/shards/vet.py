@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from shardpress.errors import DataError, ReadFailed, printable
+from shardpress.base.errors import DataError, ReadFailed, printable
 from shardpress.hdf5.child.ask import Refusal, ask
 from shardpress.hdf5.files import Identity, opened, translated_error, with_retries
 from shardpress.hdf5.limits import MOST_TEXT_BYTES

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.formats import pack, unpack
+from shardpress.base.formats import pack, unpack
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.eigenvectors import eigenvectors
-from shardpress.outliers import largest_share, outliers
-from shardpress.scan.scaler import Scaler
+from shardpress.base.eigenvectors import eigenvectors
+from shardpress.base.outliers import largest_share, outliers
+from shardpress.model.scaler import Scaler
+from shardpress.training.feed import Rows
 from shardpress.training.order import Order
-from shardpress.training.rows import Rows
 
 NOTHING = 1e-3
 """Share of the error of the mean below which an error is negligible: the error of low-rank rows is about this small."""

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from shardpress import signals
-from shardpress.errors import TrainingDiverged
+from shardpress.base import signals
+from shardpress.base.errors import TrainingDiverged
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.training.averaging import Average, Weights, outer_step
 from shardpress.training.checkpoint import Checkpoint, Epoch, TrainingState, join_groups
 from shardpress.training.components import Baseline
+from shardpress.training.feed import Rows, StepFeed, numbers_of
 from shardpress.training.order import Order, learning_rate, long_epoch
 from shardpress.training.replica import Replicas, RoundRunner
 from shardpress.training.rounds import Share
-from shardpress.training.rows import Rows, StepFeed, numbers_of
 from shardpress.training.targets import Supervision
 
 if TYPE_CHECKING:

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shardpress.device import autoencoder_of, training_step_of
-from shardpress.errors import DataError, quantity
+from shardpress.base.errors import DataError, quantity
+from shardpress.base.progress import activity
 from shardpress.hdf5.shard import Shard
-from shardpress.progress import activity
+from shardpress.model.device import autoencoder_of, training_step_of
+from shardpress.model.scaler import Cleaning
 from shardpress.scan.ranges import Scan, readable
-from shardpress.scan.scaler import Cleaning
 from shardpress.settings.defaults import TARGET_WEIGHT
 from shardpress.settings.resolve import ResolvedTraining, Settings, network_of
 from shardpress.shards.conversion import Conversion
 from shardpress.training.components import Components, baseline_of, principal_components, sampled
 from shardpress.training.epochs import Training
+from shardpress.training.feed import DeviceRows, Reader, ResidentRows, Rows, StreamedRows
 from shardpress.training.order import Order, slab_starts, spread_rows
 from shardpress.training.pseudolabels import with_pseudo_labels
 from shardpress.training.replica import Replica, Replicas, ReplicaSettings
 from shardpress.training.rounds import rounds_of
-from shardpress.training.rows import DeviceRows, Reader, ResidentRows, Rows, StreamedRows
 from shardpress.training.start import has_room, start_of
 from shardpress.training.targets import Supervision, Targets
 from shardpress_kernels.network import Network, TargetLoss

@@ -9,8 +9,8 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from typing import Protocol
 
-from shardpress import signals
-from shardpress.errors import TrainingDiverged
+from shardpress.base import signals
+from shardpress.base.errors import TrainingDiverged
 from shardpress.training.checkpoint import Checkpoint
 from shardpress.training.epochs import Limit, StepResult, Training, rounds_of_epoch, steps_of
 from shardpress.training.replica import RoundRunner
@@ -80,7 +80,7 @@ def training_loop(
     When the context ends, for any reason, the weights are those after a complete step. At the end, the model has the
     parameters of the best epoch, or the initial ones if no epoch was better. After `TrainingDiverged` (a cost is not
     finite, or has grown without bound) it has the parameters of the best epoch so far. After a signal
-    (`shardpress.signals.Stopped`) a checkpoint of the last step is saved.
+    (`shardpress.base.signals.Stopped`) a checkpoint of the last step is saved.
 
     After each step the loop calls `limits`, yields the step, and calls `checkpoints`. A new limit is saved at once. At
     the end of an epoch, the loop evaluates the model, yields the epoch, and calls `checkpoints`. By default, no

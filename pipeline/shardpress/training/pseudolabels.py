@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from shardpress.ridge import fit_ridge
-from shardpress.scan.scaler import Scaler
+from shardpress.base.ridge import fit_ridge
+from shardpress.model.scaler import Scaler
 from shardpress.training.components import blocks
-from shardpress.training.rows import Rows
+from shardpress.training.feed import Rows
 from shardpress.training.targets import Targets
 
 log = logging.getLogger(__name__)

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shardpress.base.errors import quantity
+from shardpress.base.formats import digest
+from shardpress.base.processcache import ProcessCache
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import check
-from shardpress.device import autoencoder_of, start_device, theanos_errors, training_step_of
-from shardpress.errors import quantity
-from shardpress.formats import digest
 from shardpress.hdf5.shard import Block, Shard, block_of, first_rows
-from shardpress.processcache import ProcessCache
-from shardpress.scan.scaler import Cleaning
+from shardpress.model.device import autoencoder_of, start_device, theanos_errors, training_step_of
+from shardpress.model.scaler import Cleaning
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.shards.conversion import Conversion
 from shardpress.training.averaging import Weights
+from shardpress.training.feed import StepFeed, cut, read_ahead, rows_of
 from shardpress.training.order import learning_rate
 from shardpress.training.rounds import Rounds, Share
-from shardpress.training.rows import StepFeed, cut, read_ahead, rows_of
 from shardpress_kernels.network import Network, TargetLoss
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shardpress.base.errors import ConfigError, printable
+from shardpress.base.formats import digest
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
-from shardpress.errors import ConfigError, printable
-from shardpress.formats import digest
 from shardpress.hdf5.shard import Block, Extra, Shard, first_rows
-from shardpress.labels import has_label, remark_on_missing, text_of
+from shardpress.model.labels import has_label, remark_on_missing, text_of
 from shardpress.shards.rows import stream_extra
 from shardpress_kernels.hostmath import head_outputs, target_losses
 from shardpress_kernels.network import Head, TargetLoss

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shardpress import signals
+from shardpress.base import signals
 from shardpress.hdf5.child import ask as ask_module
 from shardpress.hdf5.child.ask import LIMITS, ask
 from shardpress.shards.open import open_shards

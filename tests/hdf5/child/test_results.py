@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.hdf5.check import check_in_child
+from shardpress.hdf5.sealed import check_in_child
 from tests.support.cases import each
 from tests.support.helpers import refused
 

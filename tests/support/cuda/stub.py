@@ -14,7 +14,7 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
-from shardpress.gpu.install import _build_forwarders
+from shardpress.setup.install import _build_forwarders
 from tests.support.interpreters import REPOSITORY
 
 SOURCES = Path(__file__).parent
@@ -43,7 +43,7 @@ def built() -> Path:
     """
     our_sources = [
         *(REPOSITORY / "kernels/shardpress_kernels/native").glob("lib*.c"),
-        REPOSITORY / "pipeline/shardpress/gpu/install.py",
+        REPOSITORY / "pipeline/shardpress/setup/install.py",
     ]
     paths = [path for path in sorted([*SOURCES.iterdir(), *our_sources]) if path.suffix in (".cpp", ".h", ".c", ".py")]
     contents = b"".join(path.read_bytes() for path in paths)

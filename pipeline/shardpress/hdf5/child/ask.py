@@ -20,12 +20,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from shardpress import signals
-from shardpress.childprocess import ChildProcess
-from shardpress.errors import STORAGE, DataError, ReadFailed, SystemLimit, printable
+from shardpress.base import signals
+from shardpress.base.childprocess import ChildProcess
+from shardpress.base.errors import STORAGE, DataError, ReadFailed, SystemLimit, printable
+from shardpress.base.processcache import ProcessCache
 from shardpress.hdf5.child.message import Failure, unpacked
 from shardpress.hdf5.limits import MOST_ANSWER_BYTES
-from shardpress.processcache import ProcessCache
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class _Child:
     def _arrivals(self, limits: _Limits, where: str) -> Iterator[None]:
         """Yield whenever bytes can be received. Log a long wait once, and raise `_Died` after the time limit.
 
-        Raise `shardpress.signals.Stopped` soon after a signal, in any thread.
+        Raise `shardpress.base.signals.Stopped` soon after a signal, in any thread.
         """
         waiting = select.poll()
         waiting.register(self._connection, select.POLLIN)

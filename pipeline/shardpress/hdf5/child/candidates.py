@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 from h5py.h5f import FileID
 
-from shardpress.errors import short_list
+from shardpress.base.errors import short_list
 from shardpress.hdf5.child.find import (
     LISTED,
     Dataset,
@@ -21,7 +21,7 @@ from shardpress.hdf5.child.find import (
     objects,
     resolve,
 )
-from shardpress.hdf5.forms.base import WRITE_ROWS, Candidate, Rows
+from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, Rows
 from shardpress.hdf5.forms.known import FORMS
 from shardpress.hdf5.forms.sparse import is_matlab_sparse
 from shardpress.hdf5.names import PREFERRED, items_of, split, text, under

@@ -9,13 +9,13 @@ import numpy as np
 from h5py.h5f import FileID
 
 from shardpress.hdf5.child.candidates import choose, find
-from shardpress.hdf5.child.columns import find_columns
-from shardpress.hdf5.child.extras import find_extras, find_named, find_row_names, place_of
 from shardpress.hdf5.child.find import Dataset, attribute, link_of, locate, names_in, objects
+from shardpress.hdf5.child.find_columns import find_columns
+from shardpress.hdf5.child.find_extras import find_extras, find_named, find_row_names, place_of
 from shardpress.hdf5.child.layouts import layout_of
 from shardpress.hdf5.child.places import check_apart
 from shardpress.hdf5.filters.codecs import FILTERS
-from shardpress.hdf5.forms.base import Rows
+from shardpress.hdf5.forms.form import Rows
 from shardpress.hdf5.forms.table import index_of_table
 from shardpress.hdf5.limits import MOST_LEFT_OUT
 from shardpress.hdf5.names import normal, text

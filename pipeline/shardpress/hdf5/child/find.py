@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from h5py.h5f import FileID
 
-from shardpress.errors import short_list
+from shardpress.base.errors import short_list
 from shardpress.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
 from shardpress.hdf5.names import parts_of, text
 

@@ -1,7 +1,8 @@
 """Function of the child that refuses a file with anything that shardpress does not write to an index or a model.
 
 An index and a model come from other users, and their bytes are opened by libhdf5 in the main process afterwards. Values
-are not checked: `shardpress.modelfile` and `shardpress.result` compare them with the network and the tables.
+are not checked: `shardpress.model.modelfile` and `shardpress.result.finished` compare them with the network and the
+tables.
 """
 
 import re

@@ -25,8 +25,8 @@ import numpy as np
 from shardpress.hdf5.child.describe import describe, listed
 from shardpress.hdf5.child.find import Refused
 from shardpress.hdf5.child.message import Failure, packed
+from shardpress.hdf5.child.read import chunks, values
 from shardpress.hdf5.child.results import check_result
-from shardpress.hdf5.child.values import chunks, values
 from shardpress.hdf5.filters.plugins import decoders
 
 LENGTH = struct.Struct("<Q")

@@ -6,9 +6,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from shardpress.errors import short_list
+from shardpress.base.errors import short_list
 from shardpress.hdf5.child.find import LISTED, Dataset, Refused
-from shardpress.hdf5.forms.base import WRITE_ROWS, Candidate, Form, Rows, is_number
+from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, Form, Rows, is_number
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.shard import Block
 from shardpress.hdf5.values import read_values

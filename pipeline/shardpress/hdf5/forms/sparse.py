@@ -10,9 +10,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from shardpress.errors import DataError
+from shardpress.base.errors import DataError
 from shardpress.hdf5.child.find import Dataset, Refused, attribute, link_of, own_dataset
-from shardpress.hdf5.forms.base import Candidate, Form, Rows
+from shardpress.hdf5.forms.form import Candidate, Form, Rows
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_COLUMNS
 from shardpress.hdf5.names import parts_of, split, text, under

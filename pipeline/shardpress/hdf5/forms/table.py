@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shardpress.hdf5.child.find import Dataset, Refused
-from shardpress.hdf5.forms.base import WRITE_ROWS, Candidate, Form, Rows, is_number
 from shardpress.hdf5.forms.dense import records_in_words
+from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, Form, Rows, is_number
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_ITEM
 from shardpress.hdf5.names import sibling

@@ -10,13 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardpress.errors import printable
+from shardpress.base.errors import printable
 from shardpress.report.page.document import Page
+from shardpress.report.page.history import change, generations, settings, time_spent
 from shardpress.report.page.quality import quality
-from shardpress.report.page.run import change, generations, settings, time_spent
 from shardpress.report.page.verdict import action_needed, appends, status, verdict
 from shardpress.report.words import cut, path
-from shardpress.result import Result
+from shardpress.result.finished import Result
 
 if TYPE_CHECKING:
     from jinja2 import Environment

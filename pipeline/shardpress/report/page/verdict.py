@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from shardpress.errors import quantity
+from shardpress.base.errors import quantity
+from shardpress.base.text import exact_duration
 from shardpress.report.page.document import Item, Section, Table
 from shardpress.report.words import VERDICTS, column, cut, number, path, percent
-from shardpress.text import exact_duration
 
 _MAX_LISTED = 10
 _ACTIONS = {

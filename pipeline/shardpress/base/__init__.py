@@ -1,0 +1,1 @@
+"""Tools of all packages: errors, log, progress, signals, text, formats and child processes."""

@@ -1,1 +1,0 @@
-"""Checks of this machine, this Python and its packages, with advice."""

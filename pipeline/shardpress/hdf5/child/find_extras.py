@@ -1,0 +1,379 @@
+"""Functions of the child that find extras, either next to the rows or at paths that the user has given."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py.h5f import FileID
+
+from shardpress.hdf5.categories import holds_features, read_categories
+from shardpress.hdf5.child.find import (
+    Dataset,
+    Refused,
+    link_of,
+    listing,
+    member,
+    names_in,
+    own_dataset,
+    reason_of,
+    resolve,
+    short_text,
+)
+from shardpress.hdf5.child.layouts import layout_of
+from shardpress.hdf5.child.places import max_decompressed
+from shardpress.hdf5.forms.form import Rows
+from shardpress.hdf5.layout import Layout
+from shardpress.hdf5.limits import (
+    LONGEST_COLUMN_NAME,
+    MAX_EXTRAS,
+    MOST_CATEGORIES,
+    MOST_ITEM,
+    MOST_LEFT_OUT,
+    MOST_PADDED,
+    MOST_WORDS,
+)
+from shardpress.hdf5.names import (
+    A_GROUP,
+    CATEGORIES,
+    NOT_UTF8,
+    ROW_NAMES,
+    are_few,
+    has_one_for_each_row,
+    is_requested,
+    is_utf8,
+    items_of,
+    misfit,
+    normal,
+    observations_of,
+    parts_of,
+    sibling,
+    text,
+    under,
+    variables_of,
+)
+from shardpress.hdf5.shard import Extra, LeftOut, code_dtype
+
+_MOST_NUMBER = 2**63  # unsigned categories must be smaller, because they are stored as signed integers
+_AT_ONCE = 2**22  # values of a mask to read at a time
+_DIMENSION = "This is a netCDF dimension but not a netCDF variable"
+
+
+class _Unexpected(Refused):
+    """Raised for an object that no user would expect as an extra. An empty message is not reported."""
+
+
+def find_extras(rows: Rows) -> tuple[list[Extra], list[LeftOut]]:
+    """Return the extras in the group of the rows, and the objects that are left out."""
+    extras: list[Extra] = []
+    left_out: list[LeftOut] = []
+    skipped = (parts_of(rows.name)[-1], CATEGORIES.encode())
+    used = set(map(text, rows.names_around))
+    for name in rows.names_around:
+        if name in skipped:
+            continue
+        try:
+            dataset = _extra_in(rows.parent, name, rows.shape)
+            if len(extras) == MAX_EXTRAS:
+                raise Refused(f"more than {MAX_EXTRAS} extras")
+            path = sibling(rows.name, text(name))
+            categories = _categories_of(rows.parent, dataset, name, path)
+            own_name = _column_of_frame(rows.parent, name, used) or text(name)
+            extras.append(_extra_at(layout_of(dataset, path), own_name, categories, is_named=False))
+            used.add(own_name)
+        except Exception as error:
+            _leave_out(left_out, name, error)
+    return extras, left_out
+
+
+def _leave_out(left_out: list[LeftOut], name: bytes, error: Exception) -> None:
+    """List an unusable dataset with the reason. Raise the error if it is a storage failure or a bug."""
+    reason = reason_of(error)
+    if reason and len(left_out) < MOST_LEFT_OUT:
+        left_out.append(LeftOut(text(name), reason, is_missed=not isinstance(error, _Unexpected)))
+
+
+def _extra_at(layout: Layout, name: str, categories: list[Any] | None, is_named: bool) -> Extra:
+    """Return an extra with the values at a layout. `categories` give the meaning of codes."""
+    if categories is None or layout.dtype.kind not in "iu":
+        return Extra(name, layout.dtype, layout, is_named=is_named)
+    codes = tuple(range(len(categories)))
+    return Extra(name, code_dtype(codes), layout, fill=-1, is_named=is_named, categories=tuple(categories), codes=codes)
+
+
+def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> Dataset:
+    link = link_of(parent, name)
+    if link:
+        raise Refused(link)
+    item = member(parent, name)
+    if not isinstance(item, Dataset):
+        raise _Unexpected(A_GROUP if isinstance(item, h5py.h5g.GroupID) else "")
+    _check_frame(parent, name, item)
+    _check(item, shape)
+    if not is_utf8(name):
+        raise Refused(NOT_UTF8)
+    return item
+
+
+def _check_frame(parent: Any, name: bytes, dataset: Dataset) -> None:
+    """Refuse names of columns, and pickles, in a pandas frame in fixed format."""
+    is_block = name.endswith(b"_values")
+    is_about_columns = name == b"axis0" or name.endswith(b"_items")
+    if not (is_block or is_about_columns) or not parent.links.exists(b"block0_items"):
+        return
+    if is_about_columns:
+        raise _Unexpected("")
+    if dataset.dtype is not None and dataset.dtype.hasobject and not dataset.is_text:
+        raise Refused("pickled objects, which are never opened; write strings next to the rows")
+
+
+def _column_of_frame(parent: Any, block: bytes, used: set[str]) -> str | None:
+    """Return the name of the only column of a block of a pandas frame, or None if the name cannot be used."""
+    path = items_of(text(block)) or ""
+    items = own_dataset(parent, path.encode()) if path else None
+    if items is None or items.place or items.shape != (1,) or items.dtype is None:
+        return None
+    if items.dtype.kind not in "iuS" or items.dtype.itemsize > LONGEST_COLUMN_NAME:
+        return None
+    layout_of(items, path)  # refuses unreadable datasets
+    value = items.read()[0]
+    name = value if isinstance(value, bytes) else str(value).encode()
+    is_usable = is_utf8(name) and not set(b"/\0") & set(name) and name not in (b"", b".")
+    return text(name) if is_usable and text(name) not in used else None
+
+
+def _check(dataset: Dataset, shape: tuple[int, ...]) -> None:
+    if dataset.place:
+        raise Refused(dataset.place)
+    if not dataset.shape:
+        raise _Unexpected("")
+    if is_netcdf_dimension(dataset):
+        raise _Unexpected("a netCDF dimension without values")
+    if not has_one_for_each_row(dataset.shape, shape[0]):
+        reason, is_missed = misfit(dataset.shape, shape)
+        if is_missed:
+            raise Refused(reason)
+        raise _Unexpected(reason)
+    stored = dataset.dtype
+    if stored is None or (stored.hasobject and not dataset.is_text):
+        raise Refused("neither numbers nor strings")
+    if stored.subdtype and dataset.shape[0] != shape[0]:
+        raise Refused("one array for each row, but the rows are not along the first axis")
+    if stored.itemsize > MOST_ITEM:
+        raise Refused(f"values of {stored.itemsize} bytes, expected at most {MOST_ITEM}")
+
+
+def is_netcdf_dimension(dataset: Dataset) -> bool:
+    """Return whether a dataset is a netCDF dimension, which only specifies the length of an axis and has no values."""
+    return name_of_scale(dataset).startswith(_DIMENSION)
+
+
+def name_of_scale(dataset: Dataset) -> str:
+    """Return the name that netCDF or h5py has written to a dimension scale, perhaps an empty one."""
+    return short_text(dataset.id, b"NAME")
+
+
+# -- extras that the user has given ------------------------------------------------------------------------------
+
+
+def find_named(
+    root: FileID, paths: Sequence[str], shape: tuple[int, ...], used: set[str]
+) -> tuple[list[Extra], list[LeftOut]]:
+    """Return the extras at the given paths, and the paths that cannot be used.
+
+    A group with codes and categories, as in AnnData, is one extra, and so is a group with values and a mask that hides
+    none of them. Any other group stands for all objects in it that can be extras, except for the datasets at the paths
+    `used`. The paths of all included datasets are added to `used`.
+    """
+    extras: list[Extra] = []
+    left_out: list[LeftOut] = []
+    groups: list[tuple[str, Any]] = []
+    for path in paths:
+        parent, item = resolve(root, path)
+        if item is None:
+            left_out.append(LeftOut(path, f"does not exist; the file holds {listing(root)}", True))
+        elif isinstance(item, h5py.h5g.GroupID) and not _is_column(item):
+            groups.append((path, item))
+        else:
+            extras.append(_named_extra(parent, item, path, shape))
+            used.add(place_of(extras[-1]))
+    for path, group in groups:  # after the paths of single extras, which they can contain
+        extras += _extras_of_group(group, path, shape, used, left_out)
+    return extras, left_out
+
+
+def _is_column(group: Any) -> bool:
+    """Return whether a group is one column of AnnData: codes and categories, or values and a mask."""
+    return any(
+        all(group.links.exists(part) for part in parts) for parts in ((b"codes", b"categories"), (b"values", b"mask"))
+    )
+
+
+def _extras_of_group(
+    group: Any, path: str, shape: tuple[int, ...], used: set[str], left_out: list[LeftOut]
+) -> list[Extra]:
+    """Return the extras in a group that a user has given, except for those `used`. Append to `used` and `left_out`."""
+    extras: list[Extra] = []
+    index = index_of(group)
+    for name in names_in(group):
+        if name == CATEGORIES.encode():
+            continue
+        own_path = f"{path}/{text(name)}"
+        try:
+            if len(extras) == MAX_EXTRAS:
+                raise Refused(f"more than {MAX_EXTRAS} extras")
+            extra = _member(group, name, own_path, shape)
+        except Exception as error:
+            _leave_out(left_out, own_path.encode("utf-8", "surrogateescape"), error)
+            continue
+        if place_of(extra) in used:
+            continue
+        used.add(place_of(extra))
+        if text(name) == index:
+            extra = replace(extra, name=f"{path}/{ROW_NAMES}")
+        extras.append(extra)
+    if not extras and not any(is_requested(each, [path]) for each in used):
+        raise Refused("a group without a dataset with one value for each row, or a categorical", path)
+    return extras
+
+
+def place_of(extra: Extra) -> str:
+    """Return the path of the dataset with the values of an extra."""
+    return "" if extra.layout is None else normal(extra.layout.name)
+
+
+def _member(group: Any, name: bytes, path: str, shape: tuple[int, ...]) -> Extra:
+    link = link_of(group, name)
+    if link:
+        raise Refused(link)
+    if not is_utf8(name):
+        raise Refused(NOT_UTF8)
+    item = member(group, name)
+    if isinstance(item, h5py.h5g.GroupID) and not _is_column(item):
+        raise _Unexpected(A_GROUP)
+    return _named_extra(group, item, path, shape)
+
+
+def find_row_names(root: FileID, rows: Rows, used: set[str]) -> list[Extra]:
+    """Return the names of the rows in AnnData's group `obs` as an extra, unless they are at one of the paths `used`.
+
+    If the matrix is transposed, its rows are named in `var`. No user has requested the names, so nothing is reported if
+    they cannot be used.
+    """
+    place = variables_of(rows.name) if rows.is_transposed else observations_of(rows.name)
+    try:
+        _, group = resolve(root, place)
+        index = index_of(group) if isinstance(group, h5py.h5g.GroupID) else None
+        if index is None or "/" in index:
+            return []
+        extra = _member(group, index.encode("utf-8", "surrogateescape"), under(place, index), rows.shape)
+    except Exception as error:
+        reason_of(error)  # raises storage failures and bugs
+        return []
+    if place_of(extra) in used:
+        return []
+    return [replace(extra, name=under(place, ROW_NAMES))]
+
+
+def index_of(group: Any) -> str | None:
+    """Return the name of the dataset that is the index of a group."""
+    name = short_text(group, b"_index")
+    return name or next((each for each in ("_index", "index") if group.links.exists(each.encode())), None)
+
+
+def _named_extra(parent: Any, item: Any, path: str, shape: tuple[int, ...]) -> Extra:
+    dataset, where, categories = _values(parent, item, path, shape[0])
+    try:
+        _check(dataset, shape)
+    except Refused as reason:
+        raise Refused(f"{str(reason) or 'a single value'}; it cannot be copied", path) from reason
+    return _extra_at(layout_of(dataset, where), path, categories, is_named=True)
+
+
+def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[Dataset, str, list[Any] | None]:
+    """Return the dataset with one value for each row, the path, and the categories if the values are codes."""
+    if isinstance(item, Dataset):
+        return item, path, _categories_of(parent, item, parts_of(path)[-1], path)
+    codes = own_dataset(item, b"codes")
+    categories = own_dataset(item, b"categories")
+    if codes is not None and categories is not None:
+        return codes, f"{path}/codes", _categories(categories, f"{path}/categories")
+    return masked_values(item, path, n_rows), f"{path}/values", None
+
+
+def masked_values(group: Any, path: str, n: int) -> Dataset:
+    """Return the `n` values of a group with values and a mask. Refuse the group if the mask hides some values."""
+    values = own_dataset(group, b"values")
+    mask = own_dataset(group, b"mask")
+    if values is None or mask is None:
+        raise Refused("a group, expected a dataset, a categorical, or values with a mask", path)
+    n_missing = _count_set(mask, f"{path}/mask", n)
+    if n_missing:
+        raise Refused(
+            f"{n_missing} values are missing, expected none. Write a categorical, or numbers with NaN.",
+            path,
+        )
+    return values
+
+
+def _count_set(mask: Dataset, path: str, n: int) -> int:
+    if mask.place or mask.dtype != np.dtype(bool) or mask.shape != (n,):
+        raise Refused(f"not a mask, expected {n} values of dtype bool", path)
+    layout_of(mask, path)  # refuses unreadable datasets
+    n_bytes = h5py.h5i.get_file_id(mask.id).get_filesize()
+    if n > max_decompressed(n_bytes):  # in a forged file, all chunks may be the same few bytes
+        raise Refused(f"a mask with {n} values, expected fewer in a file of {n_bytes} bytes", path)
+    values = h5py.Dataset(mask.id)
+    return sum(int(np.count_nonzero(values[start : start + _AT_ONCE])) for start in range(0, n, _AT_ONCE))
+
+
+def _categories_of(parent: Any, dataset: Dataset, name: bytes, path: str) -> list[Any] | None:
+    """Return the categories of a dataset, or None if it has none.
+
+    They are in the dataset's attribute in features of shardpress, or in the group `__categories` next to the dataset.
+    """
+    if dataset.dtype is not None and dataset.dtype.kind in "iu" and holds_features(parent):
+        categories = read_categories(dataset.id)
+        if categories is not None:
+            _check_size(categories, path)
+            return categories
+    group = CATEGORIES.encode()
+    if not parent.links.exists(group) or link_of(parent, group):
+        return None
+    neighbour = own_dataset(member(parent, group), name)
+    if neighbour is None:
+        return None
+    return _categories(neighbour, sibling(path, f"{CATEGORIES}/{text(name)}"))
+
+
+def _categories(dataset: Dataset, path: str) -> list[Any]:
+    stored = _check_categories(dataset, path)
+    layout_of(dataset, path)  # refuses unreadable datasets: unwritten, unknown filters, large chunks
+    categories: list[Any] = dataset.read().tolist()
+    if dataset.is_text:
+        if sum(map(len, categories)) > MOST_WORDS:
+            raise Refused(f"categories with more than {MOST_WORDS} bytes in total, expected fewer", path)
+        categories = [text(each) for each in categories]
+    elif stored.kind == "u" and max(categories, default=0) >= _MOST_NUMBER:
+        raise Refused(f"category {max(categories)}, expected numbers below {_MOST_NUMBER}", path)
+    _check_size(categories, path)
+    return categories
+
+
+def _check_size(categories: list[Any], path: str) -> None:
+    if not are_few(categories):
+        raise Refused(f"categories that take more than {MOST_PADDED} bytes when padded to the longest one", path)
+
+
+def _check_categories(dataset: Dataset, path: str) -> np.dtype:
+    """Refuse a dataset that cannot list categories, or lists too many. Return its dtype."""
+    if dataset.place:
+        raise Refused(f"{dataset.place}, expected categories in the file itself", path)
+    stored = dataset.dtype
+    if stored is None or len(dataset.shape or ()) != 1 or not (dataset.is_text or stored.kind in "iufb"):
+        raise Refused("not a list of categories, expected a one-dimensional dataset of strings or numbers", path)
+    is_wide = not dataset.is_text and stored.itemsize > 8
+    if dataset.size > MOST_CATEGORIES or is_wide or dataset.n_bytes > MOST_PADDED:
+        raise Refused(f"{dataset.size} categories of dtype {stored}, expected at most {MOST_CATEGORIES}", path)
+    return stored

@@ -1,0 +1,1 @@
+"""The model: scaler, preparation, network, labels, device, and the encoder in NumPy."""

@@ -1,0 +1,124 @@
+"""Files in an output directory: their names, and how they are written and checked."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import uuid
+from functools import partial
+from pathlib import Path
+
+from shardpress.base.errors import ReadFailed, printable
+from shardpress.base.formats import Digested, digest
+from shardpress.output.disk import TEMPORARY, Disk, Pieces, publish, write_error
+from shardpress.result.records import Entry
+
+PARTS = "parts"
+WORK = "work"
+FOLDERS = (PARTS, WORK)
+REPORT = "report.html"
+BAD_ROWS = "bad_rows.jsonl"
+JOURNAL = f"{WORK}/journal.jsonl"
+MARKER = ".shardpress"
+LAST_GOOD = f"{WORK}/model-last-good.h5"
+"""Model of the last finite parameters of a training run that diverged."""
+
+# Error numbers of `open` and `read` that concern the file itself.
+_ABOUT_THE_FILE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.EACCES,
+    errno.EPERM,
+)
+_PIECE = 2**20  # bytes read at once, so that verifying large parts takes little memory
+# Only files with these names are ever removed. All others belong to the user.
+_RESULT = re.compile(
+    r"parts/part-[0-9-]*[0-9a-f]{32}\.h5|work/(scan|checkpoint|model|probe)-[0-9a-f]{32}\.(h5|npz|txt)"
+    r"|work/model-last-good\.h5|generation-[0-9]+\.h5"
+)
+_FIXED = r"index\.h5|report\.html|bad_rows\.jsonl|\.shardpress|work/journal\.jsonl"
+_TEMPORARY = re.compile(rf"({_FIXED}|{_RESULT.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
+
+
+def unique_name(stem: str, suffix: str) -> str:
+    """Return a name that no other file has, independently of clocks and seeds."""
+    return f"{stem}-{uuid.uuid4().hex}{suffix}"
+
+
+def write_file(directory: Path, disk: Disk, name: str, data: bytes | memoryview | Pieces) -> Entry:
+    """Write a file that counts only when the journal or an index names it. The directory is not synced.
+
+    Any thread or process can call this. It raises like `shardpress.output.disk.publish`.
+    """
+    if isinstance(data, Pieces):
+        content = Digested(data.pieces)
+        publish(disk, directory / name, Pieces(data.n_bytes, content), name_is_synced=False)
+        return Entry(name, content.n_bytes, content.blake3)
+    publish(disk, directory / name, data, name_is_synced=False)
+    return Entry(name, len(data), digest([data]))
+
+
+def is_ours(path: str) -> bool:
+    """Return whether a relative path has the name of a result, of an earlier generation, or of a temporary file."""
+    return bool(_TEMPORARY.fullmatch(path) or _RESULT.fullmatch(path))
+
+
+def is_result(path: str) -> bool:
+    """Return whether the journal may name a file."""
+    return bool(_RESULT.fullmatch(path))
+
+
+def check_limits(error: OSError, path: Path) -> None:
+    """Raise `SystemLimit` if a file could not be read because too many files are open."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise write_error(error, path, "reading it") from error
+
+
+def check_storage(error: OSError, path: Path) -> None:
+    """Raise `ReadFailed` or `SystemLimit`, unless `error` concerns the file itself, such as a missing file.
+
+    A result that is temporarily unreadable is not damaged. It is neither removed nor recomputed.
+    """
+    check_limits(error, path)
+    if error.errno not in _ABOUT_THE_FILE:
+        raise ReadFailed(
+            f"file={printable(path)}: {error.strerror} while reading it. Check the storage, then run the same command "
+            "again. If only this file remains unreadable, delete it; it is then recomputed."
+        ) from error
+
+
+def fault_of(directory: Path, entry: Entry, digests: bool = True) -> str | None:
+    """Return the fault of a file; None if it is unchanged. Without `digests`, compare only its size.
+
+    Raise `ReadFailed` or `SystemLimit` if the storage or the system fails.
+    """
+    path = directory / entry.file
+    try:
+        # Links are not followed, and opening a FIFO does not wait.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fault = _difference(descriptor, entry, digests)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        check_storage(error, path)
+        fault = f"cannot be read: {error.strerror}"
+    return None if fault is None else f"file={printable(path)}: {fault}"
+
+
+def _difference(descriptor: int, entry: Entry, digests: bool) -> str | None:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        return "no longer a regular file"
+    if status.st_size != entry.n_bytes:
+        return f"{status.st_size} bytes, expected {entry.n_bytes} as when it was written"
+    if digests:
+        pieces = iter(partial(os.read, descriptor, _PIECE), b"")
+        if digest(pieces) != entry.blake3:
+            return "its content has changed: the BLAKE3 digest differs from that of the written file"
+    return None

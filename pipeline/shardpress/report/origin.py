@@ -1,0 +1,60 @@
+"""Input shards and preprocessing of a finished run, as its result describes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shardpress.base.errors import DataError, NoInput
+from shardpress.hdf5.shard import Block, Shard, rows_of
+from shardpress.report.recompute import Preprocessing
+from shardpress.result.finished import Result
+from shardpress.result.records import ShardFacts, Stat, with_digests
+from shardpress.shards.column_order import ColumnCheck, ColumnRule
+from shardpress.shards.conversion import Conversion
+from shardpress.shards.vet import Selection, vet
+
+
+def preprocessing_of(result: Result) -> Preprocessing:
+    """Return the model and the settings that a run used for encoding."""
+    config = result.facts.config
+    has_other_rows = config.get("model") or config.get("fit_on") or result.facts.appends
+    clips = bool(has_other_rows) and config["on_drift"] == "clip"
+    return Preprocessing(result.model, config.get("missing_value"), clips)
+
+
+class Inputs:
+    """Input shards of a run, which are opened at the paths in its result."""
+
+    def __init__(self, result: Result) -> None:
+        self._shards = with_digests(result.shards, result.parts)
+        self._model = result.model
+
+    def shard(self, number: int) -> tuple[Shard, Conversion]:
+        """Return a shard and the conversion of its rows.
+
+        Raise `NoInput` if its file does not exist, and `DataError` if it has changed.
+        """
+        before = self._shards[number]
+        path = Path(before.path)
+        if not path.is_file():
+            raise NoInput("the file no longer exists at this path")
+        shard = vet(path, Selection(before.dataset, "columns" if before.is_transposed else "rows"))
+        if before.first_row + before.shape[0] <= shard.n_rows:
+            shard = rows_of(shard, before.first_row, before.shape[0])
+        match = "ignore" if before.column_order is None else "name"
+        check = ColumnCheck(ColumnRule(match, self._model.columns, "the model"))
+        shard = check.accept(shard)
+        conversion = Conversion(dict(check.orders), self._model.offset, self._model.preparation)
+        if not _has_rows(shard, conversion, before):
+            raise DataError("its rows have changed since the run")
+        return shard, conversion
+
+
+def _has_rows(shard: Shard, conversion: Conversion, before: ShardFacts) -> bool:
+    """Return whether a shard has the same rows as before. They are read only if the file may have changed."""
+    identity = shard.identity
+    if before.stat == Stat(identity.size, identity.mtime_ns, identity.ctime_ns, identity.inode):
+        return True
+    if (shard.shape, shard.stored_dtype) != before.kind:
+        return False
+    return conversion.digest(Block(shard, 0, shard.n_rows)) == before.rows

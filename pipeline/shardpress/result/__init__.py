@@ -1,0 +1,1 @@
+"""The result of a run: its records, its index, and the features."""

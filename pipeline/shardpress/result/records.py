@@ -1,0 +1,310 @@
+"""Typed records of a result: its parts, its shards, and facts about the run that made it.
+
+They are stored as JSON, and validated when they are read. Text in which bytes are not UTF-8, such as the name of a
+file, is escaped in JSON and restored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import structs
+
+from shardpress.base.formats import fingerprint, sum_of_digests
+from shardpress.hdf5.columns import Columns
+
+T = TypeVar("T")
+
+
+_Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]  # of rows or extras
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A file in the output directory."""
+
+    file: str  # path relative to the directory
+    n_bytes: int
+    blake3: str  # digest of the content, in hexadecimal digits
+
+
+class Outside(NamedTuple):
+    """Summary of a column's values outside the model's range, `low` to `high`."""
+
+    column: int
+    value: float  # the farthest one
+    low: float
+    high: float
+    n_values: int
+
+    @property
+    def distance(self) -> float:
+        """Distance of the value from the range, divided by the width of the range."""
+        if self.high <= self.low:  # the scaler sets such a column to 0
+            return 0.0
+        return max(self.low - self.value, self.value - self.high) / (self.high - self.low)
+
+    def described(self, columns: Columns) -> str:
+        where = f"column {columns.numbered(self.column)}"
+        if self.high <= self.low:
+            return f"{where} ({self.value:g}, trained on {self.low:g} only)"
+        distance_text = f"{self.distance:.3g} ranges away"
+        return f"{where} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {distance_text})"
+
+
+class Range(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Consecutive rows of a shard that a part contains."""
+
+    first: int  # position of the first row in the part
+    shard: int  # position of the shard in the table of shards
+    start: int  # first row in the shard
+    stop: int
+    n_bad: int = 0  # bad rows, whose features are NaN
+    n_outside: int = 0  # good rows with values outside the range of the model's training rows
+    bad: list[dict[str, Any]] = []  # ``row``, ``columns`` and ``reason`` of each bad row
+    outside: list[Outside] = []  # columns with values outside the range, the farthest first
+    append_id: int = 0  # number of the append, from 1 on; 0 for rows of the run that trained the model
+    # row ranges of the shard with fill values for unreadable ones, by the names of extras in the part
+    lost: dict[str, list[list[int]]] = {}
+    rows: _Digest | None = None  # digest of the rows as they are stored; None if the shard was unreadable
+    extras: _Digest | None = None  # digest of the extras; None if some of their values were unreadable
+
+    @property
+    def n_rows(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether the shard could not be read, so that all rows are bad."""
+        return self.rows is None
+
+
+class Part(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A file with the features of consecutive rows of one or more shards. It is never changed."""
+
+    entry: Entry
+    n_rows: int  # in the file
+    ranges: list[Range]  # the rows that a result uses, in the order of the file; others are dead
+    # dtype of the stored features; None if they are stored exactly as the encoder returned them
+    dtype: str | None = None
+    # largest difference between a stored feature and the encoder's result; None without `dtype`
+    max_error: float | None = None
+
+    @property
+    def file(self) -> str:
+        return self.entry.file
+
+    @property
+    def n_live(self) -> int:
+        """Number of rows that a result uses."""
+        return sum(each.n_rows for each in self.ranges)
+
+
+def in_order(parts: Iterable[Part]) -> list[tuple[Part, Range]]:
+    """Return all ranges with their parts, in the order of the rows of a result."""
+    pairs = [(part, each) for part in parts for each in part.ranges]
+    return sorted(pairs, key=lambda pair: (pair[1].shard, pair[1].start))
+
+
+class Stretch(NamedTuple):
+    """Rows that are consecutive in a part and in a result."""
+
+    part: Part
+    first: int  # position of the first row in the part
+    n_rows: int
+
+    @property
+    def ranges(self) -> list[Range]:
+        """Ranges with these rows, in order."""
+        return [each for each in self.part.ranges if self.first <= each.first < self.first + self.n_rows]
+
+
+def stretches_of(pairs: Iterable[tuple[Part, Range]]) -> list[Stretch]:
+    """Join ranges that follow each other in their part and in the result."""
+    found: list[Stretch] = []
+    for part, each in pairs:
+        if found and found[-1].part is part and found[-1].first + found[-1].n_rows == each.first:
+            found[-1] = found[-1]._replace(n_rows=found[-1].n_rows + each.n_rows)
+        else:
+            found.append(Stretch(part, each.first, each.n_rows))
+    return found
+
+
+class Stat(NamedTuple):
+    """Facts about a file from the file system. If they are the same, so is the content."""
+
+    n_bytes: int
+    changed: int  # modification time in nanoseconds since 1970
+    ctime_ns: int  # chmod, hard links and backups change it, too
+    inode: int
+
+
+class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Facts about a shard, and digests of its content."""
+
+    path: str
+    dataset: str
+    shape: list[int]
+    dtype: str
+    stat: Stat
+    first_row: int = 0  # of the rows in the dataset, which can have others before and after them
+    column_order: str | None = None  # digest of the order in which the columns are read, if it differs from the file's
+    rows: _Digest | None = None  # digest of the rows; None if it is unknown
+    extras: _Digest | None = None  # digest of the extras
+    is_transposed: bool = False  # whether the rows are along the last axis, or are the columns of a sparse matrix
+
+    @property
+    def name(self) -> str:
+        return PurePath(self.path).name
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        return self.path, self.dataset, self.first_row
+
+    @property
+    def source(self) -> tuple[str, int, bool, str | None]:
+        """Facts that decide which values of the file are its rows, and in which order."""
+        return self.dataset, self.first_row, self.is_transposed, self.column_order
+
+    @property
+    def kind(self) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype: rows of another kind are other rows."""
+        return tuple(self.shape), self.dtype
+
+    def has_rows_of(self, other: ShardFacts) -> bool:
+        """Return whether the rows are known to be the same."""
+        return self.rows is not None and (self.kind, self.rows) == (other.kind, other.rows)
+
+
+class Request(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Plain values that determine the results of a run."""
+
+    shards: list[ShardFacts]
+    scan: dict[str, Any]  # settings of this stage, as of the next two
+    training: dict[str, Any]
+    encoding: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        return {"scan": self.scan, "training": self.training, "encoding": self.encoding}
+
+    def of_scan(self) -> str:
+        """Return the fingerprint of the scan. The digests of all rows must be known, except for unreadable shards."""
+        shards = [[[shard.shape, shard.dtype], shard.rows] for shard in self.shards]
+        return fingerprint("scan", shards, self.scan)
+
+    def of_model(self) -> str:
+        """Return the fingerprint of the model."""
+        return fingerprint("model", self.of_scan(), self.training)
+
+    def of_features(self, model: str, extras: Any) -> str:
+        """Return the fingerprint of a row's features, given those of the model, and facts about the extras.
+
+        It does not depend on the shards, because the features of a row depend only on this row.
+        """
+        encoding = {name: value for name, value in self.encoding.items() if name != "include"}
+        return fingerprint("features", self.scan, encoding, model, extras)
+
+
+def _total(digests: Iterable[str | None]) -> str | None:
+    """Return the digest of the rows of several ranges: the sum of theirs; None if one of them is unknown."""
+    known = []
+    for digest in digests:
+        if digest is None:
+            return None
+        known.append(int(digest, 16))
+    return sum_of_digests(known)
+
+
+def with_digests(shards: Sequence[ShardFacts], parts: Iterable[Part]) -> list[ShardFacts]:
+    """Return the shards with the digests of their content, which are the sums of those of their ranges."""
+    by_shard: dict[int, list[Range]] = defaultdict(list)
+    for part in parts:
+        for each in part.ranges:
+            by_shard[each.shard].append(each)
+    found = []
+    for i, shard in enumerate(shards):
+        rows = _total(each.rows for each in by_shard[i])
+        extras = _total(each.extras for each in by_shard[i])
+        found.append(structs.replace(shard, rows=rows, extras=extras))
+    return found
+
+
+class Keys(msgspec.Struct, frozen=True):
+    """Fingerprints of everything that determines the results of each stage."""
+
+    model: str
+    features: str
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """An earlier result that is kept."""
+
+    generation: int
+    model: str  # fingerprint of its encoder
+    n_rows: int
+    digest: str  # of the file, as in its footer
+
+
+class MapFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Facts about a map from the features of a result to those of an earlier generation."""
+
+    generation: int  # to which the map leads
+    model: str  # fingerprint of the encoder of that generation
+    # How well the map fits, as `shardpress.result.alignment` measures it; unknown for a map that is composed of others.
+    r2: list[float | None] = []
+    n_rows: int | None = None
+    n_held_out: int | None = None
+    classifier: dict[str, Any] | None = None
+
+
+class RunFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Facts about the run that made a result."""
+
+    config: dict[str, Any]  # all settings, by their names
+    request: Request
+    keys: Keys
+    made: str  # time
+    command: str
+    device: str
+    versions: dict[str, str]
+    storage: dict[str, Any]
+    bad_shards: list[dict[str, str]]  # files that were refused and left out: ``file`` and ``reason``
+    # Files whose rows stay although they, or some of their rows, cannot be read: ``file`` and ``reason``.
+    uncompared: list[dict[str, str]] = []
+    left_out: dict[str, str] = {}  # extras, and the reasons
+    masks: dict[str, str] = {}  # extras that mark the rows with a value of another extra, by the name of that extra
+    paths: dict[str, str] = {}  # paths of extras that a user has given, if they differ from the names of the extras
+    summary: dict[str, Any]
+    verification: dict[str, Any]
+    generation: int = 1
+    generations: list[Generation] = []  # earlier ones that are kept
+    maps: list[MapFacts] = []
+    appends: list[dict[str, Any]] = []
+    trained: list[str] = []  # digests of the rows of each shard that trained the model; empty if they are unknown
+    report: dict[str, Any] = {}  # what only the report needs
+
+
+# -- JSON ----------------------------------------------------------------------------------------------------------
+
+
+def plain(record: Any) -> Any:
+    """Return a record as values that JSON can represent."""
+    return msgspec.to_builtins(record)
+
+
+def to_json(record: Any) -> bytes:
+    # Python's own writer escapes bytes of file names that are not UTF-8, and keeps NaN.
+    return json.dumps(plain(record)).encode()
+
+
+def from_json(data: bytes, kind: type[T]) -> T:
+    """Return the record that `to_json` has written. Raise `ValueError` if it has another form."""
+    try:
+        return msgspec.convert(json.loads(data), kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise ValueError(str(error)) from error

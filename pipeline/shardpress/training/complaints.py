@@ -1,0 +1,228 @@
+"""Quality of a trained model: comparison with components, features without information, and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shardpress.base.outliers import MOST_OF_ALL, outliers, place_of
+from shardpress.settings.resolve import ResolvedTraining
+from shardpress.training.components import NOTHING
+from shardpress.training.start import has_room
+from shardpress_kernels.activations import ACTIVATIONS
+from shardpress_kernels.network import Network
+
+if TYPE_CHECKING:
+    from shardpress.training.epochs import Training
+
+_MOST_ROWS = 4096  # rows whose features are examined
+_BYTES = 2**25  # bytes of these rows, and of their features
+_MANY = 0.1  # share of the features above which a warning is given
+
+# Training for the same number of epochs again improves the error about as much as the second half of the epochs did.
+# The histories of wine, digits and breast cancer (40 to 240 epochs, with and without hidden layers) show this. With
+# fewer than ten epochs the history shows only the fall of the learning rate.
+_STILL_IMPROVING = 0.1
+_LEAST_EPOCHS = 10
+
+
+# A feature is dead if it varies less than this share of the most variable one, or no more than by rounding.
+_DEAD = 1e-3
+_ROUNDING = 1e-6
+# An output is saturated if it is within this share of the activation's range from either end, where the slope of a
+# sigmoid is below 4 % of its maximum.
+_END = 0.01
+_SAME = 0.999  # correlation
+_COMPARED = 256  # features that are compared at once with all earlier ones
+
+
+@dataclass(frozen=True)
+class _Units:
+    """Numbers of features that carry little information, found from their values for some rows."""
+
+    n_rows: int
+    n_features: int
+    dead: int  # features that hardly vary
+    saturated: int  # features with more than half of their activations saturated; 0 if the code is unbounded
+    duplicate: int  # features that repeat an earlier one up to sign, scale and offset
+    saturated_share: float  # share of saturated activations among all activations
+
+
+def measured(training: Training) -> dict[str, Any]:
+    """Return plain values about the trained parameters, for reports."""
+    comparison = None
+    if training.baseline is not None:
+        errors = training.autoencoder.errors(training.validation)
+        comparison = training.baseline.comparison(errors)
+        outlier = comparison.get("outlier")
+        if outlier:
+            assert training.validation_numbers is not None
+            outlier["row"] = int(training.validation_numbers[outlier.pop("position")])
+    return {"start_cost": training.start_cost, "baseline": comparison, "units": asdict(_units(training))}
+
+
+def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Network) -> Iterator[str]:
+    """Yield warnings about a training run, each with advice. `about` has the facts from `measured`, and the history."""
+    baseline = about.get("baseline")
+    outlier = (baseline or {}).get("outlier") or {}
+    is_of_one_row = outlier.get("share", 0.0) >= MOST_OF_ALL
+    if is_of_one_row:
+        yield (
+            f"{place_of(outlier)}: this validation row has {outlier['share']:.1%} of the squared error of all "
+            "validation rows. Comparisons with principal components leave it out. Check its values."
+        )
+    # Training with strong corruption or with targets aims at other features, not at a smaller error.
+    if baseline and baseline["is_worse"] and not settings.hides_much and settings.target is None:
+        components = outlier.get("components", baseline["components"])
+        yield (
+            f"the features reconstruct the validation rows worse than {baseline['n_components']} principal "
+            f"components, whose mean squared error is {components:.3g}. {_remedies(settings, network)} "
+            "usually help."
+        )
+    improvement = _late_improvement(about.get("history", []), settings, baseline["mean"] if baseline else 0.0)
+    if improvement > _STILL_IMPROVING and not is_of_one_row:
+        yield (
+            f"the training was still improving at its end: the second half of {settings.epochs} epochs reduced the "
+            f"error by {improvement:.0%}. Raise --epochs."
+        )
+    if units := about.get("units"):
+        yield from _unit_warnings(_Units(**units), network)
+
+
+def kept_start(about: Mapping[str, Any], network: Network) -> str:
+    """Return a sentence on features that are principal components because the training did not improve them, or "".
+
+    `about` has the facts about a model and its training, and its settings.
+    """
+    training = about["training"]
+    starts_from_components = about["config"]["start"] == "components" and has_room(network)
+    if training["best_epoch"] >= 0 or not starts_from_components:
+        return ""
+    features = "principal components"
+    if network.output.code != "linear" or network.output_layer == "hidden":
+        features = "functions of principal components"
+    history = training["history"]
+    reason = "no epoch was trained"
+    if history:
+        reason = f"no epoch of {len(history)} reduced the error enough"
+        before = training["start_cost"]
+        if before and not training.get("target"):
+            best = min(epoch["validation_cost"] for epoch in history)
+            reason += f": {before:.4g} at the start, {best:.4g} in the best epoch"
+    return f"The features are {features}, because the training kept its start ({reason})."
+
+
+def _remedies(settings: ResolvedTraining, network: Network) -> str:
+    """Return a phrase with the changes that usually make features as good as components, or better."""
+    options = {
+        "no --preset": settings.preset is None,
+        "a hidden layer (--hidden 512)": len(network.widths) > 2,
+    }
+    words = [*(option for option, is_used in options.items() if not is_used), "more --epochs"]
+    found = " and ".join([", ".join(words[:-1]), words[-1]] if words[:-1] else words)
+    return found[0].upper() + found[1:]
+
+
+def _late_improvement(history: Sequence[Mapping[str, Any]], settings: ResolvedTraining, mean: float) -> float:
+    """Return the relative decrease of the error over the second half of the epochs.
+
+    The result is 0 if not all epochs were trained, or if the error is negligible compared with the error of the mean.
+    """
+    n = settings.epochs
+    if len(history) < max(n, _LEAST_EPOCHS):
+        return 0.0
+    costs = _comparable_costs(history, settings)
+    before = float(np.mean(costs[n // 2 - n // 10 : n // 2]))
+    after = float(np.mean(costs[n - n // 10 : n]))
+    if before <= NOTHING * mean:
+        return 0.0
+    return 1 - after / before
+
+
+def _comparable_costs(history: Sequence[Mapping[str, Any]], settings: ResolvedTraining) -> list[float]:
+    """Return the cost of each epoch: the validation cost, if there are validation rows, since these never change.
+
+    Validation rows are complete, so their cost is not used if the training rows are corrupted.
+    """
+    has_validation = history[-1]["validation_cost"] is not None
+    if has_validation and not settings.hides_much:
+        return [epoch["validation_cost"] for epoch in history]
+    return [epoch["cost"] for epoch in history]
+
+
+def _unit_warnings(units: _Units, network: Network) -> Iterator[str]:
+    faults = {
+        "hardly vary": (units.dead, "Lower --n-features: fewer features would carry as much information"),
+        "are saturated": (units.saturated, "Lower --learning-rate" if network.gain else "Omit --preset"),
+        "duplicate another one": (
+            units.duplicate,
+            "Lower --n-features: fewer features would carry as much information",
+        ),
+    }
+    for problem, (n, advice) in faults.items():
+        if n > _MANY * units.n_features:
+            yield f"{n} of {units.n_features} features {problem}. {advice}."
+
+
+def _units(training: Training) -> _Units:
+    """Count the units that compute the written features, from their values for some rows."""
+    output = training.autoencoder.network.output
+    rows = _sample(training)
+    features = np.empty((len(rows), output.n_features), dtype=np.float32)
+    # Use the function that will encode the rows of the shards, so that no other function has to be compiled.
+    training.autoencoder.encode_checked(np.ascontiguousarray(rows), features)
+    return count_units(features, output.code)
+
+
+def _sample(training: Training) -> np.ndarray:
+    """Return some rows: validation rows if there are enough, otherwise training rows."""
+    validation = training.validation
+    row_bytes = max(validation.itemsize * validation.shape[1], 4 * training.autoencoder.network.n_outputs)
+    most = min(_MOST_ROWS, max(2, _BYTES // row_bytes))
+    if training.is_watched:  # these are in memory
+        stride = -(-len(validation) // most)
+        return validation[::stride]
+    return training.rows.take(training.order.sample(most))
+
+
+def count_units(features: np.ndarray, code: str) -> _Units:
+    """Count the units that carry little information, from float32 features (n_rows, n_features) of two rows or more.
+
+    Outliers are left out, because other rows hardly vary compared with them.
+    """
+    n_rows, n_features = features.shape
+    centred = features - features.mean(axis=0, dtype=np.float64)
+    features = features[~outliers(np.square(centred).sum(axis=1))]
+    ends = np.zeros(n_features)
+    limits = ACTIVATIONS[code].limits
+    if limits is not None:
+        low, high = limits
+        margin = _END * (high - low)
+        ends = ((features < low + margin) | (features > high - margin)).mean(axis=0)
+    deviations = features.std(axis=0, dtype=np.float64)
+    is_dead = deviations <= max(_DEAD * deviations.max(), _ROUNDING)
+    return _Units(
+        n_rows=n_rows,
+        n_features=n_features,
+        dead=int(is_dead.sum()),
+        saturated=int((ends > 0.5).sum()),
+        duplicate=_n_duplicates(features[:, ~is_dead]),
+        saturated_share=float(ends.mean()),
+    )
+
+
+def _n_duplicates(features: np.ndarray) -> int:
+    """Return how many features correlate with an earlier one, in blocks that bound the memory."""
+    centred = features - features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred /= np.linalg.norm(centred, axis=0)
+    n_found = 0
+    for start in range(0, centred.shape[1], _COMPARED):
+        these = centred[:, start : start + _COMPARED]
+        among = np.triu(these.T @ these, 1)  # each pair once
+        before = centred[:, :start].T @ these
+        is_repeated = (np.abs(before) > _SAME).any(axis=0) | (np.abs(among) > _SAME).any(axis=0)
+        n_found += int(is_repeated.sum())
+    return n_found
