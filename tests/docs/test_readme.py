@@ -34,7 +34,7 @@ EPOCHS: dict[str, str | None] = {} if ALL_CASES else {"SHARDPRESS_EPOCHS": "3"}
 PYTHON = re.findall(r"^```python\n(.*?)```$", PAGE, re.M | re.S)
 # The project is already set up here. The test suite cannot run inside itself, so it is replaced by one of its files.
 MAKE = """#!/bin/sh
-export PYTEST_ADDOPTS="-p no:cacheprovider tests/test_errors.py"
+export PYTEST_ADDOPTS="-p no:cacheprovider tests/base/test_errors.py"
 exec {make} --file=Makefile --old-file=setup --old-file=.venv-readers/.complete PYTHON_OF_VENV={python} "$@"
 """
 
@@ -75,7 +75,7 @@ def test_commands_of_the_readme_run(folder: Path) -> None:
     assert re.search("[0-9]+ passed", setting_up)
     assert "600 rows x 12 columns -> 6 features in features/index.h5" in extracting
     assert "1.0000  on 6 features" in extracting
-    example = PYTHON[0]  # tests/test_model.py has the test of the other example
+    example = PYTHON[0]  # tests/model/test_encoder.py has the test of the other example
     names: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
