@@ -35,7 +35,11 @@ def test_the_page_can_be_made_again_from_the_result(
     assert (tmp_path / "again.html").read_text() == page
     capsys.readouterr()
     assert main(["report", str(out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == Result.open(out).report()
+    report = Result.open(out).report()
+    assert json.loads(capsys.readouterr().out) == report
+    n_fitted = report["training"]["baseline"]["n_fitted"]
+    assert 0 < n_fitted < report["summary"]["n_rows"]
+    assert f"principal components of {n_fitted} training rows" in page
     assert main(["report", str(out), "--text"]) == 0
     assert mentions(" ".join(capsys.readouterr().out.split()), 55, 4, 2)
     assert main(["report", str(out), "--html", str(out / "x.html")]) == 64

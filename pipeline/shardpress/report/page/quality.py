@@ -19,7 +19,7 @@ def quality(report: Mapping[str, Any]) -> Section:
     summary = report["summary"]
     training = report.get("training", {})
     sample = report.get("sample") or {}
-    items = [*_errors(summary, sample)]
+    items = [*_errors(summary, sample, training.get("baseline") or {})]
     if sample:
         items += _probe(sample, summary["n_features"])
         items += _widths(sample)
@@ -37,7 +37,7 @@ def quality(report: Mapping[str, Any]) -> Section:
     return Section("Quality of the features", tuple(items))
 
 
-def _errors(summary: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Item]:
+def _errors(summary: Mapping[str, Any], sample: Mapping[str, Any], baseline: Mapping[str, Any]) -> Iterator[Item]:
     """Yield the reconstruction error on validation rows, or on the sample if there are no validation rows."""
     title = "Reconstruction error (mean squared error in scaled units)"
     n_features = summary["n_features"]
@@ -45,7 +45,9 @@ def _errors(summary: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[I
     if None not in errors:
         n_components = summary.get("n_components") or n_features
         names = (f"{n_features} features", f"{n_components} components", "column means")
-        note = "Measured on validation rows; lower is better. Components are principal components."
+        # A model of an earlier version does not have this number.
+        of_rows = f" of {baseline['n_fitted']:,} training rows" if "n_fitted" in baseline else ""
+        note = f"Measured on validation rows; lower is better. Components are principal components{of_rows}."
         if n_components != n_features:
             note += f" Rows are reconstructed from the code of {n_components} features."
         yield bars(title, dict(zip(names, errors, strict=True)), note=note)
@@ -122,10 +124,8 @@ def _costs(training: Mapping[str, Any]) -> Iterator[Item]:
     if history[-1]["validation_cost"] is not None:
         lines["validation"] = [epoch["validation_cost"] for epoch in history]
     levels = {}
-    if baseline := training.get("baseline"):
-        # A model of an earlier version does not have this number.
-        of_rows = f" of {baseline['n_fitted']:,} training rows" if "n_fitted" in baseline else ""
-        levels[f"principal components{of_rows}"] = baseline["components"]
+    if training.get("baseline"):
+        levels["principal components"] = training["baseline"]["components"]
     yield curves("Training curve", lines, levels)
 
 
