@@ -45,8 +45,8 @@ from shardpress.encoding.encode import encode_part
 from shardpress.encoding.index import write_index
 from shardpress.encoding.partfile import row_shapes
 from shardpress.model.encoder import Model
+from shardpress.output.folder import JOURNAL
 from shardpress.output.lock import locked
-from shardpress.output.writing import JOURNAL
 from shardpress.result.finished import Result, load_model, result_bytes
 from shardpress.result.records import Part, in_order, stretches_of
 from shardpress.scan.blocks import ScanSettings

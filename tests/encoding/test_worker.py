@@ -21,7 +21,7 @@ from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, Worker, worker
 from shardpress.model.encoder import Model
 from shardpress.model.scaler import Scaler
 from shardpress.output.disk import Disk
-from shardpress.output.writing import unique_name, write_file
+from shardpress.output.folder import unique_name, write_file
 from shardpress.result.records import Entry
 from shardpress_kernels.network import Network
 

@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 from pyarrow import parquet as arrow_parquet
 
+from shardpress.interop import exported_rows as rows_module
 from shardpress.interop import parquet as parquet_module
-from shardpress.interop import reading as rows_module
 from shardpress.interop.export import FORMATS, export
 from shardpress.result.alignment import LinearMap
 from shardpress.result.features import Features, open_features

@@ -14,10 +14,10 @@ import pytest
 
 from shardpress.base.errors import ReadFailed, ShardpressError
 from shardpress.base.formats import digest
+from shardpress.output.folder import fault_of
 from shardpress.output.inside import files_inside
 from shardpress.output.journal import Journal, Record
 from shardpress.output.lock import locked
-from shardpress.output.writing import fault_of
 from shardpress.result.finished import Result
 from shardpress.result.records import Entry
 from tests.support.cases import case, sample

@@ -16,10 +16,10 @@ from sklearn.preprocessing import StandardScaler
 
 from shardpress.model.labels import LabelChoice, Labels, Numbers
 from shardpress.report.baselines import BASELINES, FittedComponents, prediction_of, probe_facts
-from shardpress.report.drawing import Sample, SampleSpec, draw_sample
 from shardpress.report.judgment import Judgment, judge
 from shardpress.report.measures import measure
 from shardpress.report.page.build import page_of, text_of
+from shardpress.report.sampling import Sample, SampleSpec, draw_sample
 from shardpress.settings.config import Config
 from shardpress.training.components import Baseline
 from tests.report.test_newrows import components_model, mixture

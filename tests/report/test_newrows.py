@@ -16,9 +16,9 @@ from scipy.signal import lfilter
 from shardpress.hdf5.columns import NO_COLUMNS
 from shardpress.model.encoder import Model
 from shardpress.model.scaler import Scaler
-from shardpress.report.drawing import Sample
 from shardpress.report.newrows import Verdict, judge_new_rows
 from shardpress.report.reference import Reference
+from shardpress.report.sampling import Sample
 from shardpress.training.components import principal_components
 from shardpress_kernels.network import Network
 from tests.support.cases import each, sample

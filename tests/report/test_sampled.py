@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 
 from shardpress.hdf5.shard import Block
 from shardpress.report.baselines import are_correct
-from shardpress.report.drawing import Sample, SampleSpec, draw_sample, training_stretches
+from shardpress.report.sampling import Sample, SampleSpec, draw_sample, training_stretches
 from shardpress.shards.open import open_shards
 from tests.support.cases import each
 from tests.support.pages import make_parts, measured, model_of

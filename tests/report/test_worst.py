@@ -14,8 +14,8 @@ from sklearn.decomposition import PCA
 from shardpress.model.encoder import Model
 from shardpress.model.labels import LabelChoice
 from shardpress.report import worst
-from shardpress.report.drawing import PartSource, SampleSpec
 from shardpress.report.facts import sample_facts
+from shardpress.report.sampling import PartSource, SampleSpec
 from tests.support.cases import case
 from tests.support.logged import mentions
 from tests.support.pages import make_parts, model_of

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from shardpress.base.formats import pack, unpack
+from shardpress.output.folder import unique_name
 from shardpress.output.journal import Record
 from shardpress.output.lock import locked
-from shardpress.output.writing import unique_name
 from tests.support.cases import each
 from tests.support.interruptions import STEPS, FullAfter, flip, undisturbed_features
 from tests.support.logged import resumed_step

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.output.writing import REPORT
+from shardpress.output.folder import REPORT
 from shardpress.report.verify import verify
 from shardpress.result.features import open_features
 from shardpress.result.finished import Result, load_model

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from shardpress.output.writing import LAST_GOOD
+from shardpress.output.folder import LAST_GOOD
 from shardpress.result.finished import INDEX, load_model
 from tests.support import standin
 from tests.support.bad_shards import Shards, check, errors

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shardpress.cli import main
-from shardpress.output.writing import REPORT
+from shardpress.output.folder import REPORT
 from shardpress.report.page.build import is_current
 from shardpress.result.finished import Result
 from tests.support.cases import each

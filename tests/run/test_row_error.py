@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from shardpress.base.formats import digest
-from shardpress.report import drawing as sampling
+from shardpress.report import sampling as sampling
 from shardpress.report.page.build import page_of, text_of
 from shardpress.report.verify import verify
 from shardpress.result.features import open_features

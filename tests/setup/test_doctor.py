@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shardpress.setup import computation as devices
+from shardpress.setup import device_checks as devices
 from shardpress.setup import machine
 from shardpress.setup.diagnosis import Check, exit_code, page
 from tests.support.cases import each

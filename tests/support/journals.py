@@ -8,8 +8,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from shardpress.base.formats import fingerprint
+from shardpress.output.folder import unique_name
 from shardpress.output.journal import Journal, Record
-from shardpress.output.writing import unique_name
 from shardpress.result.finished import result_bytes
 from shardpress.result.records import Part, Range, Request, ShardFacts, Stat
 from tests.support.hostilemodels import model_of

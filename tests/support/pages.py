@@ -16,11 +16,11 @@ from shardpress.hdf5.shard import Block
 from shardpress.model.encoder import Model
 from shardpress.model.labels import LabelChoice
 from shardpress.model.scaler import Scaler
-from shardpress.report.drawing import PartSource, Sample, SampleSpec, draw_sample
 from shardpress.report.facts import input_facts
 from shardpress.report.judgment import judge
 from shardpress.report.measures import measure
 from shardpress.report.page.build import html_of, page_of
+from shardpress.report.sampling import PartSource, Sample, SampleSpec, draw_sample
 from shardpress.settings.config import Config
 from shardpress.shards.open import open_shards
 from shardpress_kernels.network import Network

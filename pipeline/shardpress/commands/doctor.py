@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print all checks. Return the result of `shardpress.setup.diagnosis.exit_code`."""
-    from shardpress.setup.computation import device_checks
+    from shardpress.setup.device_checks import device_checks
     from shardpress.setup.diagnosis import exit_code, page, verdict
     from shardpress.setup.machine import machine_checks, python_checks
 

@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the page as HTML, or print the report as text or JSON."""
     from shardpress.output.disk import Disk, publish
-    from shardpress.output.writing import REPORT
+    from shardpress.output.folder import REPORT
     from shardpress.report.page.build import html_of, is_current, page_bytes, page_of, text_of
     from shardpress.result.finished import Result
 

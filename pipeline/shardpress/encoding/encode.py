@@ -28,7 +28,7 @@ from shardpress.model.device import theanos_errors
 from shardpress.model.encoder import Model
 from shardpress.model.scaler import Cleaning
 from shardpress.output.disk import GuardedDisk, Pieces
-from shardpress.output.writing import PARTS, unique_name, write_file
+from shardpress.output.folder import PARTS, unique_name, write_file
 from shardpress.result.finished import stored_name
 from shardpress.result.records import Entry, Part, Range
 from shardpress.scan.drift import MAX_LISTED_COLUMNS

@@ -25,7 +25,7 @@ from shardpress.encoding.storage import PLAIN, Storage
 from shardpress.model.device import autoencoder_of, n_cores, start_device
 from shardpress.model.encoder import Model, finite_errors
 from shardpress.output.disk import PAGE, Disk
-from shardpress.output.writing import fault_of
+from shardpress.output.folder import fault_of
 from shardpress.result.finished import read_model_file
 from shardpress.result.records import Entry
 

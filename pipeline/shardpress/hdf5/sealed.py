@@ -21,27 +21,6 @@ from shardpress.base.formats import check_version, digest
 from shardpress.hdf5.child.ask import Refusal, ask
 from shardpress.hdf5.files import opened, read_at, translated_error, with_retries
 
-FORGED = "It is not a file that shardpress wrote, or it is damaged or forged: do not use it."
-
-
-def check_in_child(data: bytes, where: str) -> None:
-    """Raise `DataError` if libhdf5 fails on the bytes of a file, or if `check_result` refuses it.
-
-    The child reads a copy in memory, so that the result applies to these bytes, and not to a path. `SystemLimit` is
-    raised if no child can be started.
-    """
-    with open(os.memfd_create("shardpress"), "wb") as file:
-        file.write(data)
-        file.flush()
-        try:
-            ask("check_result", file.fileno(), [], type(None), where)
-        except (DataError, ReadFailed) as error:
-            reason = (
-                str(error) if isinstance(error, Refusal) else f"{where}: libhdf5 fails on it, or exceeds its limits"
-            )
-            raise DataError(f"{reason}. {FORGED}") from error
-
-
 FORMAT = "shardpress-output/6"
 """Name and version of the format of an output directory and its files."""
 GROUP = "shardpress"
@@ -49,6 +28,7 @@ GROUP = "shardpress"
 
 _FOOTER = struct.Struct("<24sQ32s")  # name, number of bytes before the footer, and their BLAKE3
 _NAME = b"shardpress-output/"  # how all names begin
+_FORGED = "It is not a file that shardpress wrote, or it is damaged or forged: do not use it."
 _RESTORE = "Restore it from a copy, or repeat the run that made it with --restart."
 _QUOTED = 500  # characters of an error that a message quotes
 
@@ -78,6 +58,24 @@ def write_json(group: h5py.Group, name: str, text: bytes) -> None:
 
 
 # -- reading -------------------------------------------------------------------------------------------------------
+
+
+def check_in_child(data: bytes, where: str) -> None:
+    """Raise `DataError` if libhdf5 fails on the bytes of a file, or if `check_result` refuses it.
+
+    The child reads a copy in memory, so that the result applies to these bytes, and not to a path. `SystemLimit` is
+    raised if no child can be started.
+    """
+    with open(os.memfd_create("shardpress"), "wb") as file:
+        file.write(data)
+        file.flush()
+        try:
+            ask("check_result", file.fileno(), [], type(None), where)
+        except (DataError, ReadFailed) as error:
+            reason = (
+                str(error) if isinstance(error, Refusal) else f"{where}: libhdf5 fails on it, or exceeds its limits"
+            )
+            raise DataError(f"{reason}. {_FORGED}") from error
 
 
 def has_footer(path: Path) -> bool:
@@ -160,4 +158,4 @@ def reading_group(data: bytes, where: str) -> Iterator[h5py.Group]:
         reason = "its structure is not as expected"
         if isinstance(error, ValueError) and str(error):
             reason = printable(str(error)[:_QUOTED])
-        raise DataError(f"{where}: cannot be read: {reason}. {FORGED}") from error
+        raise DataError(f"{where}: cannot be read: {reason}. {_FORGED}") from error

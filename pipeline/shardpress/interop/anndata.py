@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from shardpress.base.progress import Progress
-from shardpress.interop.reading import Block, Rows
+from shardpress.interop.exported_rows import Block, Rows
 from shardpress.interop.single_file import SOURCE, write_rows
 from shardpress.result.features import Shape
 from shardpress.result.finished import FEATURES, VALID

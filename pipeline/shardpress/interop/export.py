@@ -14,8 +14,8 @@ import numpy as np
 from shardpress.base.errors import CannotCreate, printable
 from shardpress.base.progress import Progress
 from shardpress.interop.anndata import KEY, write_anndata
+from shardpress.interop.exported_rows import Rows, has_plain_values, open_rows
 from shardpress.interop.onnx import encoder_onnx, import_onnx, input_dtype
-from shardpress.interop.reading import Rows, has_plain_values, open_rows
 from shardpress.interop.single_file import SOURCE, write_hdf5
 from shardpress.output.disk import TEMPORARY, Disk, publish, publish_from, remove
 from shardpress.result.asof import find_map

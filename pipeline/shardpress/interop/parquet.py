@@ -23,7 +23,7 @@ from pyarrow import parquet
 from shardpress.base.errors import CannotCreate, printable
 from shardpress.base.formats import digest, fingerprint
 from shardpress.base.progress import Progress
-from shardpress.interop.reading import Block, Rows
+from shardpress.interop.exported_rows import Block, Rows
 from shardpress.interop.single_file import SOURCE
 from shardpress.output.disk import TEMPORARY, Disk, changing, publish_from, remove, sync_directory
 from shardpress.result.features import categories_of

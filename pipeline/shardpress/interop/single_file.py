@@ -10,7 +10,7 @@ import numpy as np
 
 from shardpress.base.progress import Progress
 from shardpress.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
-from shardpress.interop.reading import Rows
+from shardpress.interop.exported_rows import Rows
 from shardpress.output.disk import PAGE
 
 SOURCE = "exported_from"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from shardpress.output.writing import FOLDERS
+from shardpress.output.folder import FOLDERS
 
 
 def files_inside(directory: Path, paths: Sequence[Path]) -> list[Path]:

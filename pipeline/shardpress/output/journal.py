@@ -45,7 +45,7 @@ from shardpress.base.errors import DataError, NoInput, ShardpressError, printabl
 from shardpress.base.formats import digest
 from shardpress.hdf5.sealed import FORMAT
 from shardpress.output.disk import Disk, changing, publish, remove, sync_directory, write_all, write_error
-from shardpress.output.writing import FOLDERS, JOURNAL, PARTS, check_storage, is_ours, is_result, write_file
+from shardpress.output.folder import FOLDERS, JOURNAL, PARTS, check_storage, is_ours, is_result, write_file
 from shardpress.result.finished import GENERATION, INDEX, Result
 from shardpress.result.records import Entry, Part, Request, plain
 

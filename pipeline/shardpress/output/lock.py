@@ -27,8 +27,8 @@ from shardpress.base.formats import check_version
 from shardpress.hdf5.files import writers
 from shardpress.hdf5.sealed import FORMAT
 from shardpress.output.disk import Disk, GuardedDisk, publish, sync_directory
+from shardpress.output.folder import FOLDERS, MARKER, WORK, check_limits, is_ours
 from shardpress.output.journal import Journal
-from shardpress.output.writing import FOLDERS, MARKER, WORK, check_limits, is_ours
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import numpy as np
 from shardpress.base.outliers import outliers
 from shardpress.base.ridge import fit_ridge, inverse_of_deviations
 from shardpress.model.labels import Labels, Numbers
-from shardpress.report.drawing import Sample
+from shardpress.report.sampling import Sample
 from shardpress.training.components import Components, blocks, principal_components
 
 BASELINES = ("components", "standardized", "columns")

@@ -11,8 +11,8 @@ from shardpress.base.errors import printable, short_list
 from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import Shard
 from shardpress.model.labels import LabelChoice
-from shardpress.report.drawing import PartSource, SampleSpec, draw_sample
 from shardpress.report.measures import measure
+from shardpress.report.sampling import PartSource, SampleSpec, draw_sample
 from shardpress.report.worst import worst_facts
 from shardpress.result.finished import Result
 from shardpress.result.records import Outside, Range, ShardFacts

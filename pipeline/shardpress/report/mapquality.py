@@ -12,7 +12,7 @@ import numpy as np
 from shardpress.model.labels import NONE, LabelChoice, Labels
 from shardpress.report.baselines import MIN_TEST_ROWS, are_correct
 from shardpress.report.commonrows import CommonRows, EncodedRows
-from shardpress.report.drawing import values_of
+from shardpress.report.sampling import values_of
 from shardpress.result.alignment import LinearMap
 from shardpress.result.features import in_ranges, reading
 

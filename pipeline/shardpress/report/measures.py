@@ -26,7 +26,7 @@ from shardpress.report.baselines import (
     probe_facts,
     score_of,
 )
-from shardpress.report.drawing import (
+from shardpress.report.sampling import (
     PartSource,
     Sample,
     SampleSpec,

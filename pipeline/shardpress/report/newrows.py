@@ -17,8 +17,8 @@ from shardpress.base.errors import quantity, short_list
 from shardpress.base.outliers import MOST_OF_ALL, largest_share, place_of
 from shardpress.hdf5.columns import Columns, with_name
 from shardpress.model.encoder import Model
-from shardpress.report.drawing import Sample
 from shardpress.report.reference import Reference, estimate, groups_of, measured, neighbours, squared_errors
+from shardpress.report.sampling import Sample
 from shardpress.report.words import VERDICTS
 from shardpress.training.components import NOTHING
 

@@ -18,7 +18,7 @@ from shardpress.base.errors import DataError, NoInput, NotPermitted, printable, 
 from shardpress.hdf5.shard import Block, Shard
 from shardpress.model.encoder import Model, finite_errors
 from shardpress.model.scaler import Cleaning, bad_entries
-from shardpress.output.writing import check_storage
+from shardpress.output.folder import check_storage
 from shardpress.result.features import FAILURES, reading
 from shardpress.result.finished import ERROR, FEATURES, VALID
 from shardpress.result.records import Part, Range, ShardFacts

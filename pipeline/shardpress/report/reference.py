@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shardpress.model.encoder import Model
-from shardpress.report.drawing import Sample
+from shardpress.report.sampling import Sample
 from shardpress.training.components import principal_components
 
 MAX_DIRECTIONS = 32

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from shardpress.base.errors import DataError, NoInput, ReadFailed, printable, quantity
-from shardpress.output.writing import fault_of
+from shardpress.output.folder import fault_of
 from shardpress.report.origin import Inputs, preprocessing_of
 from shardpress.report.recompute import Fault, RowCheck, check_rows
 from shardpress.result.finished import GENERATION, Result, file_of

@@ -11,8 +11,8 @@ import numpy as np
 
 from shardpress.base.outliers import MOST_OWNERS, Spread, owners, worst_first
 from shardpress.model.labels import LabelChoice
-from shardpress.report.drawing import PartSource, SampleSpec, draw_sample, max_stretches
 from shardpress.report.measures import N_WORST, Reconstruction, owned_feature
+from shardpress.report.sampling import PartSource, SampleSpec, draw_sample, max_stretches
 from shardpress.result.features import reading
 from shardpress.result.finished import ERROR, FEATURES
 

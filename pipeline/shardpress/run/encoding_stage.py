@@ -24,8 +24,8 @@ from shardpress.encoding.worker import IN_MEMORY, Encoders, EncodeSettings, serv
 from shardpress.hdf5.shard import Block
 from shardpress.model.encoder import Model
 from shardpress.output.disk import Disk
+from shardpress.output.folder import WORK
 from shardpress.output.journal import Journal, Record
-from shardpress.output.writing import WORK
 from shardpress.report.facts import bad_shards, drift_facts
 from shardpress.result.records import Entry, Part, Range, in_order
 from shardpress.run.budget import extras_bytes

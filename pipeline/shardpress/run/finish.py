@@ -28,15 +28,15 @@ from shardpress.hdf5.shard import UNREADABLE, Block, Shard, first_rows
 from shardpress.model.encoder import Model
 from shardpress.model.labels import LabelChoice
 from shardpress.output.disk import publish, remove
+from shardpress.output.folder import BAD_ROWS, REPORT
 from shardpress.output.journal import Journal
-from shardpress.output.writing import BAD_ROWS, REPORT
 from shardpress.report.commonrows import EncodedRows
-from shardpress.report.drawing import PartSource, SampleSpec, sizes_of
 from shardpress.report.facts import bad_data_facts, bad_shards, input_facts, last_run_facts, sample_facts
 from shardpress.report.judgment import Judgment, judge
 from shardpress.report.newrows import Verdict
 from shardpress.report.page.build import is_current, page_bytes
 from shardpress.report.recompute import RowCheck, check_rows
+from shardpress.report.sampling import PartSource, SampleSpec, sizes_of
 from shardpress.result.finished import Result, Use, load_statistics, result_bytes, stored_name
 from shardpress.result.records import Keys, Part, Range, Request, RunFacts, in_order, stretches_of, with_digests
 from shardpress.run.context import RunContext, versions

@@ -14,8 +14,8 @@ from shardpress.base.errors import DataError, NoInput, printable
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.model.encoder import Model
+from shardpress.output.folder import fault_of
 from shardpress.output.journal import Journal, Record
-from shardpress.output.writing import fault_of
 from shardpress.result.finished import Result, read_model_file
 from shardpress.result.records import Entry, Part, Request, RunFacts
 from shardpress.run.prepare import Prepared

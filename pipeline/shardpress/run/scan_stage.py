@@ -13,8 +13,8 @@ from shardpress.base.errors import DataError, printable, quantity, short_list
 from shardpress.base.formats import fingerprint
 from shardpress.base.progress import Progress
 from shardpress.hdf5.shard import Shard, first_rows
+from shardpress.output.folder import WORK, unique_name
 from shardpress.output.journal import Record
-from shardpress.output.writing import WORK, unique_name
 from shardpress.run.context import RunContext
 from shardpress.run.estimate import Pace, measure_tasks, stretches
 from shardpress.run.memory import block_bytes, chunk_bytes

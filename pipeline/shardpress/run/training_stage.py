@@ -18,8 +18,8 @@ from shardpress.base.errors import TrainingDiverged, printable
 from shardpress.base.progress import Progress, activity
 from shardpress.hdf5.shard import Shard, block_of, first_rows, rows_of
 from shardpress.model.encoder import Model
+from shardpress.output.folder import LAST_GOOD, WORK, unique_name
 from shardpress.output.journal import Record
-from shardpress.output.writing import LAST_GOOD, WORK, unique_name
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import DeadlinePolicy
 from shardpress.run.encoding_stage import write_model

@@ -1,1 +1,1 @@
-"""Installation of Theano and of the libraries of CUDA, and checks of this machine, with the standard library only."""
+"""Installation of Theano and of the libraries of CUDA, and checks of this machine."""

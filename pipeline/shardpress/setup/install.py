@@ -1,4 +1,4 @@
-"""Installation of pygpu and CUDA libraries for a CUDA card.
+"""Installation of pygpu and CUDA libraries for a CUDA card, with the standard library only.
 
 Completed steps are skipped, so an interrupted installation can be completed by running it again.
 
