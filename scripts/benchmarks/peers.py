@@ -132,7 +132,7 @@ class Ours:
 
     def encode_files(self, folder: Path, shards: str, model: str) -> Prepared:
         """Encode shards in a whole run."""
-        from shardpress.result.features import open_features
+        from shardpress import open_features
 
         output = folder / "ours"
         run = repeat(lambda: self.run(output, input=(shards,), model=model))
@@ -140,7 +140,7 @@ class Ours:
 
     def train_files(self, folder: Path, shards: str, epochs: int, batch_size: int, memory: int) -> Prepared:
         """Scan and train; the encoding of the run does not count."""
-        from shardpress.result.finished import load_model
+        from shardpress import load_model
 
         output = folder / "ours"
         settings = {
