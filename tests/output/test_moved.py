@@ -1,4 +1,4 @@
-"""Tests of a moved directory or replaced lock: the run that held the lock makes no more changes."""
+"""Tests of a moved directory or replaced lock: the run that held the lock adds no line, commits and removes nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from shardpress.base.errors import DataError, TryAgain
-from shardpress.output.disk import Disk, GuardedDisk, publish
 from shardpress.output.journal import Journal, Record
 from shardpress.output.lock import locked
 from tests.support.cases import each
 from tests.support.helpers import refused
-from tests.support.journals import HEX, KEY, NOW, OTHER, add, contents, index_of
+from tests.support.journals import NOW, OTHER, add, contents, index_of
 
 
 def finish(journal: Journal, data: bytes) -> None:
@@ -37,10 +36,9 @@ def remove_work(directory: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[Journal, Record], object]] = {
-    "write": lambda journal, record: journal.write(f"parts/{KEY}-{HEX}.h5", b"late"),
     "add": lambda journal, record: journal.add(Record(OTHER, NOW, record.entry)),
     "commit": lambda journal, record: journal.commit(index_of(record)),
-    "check": lambda journal, record: journal.check(),
+    "sweep": lambda journal, record: journal.sweep(),
 }
 
 
@@ -88,21 +86,3 @@ def test_a_lock_that_is_replaced_while_locking_is_refused(tmp_path: Path, monkey
     with refused(75, "work/lock"), locked(tmp_path):
         pytest.fail("the directory was locked")
     assert (tmp_path / "work/lock").read_bytes() == b"of another run"
-
-
-def test_a_directory_that_moves_after_the_check_is_detected(tmp_path: Path) -> None:
-    """The call fails because the directory does not exist, which is not a fault of the disk."""
-    folder = tmp_path / "parts"
-    folder.mkdir()
-
-    class Moving(Disk):
-        def replace(self, source: Path, target: Path) -> None:
-            folder.rename(tmp_path / "moved")
-            super().replace(source, target)
-
-    def check() -> None:
-        if not folder.exists():
-            raise TryAgain("moved")
-
-    with refused(75, "moved"):
-        publish(GuardedDisk(Moving(), check), folder / "part.h5", b"data")

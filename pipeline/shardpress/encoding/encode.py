@@ -11,7 +11,6 @@ import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +21,12 @@ from shardpress.cluster.threads import check
 from shardpress.encoding.bad_data import NO_POSITIONS, BadData, RowFacts
 from shardpress.encoding.partfile import Streamed, part_file, stored_categories
 from shardpress.encoding.parts import Piece
-from shardpress.encoding.worker import EncodeSettings, Worker, check_place, worker_of
+from shardpress.encoding.worker import EncodeSettings, Worker, worker_of
 from shardpress.hdf5.shard import WIDE_BYTES, Block, Shard, long_bytes
 from shardpress.model.device import theanos_errors
 from shardpress.model.encoder import Model
 from shardpress.model.scaler import Cleaning
-from shardpress.output.disk import GuardedDisk, Pieces
+from shardpress.output.disk import Pieces
 from shardpress.output.folder import PARTS, unique_name, write_file
 from shardpress.result.finished import stored_name
 from shardpress.result.records import Entry, Part, Range
@@ -116,8 +115,6 @@ def encode_part(task: EncodeTask) -> Part:
         If rows cannot be read, or if the settings do not allow them.
     WriteFailed, SystemLimit
         If the file cannot be written.
-    TryAgain
-        If the output directory has been moved or replaced since the start of the run.
     ReadFailed, DeviceError, ConfigError, NotPermitted
         See `shardpress.encoding.worker.worker_of`.
     """
@@ -250,9 +247,8 @@ def _write_part(worker: Worker, settings: EncodeSettings, places: Sequence[_Plac
 
 
 def _write_file(worker: Worker, settings: EncodeSettings, first: _Place, content: Pieces) -> Entry:
-    disk = GuardedDisk(worker.disk, partial(check_place, settings))
     stem = f"{PARTS}/part-{first.piece.shard:06d}-{first.source.start:012d}"  # so that names sort like the rows
-    return write_file(Path(settings.directory), disk, unique_name(stem, ".h5"), content)
+    return write_file(Path(settings.directory), worker.disk, unique_name(stem, ".h5"), content)
 
 
 def _trim_memory() -> None:

@@ -7,7 +7,6 @@ would be the largest part of a task.
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shardpress.base.errors import ReadFailed, TryAgain, printable
+from shardpress.base.errors import ReadFailed
 from shardpress.base.processcache import ProcessCache
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.storage import PLAIN, Storage
@@ -192,22 +191,6 @@ def _load_model(settings: EncodeSettings) -> Model:
             "path."
         )
     return read_model_file(directory / settings.model.file)
-
-
-def check_place(settings: EncodeSettings) -> None:
-    """Raise `TryAgain` if the output directory has been moved or replaced since the start of the run.
-
-    The check looks for the model's file, which has a unique name. The driver compares the device and the inode of the
-    lock instead, but these numbers differ between hosts that share a file system.
-    """
-    if settings.model == IN_MEMORY:
-        return
-    path = os.path.join(settings.directory, settings.model.file)
-    if not os.path.lexists(path):
-        raise TryAgain(
-            f"output={printable(settings.directory)}: {printable(settings.model.file)} no longer exists. The output "
-            "directory was moved or replaced during the run. Move it back, then run the same command again."
-        )
 
 
 @contextmanager

@@ -18,16 +18,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from shardpress.base.errors import NotPermitted, ShardpressError, SystemLimit, TryAgain, WriteFailed, printable
+from shardpress.base.errors import NotPermitted, ShardpressError, SystemLimit, WriteFailed, printable
 from shardpress.base.processcache import ProcessCache
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 TEMPORARY = ".writing"
 PAGE = 4096
@@ -81,65 +78,6 @@ class Disk:
 
     def free_bytes(self, path: Path) -> int:
         return shutil.disk_usage(path).free
-
-    def check(self) -> None:
-        """Raise `TryAgain` if changes are no longer allowed. A plain disk allows all changes."""
-
-
-class GuardedDisk(Disk):
-    """A disk that calls `check` before each change of a directory. `check` raises `TryAgain` if it was moved."""
-
-    def __init__(self, disk: Disk, check: Callable[[], None]) -> None:
-        self._disk = disk
-        self._check = check
-
-    def check(self) -> None:
-        self._disk.check()
-        self._check()
-
-    def create(self, path: Path) -> int:
-        return self._guarded(self._disk.create, path)
-
-    def open_to_append(self, path: Path) -> int:
-        return self._guarded(self._disk.open_to_append, path)
-
-    def reserve(self, descriptor: int, n_bytes: int) -> None:
-        self._disk.reserve(descriptor, n_bytes)
-
-    def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
-        self._disk.bypass_cache(descriptor, bypasses)
-
-    def write(self, descriptor: int, data: memoryview) -> int:
-        return self._disk.write(descriptor, data)
-
-    def sync(self, descriptor: int) -> None:
-        self._disk.sync(descriptor)
-
-    def close(self, descriptor: int) -> None:
-        self._disk.close(descriptor)
-
-    def replace(self, source: Path, target: Path) -> None:
-        self._guarded(self._disk.replace, source, target)
-
-    def remove(self, path: Path) -> None:
-        self._guarded(self._disk.remove, path)
-
-    def make_directory(self, path: Path) -> None:
-        self._guarded(self._disk.make_directory, path)
-
-    def sync_directory(self, path: Path) -> None:
-        self._guarded(self._disk.sync_directory, path)
-
-    def free_bytes(self, path: Path) -> int:
-        return self._disk.free_bytes(path)
-
-    def _guarded(self, call: Callable[..., T], *arguments: object) -> T:
-        self.check()
-        try:
-            return call(*arguments)
-        except FileNotFoundError:
-            self.check()  # the directory may have been moved since the first check
-            raise
 
 
 class AnonymousDisk(Disk):
@@ -221,7 +159,7 @@ def _renamed(disk: Disk, path: Path) -> Iterator[Path]:
         yield temporary
         disk.replace(temporary, path)
     except BaseException:  # also after a signal: no other process knows the name
-        with suppress(OSError, TryAgain):
+        with suppress(OSError):
             disk.remove(temporary)
         raise
 

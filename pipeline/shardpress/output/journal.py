@@ -11,9 +11,10 @@
 
 The protocol:
 
-1. The run that holds the lock is the driver, and only the driver writes the journal and the index. Before each change
-   it compares ``work/lock`` with the file that it has locked. If they differ, the directory was moved away or its lock
-   was replaced; then the run ends with `TryAgain` and changes nothing.
+1. The run that holds the lock is the driver, and only the driver writes the journal and the index. Before the journal
+   grows, before the commit and before a sweep, it compares ``work/lock`` with the file that it has locked. If they
+   differ, the directory was moved away or its lock was replaced, and the run ends with `TryAgain`. A file that a task
+   writes meanwhile counts for no run, and the next sweep removes it.
 2. Parts, models, scans and checkpoints have unique names and are never overwritten. Any task can write them; such a
    file counts as soon as the journal names it, with its size, its BLAKE3, and the fingerprint of everything that
    determines it.
@@ -113,7 +114,8 @@ class Journal:
     """An output directory while this process holds its lock.
 
     A run that `restarts` ignores earlier results and the earlier journal. A run that `extends` the published result
-    uses it even if an interrupted run has ignored it.
+    uses it even if an interrupted run has ignored it. `check` raises `TryAgain` if the path no longer refers to the
+    directory whose lock is held.
     """
 
     def __init__(
@@ -122,10 +124,12 @@ class Journal:
         disk: Disk,
         restarts: bool = False,
         extends: bool = False,
+        check: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.directory = directory
         self.disk = disk
+        self._check = check
         self._clock = clock
         self._next_sync = clock()
         data = b"" if restarts else _content(directory / JOURNAL)
@@ -192,13 +196,6 @@ class Journal:
 
     # -- writing --
 
-    def check(self) -> None:
-        """Raise `TryAgain` unless the path still refers to the directory whose lock is held.
-
-        Every change makes this check. Callers make it before they rely on data that they have read.
-        """
-        self.disk.check()
-
     def write(self, name: str, data: bytes | memoryview) -> Entry:
         return write_file(self.directory, self.disk, name, data)
 
@@ -254,6 +251,7 @@ class Journal:
         if keeps_earlier and self.published is not None:
             name = GENERATION.format(self.published.facts.generation)
             publish(self.disk, self.directory / name, self.published.data)
+        self._check()
         publish(self.disk, self.directory / INDEX, data)
         self.published = Result.open(self.directory)
         self._begin(restarts=False)
@@ -261,6 +259,7 @@ class Journal:
 
     def sweep(self) -> None:
         """Remove files of our names that neither an index nor the journal names. User files are never removed."""
+        self._check()
         try:
             used = set(self._named_files())
         except ShardpressError as error:
@@ -301,6 +300,7 @@ class Journal:
 
     def _append(self, lines: Sequence[_Line], waits: bool = True) -> None:
         """Add lines to the file, and sync it if `waits`, or if the last sync was a second ago."""
+        self._check()
         path = self.directory / JOURNAL
         is_written = self._is_written
         waits = waits or not is_written or self._clock() >= self._next_sync

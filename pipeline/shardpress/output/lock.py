@@ -26,7 +26,7 @@ from shardpress.base.errors import (
 from shardpress.base.formats import check_version
 from shardpress.hdf5.files import writers
 from shardpress.hdf5.sealed import FORMAT
-from shardpress.output.disk import Disk, GuardedDisk, publish, sync_directory
+from shardpress.output.disk import Disk, publish, sync_directory
 from shardpress.output.folder import FOLDERS, MARKER, WORK, check_limits, is_ours
 from shardpress.output.journal import Journal
 
@@ -54,8 +54,8 @@ def locked(
     DataError
         If the earlier result is damaged, unless the run `restarts`.
     TryAgain
-        If another run holds the lock, or the file system does not support locks. The context raises it as well,
-        before a change, if the path no longer refers to the locked directory.
+        If another run holds the lock, or the file system does not support locks. The journal raises it as well, before
+        it grows and before the commit, if the path no longer refers to the locked directory.
     """
     disk = disk or Disk()
     where = f"output={printable(directory)}"
@@ -75,8 +75,7 @@ def locked(
         raise CannotCreate(f"{where}: {words}. Choose another --output.") from error
     check = partial(_check_lock, directory, descriptor)
     try:
-        guarded = GuardedDisk(disk, check)
-        yield Journal(directory, guarded, restarts, extends)
+        yield Journal(directory, disk, restarts, extends, check)
     except ShardpressError as error:
         # The error may come from a directory that replaced this one; if so, report the replacement.
         try:

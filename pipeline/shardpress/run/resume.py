@@ -127,7 +127,6 @@ class EarlierResults:
             found = [fault for batch in results for fault in batch]
         self._faults.update(zip(unchecked, found, strict=True))
         if not self._is_readonly:
-            self.journal.check()
             for fault in filter(None, found):
                 log.warning("%s; it is recomputed", fault)
         return [self._faults[entry] for entry in entries]
