@@ -5,7 +5,6 @@ from itertools import product
 
 import numpy as np
 
-from shardpress.hdf5.shard import Block, array_shard
 from shardpress.model.scaler import Cleaning, Scaler
 from tests.support.cases import each
 
@@ -46,16 +45,17 @@ def test_equal_values_are_clipped_equally(dtype, seed):
     rows = np.clip(rng.normal(0, 3 * scale, (20, 4)), float(info.min), float(info.max)).astype(dtype)
     rows[0] = info.min
     rows[1] = info.max
-    np.testing.assert_array_equal(Scaler(low, high).clipped(rows), np.clip(rows.astype(np.float64), low, high))
+    np.testing.assert_array_equal(
+        Cleaning(Scaler(low, high), clips_drift=True).cleaned(rows), np.clip(rows.astype(np.float64), low, high)
+    )
 
 
-def test_rows_that_are_clipped_later_have_the_dtype_of_clipped_rows():
+def test_rows_have_the_dtype_of_clipped_rows_before_the_clipping():
     """Otherwise the bits of a row's features would depend on the other rows of its block."""
     scaler = Scaler(*RANGE)
     for rows in (np.zeros((2, 2), np.uint8), np.full((2, 2), 90, np.uint8)):
-        block = Block(array_shard(rows), 0, 2)
-        assert Cleaning(scaler).cleaned(block, rows) is rows
-        assert Cleaning(scaler, clips_later=True).cleaned(block, rows).dtype == scaler.clipped(rows).dtype == "f4"
+        assert Cleaning(scaler).cleaned(rows) is rows
+        assert Cleaning(scaler, clips_drift=True).filled(rows).dtype == "f4"
 
 
 def test_indicators_keep_their_values_in_any_scaling():

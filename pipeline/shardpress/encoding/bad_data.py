@@ -11,7 +11,7 @@ import numpy as np
 from shardpress.base.errors import DataError
 from shardpress.hdf5.columns import NO_COLUMNS, Columns
 from shardpress.hdf5.shard import Block
-from shardpress.model.scaler import Scaler, bad_entries, bad_rows
+from shardpress.model.scaler import Cleaning, Scaler, bad_entries, bad_rows
 from shardpress.result.records import Outside
 from shardpress.scan.drift import farthest, outside_of
 
@@ -54,7 +54,7 @@ class BadData:
     columns: Columns = NO_COLUMNS  # names of the model's columns, for messages about a shard without names
 
     @property
-    def clips(self) -> bool:
+    def clips_drift(self) -> bool:
         """True if values outside the model's range are clipped to it."""
         return self.trained_on is not None and self.on_drift == "clip"
 
@@ -81,10 +81,10 @@ class BadData:
         bad, reasons = self._find_bad(block, numbers, read[selected])
 
         n_outside, columns = self._measure_drift(block, numbers, cleaned[selected], bad)
-        if n_outside > 0 and self.trained_on is not None and self.clips:
+        if n_outside > 0 and self.trained_on is not None and self.clips_drift:
             # Encode all rows again: clipping does not change rows inside the range. This case is rare, whereas a check
             # before the first encoding would take time for every block.
-            encode(self.trained_on.clipped(cleaned), features)
+            encode(Cleaning(self.trained_on, clips_drift=True).clipped(cleaned), features)
         overflown = np.setdiff1d(bad_rows(features[selected]), bad)
         reasons += self._describe_overflown(block, numbers[overflown])
         bad = numbers[np.union1d(bad, overflown)] - block.start

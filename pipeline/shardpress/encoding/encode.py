@@ -182,7 +182,7 @@ def _encode_rows(worker: Worker, task: EncodeTask, place: _Place, arrays: _Array
     model = worker.model
     bad_data = _bad_data(model, task.settings)
     conversion = Conversion(task.orders, model.offset, model.preparation)
-    cleaning = Cleaning(model.scaler, bad_data.missing, bad_data.clips)
+    cleaning = Cleaning(model.scaler, bad_data.missing, bad_data.clips_drift)
     # The encoder cannot find bad rows if a finite number marks missing values, or if rows are cleaned before encoding.
     finds_suspects = bad_data.missing is None and not cleaning.scaler.cleans
     for block in source.cut(task.settings.block_rows):
@@ -196,8 +196,9 @@ def _encode_rows(worker: Worker, task: EncodeTask, place: _Place, arrays: _Array
                 raise
             advice = "To continue without the rows of damaged files, use --on-bad-data skip --max-bad 100%."
             raise DataError(f"{error} {advice}") from error
-        filled = cleaning.filled(block, rows)
-        cleaned = cleaning.clipped(filled)
+        filled = cleaning.filled(rows, block.shard.stored_dtype)
+        # Rows outside the range are first reported, and then clipped.
+        cleaned = filled if bad_data.clips_drift else cleaning.clipped(filled)
         suspects = worker.encode(cleaned, out.features)
         if not finds_suspects:
             suspects = None

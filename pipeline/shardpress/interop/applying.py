@@ -109,7 +109,7 @@ def _cleaned_blocks(model: Model, rows: Any) -> Iterator[tuple[slice, np.ndarray
     cleaning = Cleaning(model.scaler)
     n_tiles = max(1, _BLOCK_BYTES // (conversion.row_bytes(shard) * TILE_ROWS))
     for block in Block(shard, 0, shard.n_rows).cut(min(_BLOCK_ROWS, n_tiles * TILE_ROWS)):
-        filled = cleaning.filled(block, conversion.read(block))
+        filled = cleaning.filled(conversion.read(block))
         yield slice(block.start, block.stop), filled, cleaning.clipped(filled)
 
 

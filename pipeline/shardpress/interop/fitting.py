@@ -20,6 +20,7 @@ from shardpress.hdf5.shard import Shard, array_shard
 from shardpress.model.device import start_device, theanos_errors
 from shardpress.model.encoder import Model
 from shardpress.model.labels import has_label
+from shardpress.model.scaler import Cleaning
 from shardpress.run.budget import make_budget
 from shardpress.run.modeling import refuse, resolve_for, scan_settings, trained_model, training_facts
 from shardpress.scan.blocks import ScanSettings
@@ -131,7 +132,7 @@ def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoi
     if model is None:
         return prepare_fit(rows, config)
     # The training keeps cleaned rows in the dtype of the rows.
-    dtype = model.scaler.dtype_of_cleaned(array_shard(rows).dtype)
+    dtype = Cleaning(model.scaler).dtype_of(array_shard(rows).dtype)
     rows = rows.astype(dtype, copy=False)
     fit = prepare_fit(rows, _like_model(config, model, rows.shape[0]), model=model)
     if checkpoint is not None:

@@ -21,7 +21,7 @@ from shardpress.base.errors import DataError
 from shardpress.hdf5.columns import NO_COLUMNS, Columns
 from shardpress.hdf5.sealed import sealed, write_json
 from shardpress.model.preparation import Preparation
-from shardpress.model.scaler import Scaler
+from shardpress.model.scaler import Cleaning, Scaler
 from shardpress_kernels.activations import ACTIVATIONS
 from shardpress_kernels.hostmath import activated, code_of
 from shardpress_kernels.network import Network
@@ -141,7 +141,7 @@ class Model:
         All computations are in float64. Tests compare the results of devices with this reference.
         """
         prepared = rows if self.preparation is None else self.preparation.apply(rows)
-        return self.encode_cleaned(self.scaler.cleaned(prepared))
+        return self.encode_cleaned(Cleaning(self.scaler).cleaned(prepared))
 
     def encode_cleaned(self, rows: np.ndarray) -> np.ndarray:
         """Return the features (n_rows, n_features), float64, of cleaned rows (n_rows, n_inputs)."""
@@ -163,7 +163,7 @@ class Model:
     def row_errors(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Return the mean squared error (n_rows,), float64, of rows that are reconstructed from features, scaled.
 
-        The rows (n_rows, n_inputs) are filled, but not clipped: see `Scaler.filled`.
+        The rows (n_rows, n_inputs) are filled, but not clipped: see `Cleaning.filled`.
         """
         with np.errstate(over="ignore"):  # values far outside the range
             difference = self.decode(features) - self.scaler.scaled(rows)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from shardpress.hdf5.shard import Block
 
 
 @dataclass(frozen=True)
@@ -130,57 +127,9 @@ class Scaler:
         # Subnormal numbers have fewer digits, and processors handle them slowly.
         return is_exact and _are_normal(scales) and _are_normal(ranges)
 
-    def dtype_of_cleaned(self, dtype: np.dtype, clips: bool | None = None) -> np.dtype:
-        """Return the dtype in which rows of `dtype` are filled in and, by default as the scaler does it, clipped.
-
-        It is `dtype` itself if it holds the fill values and the limits exactly. Otherwise it is float32 or float64, so
-        that equal values are replaced by equal values, whatever dtype stores them.
-        """
-        new_values = [] if self.fill is None else [self.fill]
-        if self.clips if clips is None else clips:
-            new_values += [self.minimum, self.maximum]
-        candidates = [dtype, *(np.dtype(wider) for wider in ("f4", "f8") if np.can_cast(dtype, wider))]
-        for candidate in candidates:
-            if all(_are_exact(candidate, values) for values in new_values):
-                return candidate
-        return np.dtype(np.float64)
-
-    def cleaned(self, rows: np.ndarray, to_fill: np.ndarray | None = None) -> np.ndarray:
-        """Fill and clip rows (n_rows, n_columns), and append the indicators: (n_rows, n_inputs).
-
-        `to_fill` (n_rows, n_columns) is a mask of the entries to fill in, by default those that are NaN. The result has
-        the dtype `dtype_of_cleaned`, and is the same array if nothing changes. Clipping also replaces Inf. The caller
-        finds bad rows in the rows as they were read.
-        """
-        filled = self.filled(rows, to_fill)
-        return self.clipped(filled) if self.clips else filled
-
-    def filled(self, rows: np.ndarray, to_fill: np.ndarray | None = None) -> np.ndarray:
-        """Return rows like `cleaned`, in the same dtype, but without clipping them."""
-        if self.fill is not None:
-            is_missing = np.isnan(rows) if to_fill is None else to_fill
-            rows = rows.astype(self.dtype_of_cleaned(rows.dtype), copy=False)
-            if is_missing.any():
-                rows = np.where(is_missing, self.fill.astype(rows.dtype), rows)
-            if self.indicators is not None:
-                rows = np.concatenate([rows, is_missing[:, self.indicators]], axis=1, dtype=rows.dtype)
-        return rows.astype(self.dtype_of_cleaned(rows.dtype), copy=False)
-
-    def clipped(self, rows: np.ndarray) -> np.ndarray:
-        """Clip rows (n_rows, n_inputs) to the range. Return the same array if nothing changes."""
-        rows = rows.astype(self.dtype_of_cleaned(rows.dtype, clips=True), copy=False)
-        low = self.minimum.astype(rows.dtype)
-        high = self.maximum.astype(rows.dtype)
-        if not ((rows < low).any() or (rows > high).any()):
-            return rows
-        # This takes half as long as np.clip, which compilers do not vectorize.
-        clipped = np.maximum(rows, low)
-        np.minimum(clipped, high, out=clipped)
-        return clipped
-
     def transform(self, rows: np.ndarray) -> np.ndarray:
         """Clean and scale rows (n_rows, n_columns) of any real dtype. Return float32 of shape (n_rows, n_inputs)."""
-        return self.scaled(self.cleaned(rows))
+        return self.scaled(Cleaning(self).cleaned(rows))
 
     def scaled(self, rows: np.ndarray) -> np.ndarray:
         """Scale cleaned rows (n_rows, n_inputs) of any real dtype, and return them as float32.
@@ -222,30 +171,70 @@ def _are_normal(values: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Filling and clipping of rows after they are read, and their extension by missing indicators."""
+    """Filling and clipping of rows before they are scaled, and their extension by missing indicators.
+
+    The caller finds bad rows in the rows as they were read, because clipping also replaces Inf.
+    """
 
     scaler: Scaler
     missing: float | None = None  # marks missing entries, in addition to NaN
-    clips_later: bool = False  # True if the caller clips rows outside the range, although the scaler does not
+    clips_drift: bool = False  # whether values outside the range are clipped although the model does not require it
 
-    def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
-        """Return the rows (len(block), n_columns) of a block as `Scaler.cleaned` returns them."""
-        return self.clipped(self.filled(block, rows))
+    def dtype_of(self, dtype: np.dtype) -> np.dtype:
+        """Return the dtype of cleaned rows, for rows of `dtype`.
 
-    def filled(self, block: Block, rows: np.ndarray) -> np.ndarray:
-        """Return the rows of a block as `Scaler.filled` returns them, in the dtype of clipped rows."""
-        to_fill = None
-        if self.scaler.fill is not None and self.missing is not None:
-            to_fill = missing_entries(rows, self.missing, block.shard.stored_dtype)
-        filled = self.scaler.filled(rows, to_fill)
-        if self.clips_later:
-            # Convert all rows, because the bits of features can depend on the dtype, but must not depend on other rows.
-            return filled.astype(self.scaler.dtype_of_cleaned(filled.dtype, clips=True), copy=False)
-        return filled
+        It is `dtype` itself if it holds the fill values and the limits exactly. Otherwise it is float32 or float64, so
+        that equal values are replaced by equal values, whatever dtype stores them. It does not depend on the rows,
+        because the bits of features can depend on the dtype.
+        """
+        new_values = [] if self.scaler.fill is None else [self.scaler.fill]
+        if self._clips:
+            new_values += [self.scaler.minimum, self.scaler.maximum]
+        candidates = [dtype, *(np.dtype(wider) for wider in ("f4", "f8") if np.can_cast(dtype, wider))]
+        for candidate in candidates:
+            if all(_are_exact(candidate, values) for values in new_values):
+                return candidate
+        return np.dtype(np.float64)
+
+    def cleaned(self, rows: np.ndarray, stored: str | None = None) -> np.ndarray:
+        """Fill and clip rows (n_rows, n_columns), and append the indicators: (n_rows, n_inputs).
+
+        The result has the dtype `dtype_of`, and is the same array if nothing changes. `stored` is the dtype in which a
+        file stores the rows, and thus the value that marks missing entries.
+        """
+        return self.clipped(self.filled(rows, stored))
+
+    def filled(self, rows: np.ndarray, stored: str | None = None) -> np.ndarray:
+        """Return rows like `cleaned`, in the same dtype, but without clipping them."""
+        fill = self.scaler.fill
+        indicators = self.scaler.indicators
+        dtype = self.dtype_of(rows.dtype)
+        if fill is None:
+            return rows.astype(dtype, copy=False)
+        is_missing = missing_entries(rows, self.missing, stored)
+        rows = rows.astype(dtype, copy=False)
+        if is_missing.any():
+            rows = np.where(is_missing, fill.astype(dtype), rows)
+        if indicators is not None:
+            rows = np.concatenate([rows, is_missing[:, indicators]], axis=1, dtype=dtype)
+        return rows
 
     def clipped(self, filled: np.ndarray) -> np.ndarray:
-        """Clip rows (n_rows, n_inputs) if the scaler does that."""
-        return self.scaler.clipped(filled) if self.scaler.clips else filled
+        """Clip filled rows (n_rows, n_inputs) to the range. Return the same array if nothing changes."""
+        if not self._clips:
+            return filled
+        low = self.scaler.minimum.astype(filled.dtype)
+        high = self.scaler.maximum.astype(filled.dtype)
+        if not ((filled < low).any() or (filled > high).any()):
+            return filled
+        # This takes half as long as np.clip, which compilers do not vectorize.
+        clipped = np.maximum(filled, low)
+        np.minimum(clipped, high, out=clipped)
+        return clipped
+
+    @property
+    def _clips(self) -> bool:
+        return self.clips_drift or self.scaler.clips
 
 
 # -- bad entries -----------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ def preprocessing_of(result: Result) -> Preprocessing:
     """Return the model and the settings that a run used for encoding."""
     config = result.facts.config
     has_other_rows = config.get("model") or config.get("fit_on") or result.facts.appends
-    clips = bool(has_other_rows) and config["on_drift"] == "clip"
-    return Preprocessing(result.model, config.get("missing_value"), clips)
+    clips_drift = bool(has_other_rows) and config["on_drift"] == "clip"
+    return Preprocessing(result.model, config.get("missing_value"), clips_drift)
 
 
 class Inputs:

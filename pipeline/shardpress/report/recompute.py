@@ -42,15 +42,11 @@ class Preprocessing:
 
     model: Model
     missing: float | None = None  # marks missing entries, in addition to NaN
-    clips: bool = False  # whether rows were clipped to the range of the model, although it does not require that
+    clips_drift: bool = False  # as in `Cleaning`
 
-    def filled(self, block: Block, rows: np.ndarray) -> np.ndarray:
-        """Return the rows (n_rows, n_inputs) of a block before they are clipped."""
-        return Cleaning(self.model.scaler, self.missing, self.clips).filled(block, rows)
-
-    def clipped(self, filled: np.ndarray) -> np.ndarray:
-        scaler = self.model.scaler
-        return scaler.clipped(filled) if self.clips or scaler.clips else filled
+    @property
+    def cleaning(self) -> Cleaning:
+        return Cleaning(self.model.scaler, self.missing, self.clips_drift)
 
 
 @dataclass(frozen=True)
@@ -298,8 +294,8 @@ def _expected(
     model = preprocessing.model
     scaler = model.scaler
     bad = bad_entries(rows, preprocessing.missing, shard.stored_dtype, scaler.fill is not None)
-    filled = preprocessing.filled(Block(shard, 0, 0), rows)
-    cleaned = preprocessing.clipped(filled)
+    filled = preprocessing.cleaning.filled(rows, shard.stored_dtype)
+    cleaned = preprocessing.cleaning.clipped(filled)
     with np.errstate(over="ignore", invalid="ignore"):  # bad rows, and rows far outside the range
         rounding = _rounding_bound(model, cleaned)
         is_far = ~(np.abs(scaler.scaled(cleaned)).max(axis=1) < _HUGE)

@@ -378,7 +378,8 @@ def _scaled_rows(block: Block, reads: Sequence[np.ndarray], spec: SampleSpec) ->
     for numbers in reads:
         low = int(numbers[0])
         rows = conversion.read(Block(block.shard, block.start + low, block.start + int(numbers[-1]) + 1))
-        filled = spec.filled(block, rows[numbers - low])
+        filled = spec.cleaning.filled(rows[numbers - low], block.shard.stored_dtype)
         with np.errstate(over="ignore"):  # values far outside the range
-            pieces.append(spec.model.scaler.scaled(spec.clipped(filled) if spec.is_clipped else filled))
+            cleaned = spec.cleaning.clipped(filled) if spec.is_clipped else filled
+            pieces.append(spec.model.scaler.scaled(cleaned))
     return np.concatenate(pieces)

@@ -169,11 +169,11 @@ class _Finish:
         self._new = results.encoded.new
         self._facts = results.facts
         settings = prepared.config.bad_data
-        clips = prepared.has_other_rows and settings.on_drift == "clip"
+        clips_drift = prepared.has_other_rows and settings.on_drift == "clip"
         self._spec = SampleSpec(
             results.model,
             settings.missing_value,
-            clips,
+            clips_drift,
             prepared.config.machine.memory_budget,
             prepared.config.training.seed,
             prepared.conversion.orders,

@@ -294,7 +294,7 @@ def rows_of(
         for i in numbers:
             rows = conversion.read(blocks[i])
             if cleaning is not None:
-                rows = cleaning.cleaned(blocks[i], rows)
+                rows = cleaning.cleaned(rows, blocks[i].shard.stored_dtype)
             buffer[offsets[i] : offsets[i + 1]] = rows
         return int(offsets[numbers.stop] - offsets[numbers.start])
 
