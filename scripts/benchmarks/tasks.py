@@ -13,13 +13,13 @@ from shardpress.cluster.executor import compute
 from shardpress.encoding.encode import EncodeTask
 from shardpress.encoding.parts import PartSize, plan_parts
 from shardpress.encoding.worker import EncodeSettings
-from shardpress.model.encoder import Model
 from shardpress.output.journal import Record
 from shardpress.output.lock import locked
 from shardpress.result.finished import INDEX, load_model
 from shardpress.result.records import Entry, Part, Range
 from shardpress.run.encoding_stage import EncodingStage, write_model
-from shardpress.run.prepare import Prepared, prepare
+from shardpress.run.prepare import prepare
+from shardpress.run.task import Fit
 from shardpress.settings.config import Config
 
 FINGERPRINT = "0" * 64
@@ -42,9 +42,9 @@ def encoding_tasks(
     """Return the encoding tasks of a run, or `n_parts` tasks as for a first shard with that number of parts."""
     model_folder = trained_model(folder, shards)
     output = fresh(folder / "encoded")
-    prepared = prepare(Config.of(input=(str(shards),), output=str(output), model=str(model_folder)))
-    settings = encode_settings(prepared, load_model(model_folder), output)
-    inputs = prepared.shards
+    task = prepare(Config.of(input=(str(shards),), output=str(output), model=str(model_folder)))
+    settings = encode_settings(Fit(task, None, load_model(model_folder)), output)
+    inputs = task.inputs.shards
     if n_parts is not None:
         shape = (n_parts * settings.part_rows, *inputs[0].shape[1:])
         inputs = (replace(inputs[0], shape=shape),)
@@ -52,11 +52,11 @@ def encoding_tasks(
     return [(function, EncodeTask(pieces, settings)) for pieces in plan_parts(inputs, [], size)]
 
 
-def encode_settings(prepared: Prepared, model: Model, output: Path) -> EncodeSettings:
+def encode_settings(fit: Fit, output: Path) -> EncodeSettings:
     """Store a model in an output directory, and return the settings of tasks that load it."""
     with locked(output) as journal:
-        entry = write_model(journal, model)
-    settings = EncodingStage(prepared, model, {}).settings(prepared.budget.part_rows, output)
+        entry = write_model(journal, fit.model)
+    settings = EncodingStage(fit).settings(fit.task.budget.part_rows, output)
     return replace(settings, model=entry)
 
 

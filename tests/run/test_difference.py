@@ -26,7 +26,7 @@ from msgspec import structs
 
 from shardpress.result.records import Entry, Part, Range, Request, ShardFacts, Stat
 from shardpress.run import difference as module
-from shardpress.run.difference import Base, Change, Matching, Wanted, _Place, compacted, difference
+from shardpress.run.difference import Base, Change, Matching, Place, Wanted, compacted, difference
 
 _SHARD = re.compile(r"(?P<path>[\w/]+)=(?P<content>\w)(?P<marks>(?:[*?!xes]|/f8|/\d|@\d)*)")
 _TRAINING = {"seed": 0}
@@ -236,7 +236,7 @@ def change_of(parts_and_rows: str, n_gone: int) -> tuple[Change, set[int]]:
 
     The files of the parts are named by the words in the table.
     """
-    places: list[_Place] = []
+    places: list[Place] = []
     unreadable = set()
     parts = []
     for word in parts_and_rows.split():
@@ -246,7 +246,7 @@ def change_of(parts_and_rows: str, n_gone: int) -> tuple[Change, set[int]]:
             ranges.append(Range(0, len(places), 0, int(each.removesuffix("x"))))
             if each.endswith("x"):
                 unreadable.add(len(places))
-            places.append(_Place(len(places), len(places), is_same=True))
+            places.append(Place(len(places), len(places), is_same=True))
         parts.append(Part(Entry(word, 0, ""), int(n_rows), ranges))
     gone = tuple(range(len(places), len(places) + n_gone))
     return Change(tuple(places), gone, trains=False, kept=tuple(parts)), unreadable

@@ -80,7 +80,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
 
     @property
     def identities(self) -> list[str]:
-        """Identity of the shard of each range of the part, as `Prepared.identities` returns it."""
+        """Identity of the shard of each range of the part, as `Task.identities` returns it."""
         return msgspec.convert(self.facts["identities"], list[str])
 
     @classmethod

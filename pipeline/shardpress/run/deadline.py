@@ -25,7 +25,7 @@ from shardpress.model.encoder import Model
 from shardpress.output.disk import AnonymousDisk
 from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.estimate import measure_seconds, reserved_seconds, stretches
-from shardpress.run.prepare import Prepared
+from shardpress.run.task import Fit, Task
 from shardpress.scan.ranges import Scan
 from shardpress.settings.finish_by import in_words
 from shardpress.training.epochs import Limit, Training
@@ -43,8 +43,8 @@ _INTERVAL_PER_MEASUREMENT = 50  # so that measurements of the encoding take at m
 class DeadlinePolicy:
     """Policy that limits a training run so that the run ends in time (see `shardpress.training.loop._LimitPolicy`)."""
 
-    def __init__(self, prepared: Prepared, directory: Path, scan: Scan, ends_by: float) -> None:
-        self._prepared = prepared
+    def __init__(self, task: Task, directory: Path, scan: Scan, ends_by: float) -> None:
+        self._task = task
         self._directory = directory  # of the output
         self._scan = scan
         self._ends_by = ends_by  # in seconds since 1970
@@ -78,7 +78,7 @@ class DeadlinePolicy:
             "ends_by": datetime.fromtimestamp(self._ends_by).astimezone().isoformat(timespec="seconds"),
             "n_epochs": training.state.n_epochs,
             "last_epoch_part": training.last_epoch_part,
-            "of": self._prepared.config.training.epochs,
+            "of": self._task.settings.training.epochs,
         }
 
     def _decide(self, training: Training) -> Limit | None:
@@ -90,7 +90,7 @@ class DeadlinePolicy:
         epoch_seconds = sum(later) / len(later)
         state = training.state
         left = self._ends_by - time.time() - self._reserve + state.seconds  # since the start of this epoch
-        most = self._prepared.config.training.epochs
+        most = self._task.settings.training.epochs
         n_epochs = min(most, state.epoch + max(1, int(left / epoch_seconds)))
         n_left = training.n_epochs - state.epoch
         if state.n_epochs is not None and abs(n_epochs - state.n_epochs) <= _LEAST_CHANGE * n_left:
@@ -108,12 +108,12 @@ class DeadlinePolicy:
     def _measure(self, training: Training) -> None:
         """Measure the time of a validation and of the encoding, and the time to reserve for what follows training."""
         seconds, encoding = measure_seconds(
-            lambda: _encoding_seconds(self._prepared, self._directory, self._scan, training.autoencoder)
+            lambda: _encoding_seconds(self._task, self._directory, self._scan, training.autoencoder)
         )
         self._next_measurement = time.monotonic() + _INTERVAL_PER_MEASUREMENT * seconds
         self._encodings.append(encoding)
         # A single disturbance, for example by first reads from a cold disk, does not count.
-        self._reserve = reserved_seconds(min(self._encodings[-2:]), self._prepared.n_inputs)
+        self._reserve = reserved_seconds(min(self._encodings[-2:]), self._task.inputs.n_inputs)
         if len(training.validation):
             self._validation_seconds, _ = measure_seconds(lambda: training.autoencoder.cost(training.validation))
 
@@ -147,14 +147,14 @@ def _timed_epochs(training: Training) -> list[float]:
     return [epoch.seconds for epoch in training.state.history[n_alone:]]
 
 
-def _encoding_seconds(prepared: Prepared, directory: Path, scan: Scan, autoencoder: Autoencoder) -> float:
+def _encoding_seconds(task: Task, directory: Path, scan: Scan, autoencoder: Autoencoder) -> float:
     """Return the seconds that encoding all rows would take, measured on some of them."""
-    conversion = prepared.conversion
     weights = autoencoder.parameters()
-    model = Model(scan.scaler, autoencoder.network, weights, {}, conversion.offset, preparation=conversion.preparation)
-    stage = EncodingStage(prepared, model, scan.unreadable)
-    readable = [each for each in stretches(prepared.shards, prepared) if each.number not in scan.unreadable]
+    preparation = task.conversion.preparation
+    model = Model(scan.scaler, autoencoder.network, weights, {}, scan.offset, preparation=preparation)
+    stage = EncodingStage(Fit(task, scan, model))
+    readable = [each for each in stretches(task.inputs.shards, task) if each.number not in scan.unreadable]
     disk = AnonymousDisk(directory)
     stage.sample(autoencoder, readable[:1], disk)  # so that the costs of starting do not count for every row
     pace, _ = stage.sample(autoencoder, readable, disk)
-    return pace.seconds_for(prepared.n_rows)
+    return pace.seconds_for(task.inputs.n_rows)

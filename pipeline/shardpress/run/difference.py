@@ -52,7 +52,7 @@ class Wanted:
     matching: Matching
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """A shard of the result that a run makes."""
 
     base: int | None  # its position in the base; None for a new shard
@@ -64,7 +64,7 @@ class _Place(NamedTuple):
 class Change:
     """The work of a run."""
 
-    places: tuple[_Place, ...]  # of the result, in the order of the rows
+    places: tuple[Place, ...]  # of the result, in the order of the rows
     gone: tuple[int, ...] = ()  # positions in the base
     relabelled: tuple[int, ...] = ()  # positions of shards whose extras have changed, but not their rows
     trains: bool = True  # whether the model of the base is not used
@@ -109,7 +109,7 @@ def difference(base: Base | None, wanted: Wanted) -> Change:
     `needed_digests` says which digests `wanted` must contain for that.
     """
     if base is None:
-        return Change(tuple(_Place(None, i) for i in range(len(wanted.request.shards))))
+        return Change(tuple(Place(None, i) for i in range(len(wanted.request.shards))))
     places = places_of(base.request.shards, wanted.request.shards, wanted.matching)
     reached = {place.base for place in places}
     gone = tuple(i for i in range(len(base.request.shards)) if i not in reached)
@@ -194,7 +194,7 @@ def _changed_settings(before: Request, now: Request) -> dict[str, tuple[Any, Any
 # -- shards ------------------------------------------------------------------------------------------------------------
 
 
-def places_of(before: Sequence[ShardFacts], now: Sequence[ShardFacts], matching: Matching) -> tuple[_Place, ...]:
+def places_of(before: Sequence[ShardFacts], now: Sequence[ShardFacts], matching: Matching) -> tuple[Place, ...]:
     """Match the shards of the base with those of the input. Their order is that of the base; new shards are last."""
     at_place = _pairs(before, now, range(len(now)), lambda shard: shard.place)
     same = {i: j for i, j in at_place.items() if _is_same(before[j], now[i], matching.compares_digests)}
@@ -209,13 +209,13 @@ def places_of(before: Sequence[ShardFacts], now: Sequence[ShardFacts], matching:
     for i, j in at_place.items():
         if i not in same and j not in taken:
             matched[i] = j
-    places = [_Place(matched.get(i), i, i in same) for i in range(len(now))]
+    places = [Place(matched.get(i), i, i in same) for i in range(len(now))]
     if matching.reorders:
         return tuple(places)
     reached = {place.base for place in places}
     for j, shard in enumerate(before):
         if j not in reached and shard.path in matching.unreadable:
-            places.append(_Place(j, None, is_same=True))
+            places.append(Place(j, None, is_same=True))
     return tuple(sorted(places, key=lambda place: len(before) if place.base is None else place.base))
 
 
@@ -245,7 +245,7 @@ def _is_same(before: ShardFacts, now: ShardFacts, compares_digests: bool) -> boo
     return _stat_key(before) == _stat_key(now) or _content_key(before) == _content_key(now) is not None
 
 
-def _relabelled(base: Base, wanted: Wanted, places: Sequence[_Place]) -> Iterator[int]:
+def _relabelled(base: Base, wanted: Wanted, places: Sequence[Place]) -> Iterator[int]:
     for i, place in enumerate(places):
         if place.is_same or place.base is None or place.wanted is None or not wanted.matching.compares_digests:
             continue
@@ -276,7 +276,7 @@ def _content_key(shard: ShardFacts) -> Hashable:
 # -- model and features ------------------------------------------------------------------------------------------------
 
 
-def _trains(base: Base, wanted: Wanted, places: Sequence[_Place]) -> bool:
+def _trains(base: Base, wanted: Wanted, places: Sequence[Place]) -> bool:
     """Return whether the model of the base is another one than the run is asked for."""
     if wanted.encoder is not None:
         return wanted.encoder != base.encoder
@@ -289,7 +289,7 @@ def _trains(base: Base, wanted: Wanted, places: Sequence[_Place]) -> bool:
     return structs.replace(wanted.request, shards=known).of_model() != base.model
 
 
-def _kept(base: Base, places: Sequence[_Place]) -> tuple[Part, ...]:
+def _kept(base: Base, places: Sequence[Place]) -> tuple[Part, ...]:
     """Return the parts with the ranges whose rows stay, with their positions in the new result."""
     positions = {place.base: i for i, place in enumerate(places) if place.is_same}
     kept = []

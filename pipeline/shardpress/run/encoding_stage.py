@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from msgspec import structs
@@ -26,16 +26,16 @@ from shardpress.model.encoder import Model
 from shardpress.output.disk import Disk
 from shardpress.output.folder import WORK
 from shardpress.output.journal import Journal, Record
-from shardpress.report.facts import bad_shards, drift_facts
+from shardpress.report.facts import bad_shards
 from shardpress.result.records import Entry, Part, Range, in_order
 from shardpress.run.budget import extras_bytes
 from shardpress.run.context import RunContext
 from shardpress.run.estimate import Pace, measure_tasks
 from shardpress.run.inputs import bad_shards_error
 from shardpress.run.memory import block_bytes, chunk_bytes, trained_network_bytes
-from shardpress.run.prepare import Prepared
 from shardpress.run.request import categories_of
 from shardpress.run.resume import EarlierResults
+from shardpress.run.task import Fit, Task
 from shardpress.scan import blocks as scan_blocks
 from shardpress.scan.drift import farthest
 from shardpress.shards.damaged import damage_error
@@ -55,7 +55,10 @@ _LEAST_BYTES = 2**23  # features in a part, if that gives fewer parts
 
 
 @dataclass(frozen=True)
-class Encoded:
+class Encoding:
+    """The features of all rows."""
+
+    fit: Fit
     parts: list[Part]
     new: list[Part]  # those that are not published yet
 
@@ -68,99 +71,87 @@ class Encoded:
 class EncodingStage:
     """Stage that encodes all rows, or reuses parts of an earlier run."""
 
-    prepared: Prepared  # with the model's offset
-    model: Model
-    unreadable: Mapping[int, str]  # reasons, by the positions of the shards
+    fit: Fit
 
     name: ClassVar[str] = "encoding"
+
+    @property
+    def task(self) -> Task:
+        return self.fit.task
 
     @cached_property
     def key(self) -> str:
         """Fingerprint of the features, under which the journal names parts."""
-        extras = self.prepared.shards[0].extras
-        return fingerprint(self.prepared.wanted.features(self.model.fingerprint), categories_of(extras))
+        extras = self.task.inputs.shards[0].extras
+        return fingerprint(self.task.wanted.features(self.fit.model.fingerprint), categories_of(extras))
 
-    def load(self, earlier: EarlierResults) -> Encoded | None:
+    def load(self, earlier: EarlierResults) -> Encoding | None:
         """Return the features if an earlier run has encoded all rows, or None."""
-        encoded = self.existing(earlier)
-        if encoded.n_rows < self.prepared.n_rows:
+        encoding = self.existing(earlier)
+        if encoding.n_rows < self.task.inputs.n_rows:
             return None
-        return encoded
+        return encoding
 
-    def existing(self, earlier: EarlierResults) -> Encoded:
+    def existing(self, earlier: EarlierResults) -> Encoding:
         """Return the parts that stay in the result, and those that an unfinished run has encoded."""
-        kept = self.prepared.change.kept
+        kept = self.task.change.kept
         found = []
-        for part in earlier.parts(self.key, self.prepared.identities):
+        for part in earlier.parts(self.key, self.task.identities):
             # A run without a scan may have encoded the first rows of a file before it met a damaged chunk.
-            ranges = [each for each in part.ranges if each.is_unreadable or each.shard not in self.unreadable]
+            ranges = [each for each in part.ranges if each.is_unreadable or each.shard not in self.fit.unreadable]
             if ranges:
                 found.append(structs.replace(part, ranges=ranges))
-        parts = without_overlaps([*kept, *found], self.prepared.shards)
+        parts = without_overlaps([*kept, *found], self.task.inputs.shards)
         published = {part.file for part in kept}
-        return Encoded(_sorted(parts), _sorted(part for part in parts if part.file not in published))
+        return Encoding(self.fit, _sorted(parts), _sorted(part for part in parts if part.file not in published))
 
-    def make(self, context: RunContext) -> Encoded:
+    def make(self, context: RunContext) -> Encoding:
         """Encode the missing rows."""
-        encoder = Encoders(self.model)
-        encoded = self.existing(context.earlier)
-        n_missing = self.prepared.n_rows - encoded.n_rows
+        encoder = Encoders(self.fit.model)
+        encoding = self.existing(context.earlier)
+        n_missing = self.task.inputs.n_rows - encoding.n_rows
         missing: list[list[Piece]] = []
         if n_missing:
-            missing = plan_parts(self.prepared.shards, encoded.parts, part_size(self.prepared, n_missing))
+            missing = plan_parts(self.task.inputs.shards, encoding.parts, part_size(self.task, n_missing))
         context.state.features_key = self.key
-        if encoded.parts:
-            context.state.reused[self.name] = f"the features of {_rows_in_words(encoded.parts)}"
-        if encoded.new:
-            log.info("encoding: resuming; an earlier run has encoded %s", _rows_in_words(encoded.new))
+        if encoding.parts:
+            context.state.reused[self.name] = f"the features of {_rows_in_words(encoding.parts)}"
+        if encoding.new:
+            log.info("encoding: resuming; an earlier run has encoded %s", _rows_in_words(encoding.new))
         new = self._encode(context, encoder, missing) if missing else []
-        return Encoded(_sorted([*encoded.parts, *new]), _sorted([*encoded.new, *new]))
+        return Encoding(self.fit, _sorted([*encoding.parts, *new]), _sorted([*encoding.new, *new]))
 
-    def check(self, encoded: Encoded) -> None:
+    def check(self, encoding: Encoding) -> None:
         """Raise `DataError` if too many rows or shards are bad; warn if many rows differ from the training rows."""
-        limited = set(self.prepared.limited)
-        ranges = [each for _, each in in_order(encoded.parts)]
+        limited = set(self.task.limited)
+        ranges = [each for _, each in in_order(encoding.parts)]
         limited_ranges = [each for each in ranges if each.shard in limited]
         self._check_bad_rows(limited_ranges)
         self._check_bad_shards(limited_ranges)
         self._check_lost_extras(limited_ranges)
         n_outside = sum(each.n_outside for each in ranges)
-        base = self.prepared.base
-        has_verdict = self.prepared.appends or (self.prepared.keeps_model and base is not None and base.n_appends > 0)
-        if has_verdict or n_outside <= _MANY_OUTSIDE * encoded.n_rows:
+        kept = self.task.kept
+        has_verdict = self.task.appends or (kept is not None and bool(kept.facts.appends))
+        if has_verdict or n_outside <= _MANY_OUTSIDE * encoding.n_rows:
             return  # the verdict on the rows of an append includes their range
         worst = farthest((column for each in ranges for column in each.outside), _COLUMNS_LISTED)
         log.warning(
             "%d of %d rows are outside the range of the model's training rows, farthest in %s. Their features may "
             "be meaningless. Train a model on such rows, or choose how to treat them with --on-drift.",
             n_outside,
-            encoded.n_rows,
-            "; ".join(one.described(self.prepared.columns) for one in worst),
+            encoding.n_rows,
+            "; ".join(one.described(self.task.inputs.columns) for one in worst),
         )
-
-    def facts(self, encoded: Encoded) -> dict[str, Any]:
-        """Return facts for the report: storage of the features and, with a given model, their drift."""
-        prepared = self.prepared
-        storage = {
-            "dtype": encoded.parts[0].dtype or "float32",
-            "compression": prepared.config.storage.compression,
-            "max_error": max(part.max_error or 0.0 for part in encoded.parts),
-            "n_bytes": sum(part.entry.n_bytes for part in encoded.parts),
-        }
-        if not prepared.has_other_rows:
-            return {"storage": storage}
-        ranges = [each for _, each in in_order(encoded.parts)]
-        return {"storage": storage, "drift": drift_facts(prepared.shards, ranges, prepared.config.bad_data.on_drift)}
 
     def sample(
         self, encoder: Encoders | Autoencoder, stretches: Sequence[scan_blocks.Piece], disk: Disk
     ) -> tuple[Pace, list[Part]]:
         """Encode some rows on a disk that discards the files."""
-        prepared = self.prepared
-        if prepared.config.bad_data.on_bad_data == "raise":  # the scan reports bad rows
-            prepared = replace(prepared, config=prepared.config.changed(on_bad_data="skip"))
-        n_rows = min(prepared.budget.part_rows, max(len(stretch.block) for stretch in stretches))
-        settings = replace(self, prepared=prepared).settings(n_rows, Path())
+        task = self.task
+        if task.settings.bad_data.on_bad_data == "raise":  # the scan reports bad rows
+            task = replace(task, settings=task.settings.changed(on_bad_data="skip"))
+        n_rows = min(task.budget.part_rows, max(len(stretch.block) for stretch in stretches))
+        settings = EncodingStage(replace(self.fit, task=task)).settings(n_rows, Path())
         parts: list[list[Piece]] = []
         room = 0
         for piece in (Piece(stretch.number, block) for stretch in stretches for block in stretch.block.cut(n_rows)):
@@ -169,21 +160,20 @@ class EncodingStage:
                 room = n_rows
             parts[-1].append(piece)
             room -= len(piece.source)
-        _compile_encoder(encoder, prepared, settings.row_error)
-        with serving(settings, self.model, encoder.encode_checked, disk, encoder.errors):
-            orders = prepared.conversion.orders
-            tasks = [(encode_part, EncodeTask(pieces, settings, orders=orders)) for pieces in parts]
-            return measure_tasks(tasks, prepared.budget.n_writers, lambda part: part.n_rows)
+        _compile_encoder(encoder, self.fit, settings.row_error)
+        with serving(settings, self.fit.model, encoder.encode_checked, disk, encoder.errors):
+            tasks = [(encode_part, EncodeTask(pieces, settings, orders=task.inputs.orders)) for pieces in parts]
+            return measure_tasks(tasks, task.budget.n_writers, lambda part: part.n_rows)
 
     def settings(self, part_rows: int, directory: Path) -> EncodeSettings:
         """Return the settings that all parts share, except for the model's file.
 
         Buffers have `part_rows` rows, so small runs need little memory.
         """
-        prepared = self.prepared
-        budget = prepared.budget
-        settings = prepared.config.bad_data
-        scaler = self.model.scaler
+        task = self.task
+        budget = task.budget
+        settings = task.settings.bad_data
+        scaler = self.fit.model.scaler
         bad_data = BadData(
             on_bad_data=settings.on_bad_data,
             missing=settings.missing_value,
@@ -197,9 +187,9 @@ class EncodingStage:
             part_rows=part_rows,
             n_readers=budget.n_threads,
             bad_data=bad_data,
-            has_range=prepared.has_other_rows and not scaler.clips,  # clipped rows are never outside
-            storage=storage_of(prepared.config.storage),
-            row_error=prepared.config.storage.row_error,
+            has_range=task.has_other_rows and not scaler.clips,  # clipped rows are never outside
+            storage=storage_of(task.settings.storage),
+            row_error=task.settings.storage.row_error,
             n_wide=budget.n_wide,
             chunk_bytes=budget.chunk_bytes,
         )
@@ -208,12 +198,12 @@ class EncodingStage:
 
     def _check_bad_rows(self, ranges: Sequence[Range]) -> None:
         """Raise `DataError` if there are more bad rows than the settings allow, for example outside ``--fit-on``."""
-        settings = self.prepared.config.bad_data
-        limit = self.prepared.max_bad_rows
+        settings = self.task.settings.bad_data
+        limit = self.task.max_bad_rows
         n_bad = sum(each.n_bad for each in ranges)
         if n_bad > limit:
             worst = max(ranges, key=lambda each: each.n_bad)
-            block = Block(self.prepared.shards[worst.shard], worst.start, worst.stop)
+            block = Block(self.task.inputs.shards[worst.shard], worst.start, worst.stop)
             raise DataError(
                 f"{quantity(n_bad, 'bad row')}, most of them in {block}, expected at most {limit} "
                 f"(--max-bad {settings.max_bad}, --on-bad-data {settings.on_bad_data}). Fix the files, or raise "
@@ -222,54 +212,54 @@ class EncodingStage:
 
     def _check_bad_shards(self, ranges: Sequence[Range]) -> None:
         """Raise `DataError` if there are more bad shards than the settings allow, in this run or in an earlier one."""
-        prepared = self.prepared
-        found = bad_shards(prepared.bad_shards, ranges, prepared.request.shards)
-        if len(found) > prepared.max_bad_shards:
-            n_shards = len(prepared.shards) + len(prepared.bad_shards)
-            raise bad_shards_error(found, n_shards, prepared.max_bad_shards, prepared.config.bad_data)
+        task = self.task
+        bad = bad_shards(task.inputs.bad_shards, ranges, task.request.shards)
+        if len(bad) > task.max_bad_shards:
+            n_shards = task.inputs.n_files
+            raise bad_shards_error(bad, n_shards, task.max_bad_shards, task.settings.bad_data)
 
     def _check_lost_extras(self, ranges: Sequence[Range]) -> None:
         """Raise `DataError` if values of extras were lost, for example in an earlier run that allowed it."""
-        if self.prepared.allows_bad_data:
+        if self.task.allows_bad_data:
             return
         reasons: dict[str, str] = {}
         for each in ranges:
             if each.lost:
                 # Reports of lost values follow those of bad rows.
-                reasons.setdefault(self.prepared.shards[each.shard].path, each.bad[-1]["reason"])
+                reasons.setdefault(self.task.inputs.shards[each.shard].path, each.bad[-1]["reason"])
         if reasons:
-            raise damage_error(reasons, len(self.prepared.shards), None)
+            raise damage_error(reasons, len(self.task.inputs.shards), None)
 
     def _encode(
         self, context: RunContext, encoder: Encoders | Autoencoder, missing: Sequence[Sequence[Piece]]
     ) -> list[Part]:
         """Encode parts, and name each one in the journal as soon as it is written."""
-        prepared = self.prepared
+        task = self.task
         if context.pool.is_local:
             # before the progress bar starts to count
             with activity("encoding: loading or compiling kernels", "a minute once, later a second"):
-                _compile_encoder(encoder, prepared, prepared.config.storage.row_error)
+                _compile_encoder(encoder, self.fit, task.settings.storage.row_error)
         sizes = [sum(len(piece.source) for piece in pieces) for pieces in missing]
         settings = self._shared_settings(context, max(sizes))
         tasks = []
         for pieces in missing:
-            unreadable = {i: self.unreadable[i] for i, _ in pieces if i in self.unreadable}
-            orders = prepared.conversion.of(piece.source for piece in pieces).orders
+            unreadable = {i: self.fit.unreadable[i] for i, _ in pieces if i in self.fit.unreadable}
+            orders = task.conversion.of(piece.source for piece in pieces).orders
             tasks.append((encode_part, EncodeTask(pieces, settings, unreadable, orders)))
         # Small parts are sent together, with about the number of rows of a full part in total.
-        n_small = prepared.budget.part_rows * len(tasks) // max(1, sum(sizes))
+        n_small = task.budget.part_rows * len(tasks) // max(1, sum(sizes))
         stats = context.pool.stats
         parts: list[Part] = []
         with (
-            serving(settings, self.model, encoder.encode_checked, context.journal.disk, encoder.errors),
-            Progress(self.name, sum(sizes), "rows", prepared.shards[0].row_bytes) as progress,
-            context.pool.executor(prepared.budget.n_writers) as (executor, n_at_once),
+            serving(settings, self.fit.model, encoder.encode_checked, context.journal.disk, encoder.errors),
+            Progress(self.name, sum(sizes), "rows", task.inputs.shards[0].row_bytes) as progress,
+            context.pool.executor(task.budget.n_writers) as (executor, n_at_once),
         ):
 
             def keep(part: Part) -> None:
-                ranges = [structs.replace(each, append_id=prepared.append_ids[each.shard]) for each in part.ranges]
+                ranges = [structs.replace(each, append_id=task.append_ids[each.shard]) for each in part.ranges]
                 part = structs.replace(part, ranges=ranges)
-                identities = [prepared.identities[each.shard] for each in part.ranges]
+                identities = [task.identities[each.shard] for each in part.ranges]
                 context.journal.add(Record.of_part(part, self.key, identities), waits=False)
                 parts.append(part)
                 progress.advance(part.n_rows, stats)
@@ -284,22 +274,22 @@ class EncodingStage:
         n_processes = max(1, n_sharing)  # number of processes that share the memory budget
         return replace(
             settings,
-            model=write_model(context.journal, self.model),  # the next sweep removes the copy of a given model
+            model=write_model(context.journal, self.fit.model),  # the next sweep removes the copy of a given model
             n_readers=-(-settings.n_readers // n_sharing) if n_sharing else 0,
             n_wide=max(1, settings.n_wide // n_processes),
             chunk_bytes=settings.chunk_bytes // n_processes,
         )
 
 
-def part_size(prepared: Prepared, n_rows: int) -> PartSize:
+def part_size(task: Task, n_rows: int) -> PartSize:
     """Return the size of parts for `n_rows` rows. They are of about the same size, and some for each thread."""
-    budget = prepared.budget
+    budget = task.budget
     step_rows = min(budget.part_rows, budget.block_rows)
-    n_bytes = 4 * n_rows * prepared.config.network.n_outputs
+    n_bytes = 4 * n_rows * task.settings.network.n_outputs
     n_wanted = min(_PARTS_OF_THREAD * budget.n_threads, _MANY_PARTS, n_bytes // _LEAST_BYTES)
     n_parts = max(-(-n_rows // budget.part_rows), n_wanted)
     part_rows = -(-n_rows // (n_parts * step_rows)) * step_rows
-    n_files = max(_LEAST_FILES, len(prepared.shards) // _MANY_PARTS)
+    n_files = max(_LEAST_FILES, len(task.inputs.shards) // _MANY_PARTS)
     return PartSize(part_rows, n_files, step_rows)
 
 
@@ -309,20 +299,20 @@ def write_model(journal: Journal, model: Model) -> Entry:
     return journal.write(f"{WORK}/model-{digest([data])[:32]}.h5", data)
 
 
-def encoding_bytes(prepared: Prepared) -> int:
+def encoding_bytes(task: Task) -> int:
     """Return the maximum memory of the encoding in bytes, which does not depend on the model."""
-    budget = prepared.budget
-    row_bytes = 4 * prepared.config.network.n_outputs + 1 + 4 * prepared.config.storage.row_error
-    part_bytes = min(budget.part_rows, prepared.n_rows) * row_bytes
-    writers = budget.n_writers * (block_bytes(prepared) + part_bytes)
-    extras = min(budget.n_wide, budget.n_writers) * extras_bytes(prepared.shards, budget.part_rows)
-    return trained_network_bytes(prepared) + writers + extras + chunk_bytes(prepared)
+    budget = task.budget
+    row_bytes = 4 * task.settings.network.n_outputs + 1 + 4 * task.settings.storage.row_error
+    part_bytes = min(budget.part_rows, task.inputs.n_rows) * row_bytes
+    writers = budget.n_writers * (block_bytes(task) + part_bytes)
+    extras = min(budget.n_wide, budget.n_writers) * extras_bytes(task.inputs.shards, budget.part_rows)
+    return trained_network_bytes(task) + writers + extras + chunk_bytes(task)
 
 
-def _compile_encoder(encoder: Encoders | Autoencoder, prepared: Prepared, row_error: bool) -> None:
+def _compile_encoder(encoder: Encoders | Autoencoder, fit: Fit, row_error: bool) -> None:
     """Compile the encoder and, if it is needed, the error of rows for the dtypes of rows, by encoding no rows."""
     network = encoder.network
-    for dtype in sorted({prepared.conversion.dtype_of(shard).name for shard in prepared.shards}):
+    for dtype in sorted({fit.conversion.dtype_of(shard).name for shard in fit.task.inputs.shards}):
         nothing = np.empty((0, network.n_inputs), np.dtype(dtype))
         features = np.empty((0, network.n_outputs), dtype=np.float32)
         encoder.encode_checked(nothing, features)

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from msgspec import structs
 
@@ -29,17 +28,17 @@ from shardpress.run.before import base_of, open_readonly
 from shardpress.run.contents import with_content
 from shardpress.run.context import RunContext, RunState
 from shardpress.run.encoding_stage import EncodingStage
-from shardpress.run.finish import StageResults, check_same_rows, finish, write_derived
-from shardpress.run.prepare import Prepared, prepare
+from shardpress.run.finish import check_same_rows, finish, write_derived
+from shardpress.run.prepare import prepare
 from shardpress.run.refusal import check_change, log_change
 from shardpress.run.resume import EarlierResults, is_complete, stored_deadline
 from shardpress.run.scan_stage import ScanStage
 from shardpress.run.space import check_space
 from shardpress.run.stage import load_or_make
 from shardpress.run.summary import Summary
+from shardpress.run.task import Fit, Task
 from shardpress.run.training_stage import TrainingStage
 from shardpress.run.watch import watching
-from shardpress.scan.ranges import Scan
 from shardpress.settings.config import Config
 from shardpress.shards.rows import keep_chunks
 
@@ -69,17 +68,17 @@ def run(
     with collect_warnings() as warnings, watching(n_device_calls, is_compiling) as watch:
         state = RunState(warnings, watch)
         results = config.results
-        prepared = prepare(config, open_readonly(config))
+        task = prepare(config, open_readonly(config))
         output = Path(results.output)
         with locked(output, disk, results.restart, results.append or results.retrain) as journal:
             on_locked(journal.directory)
-            return _run_in(journal, prepared, state, command)
+            return _run_in(journal, task, state, command)
 
 
-def _run_in(journal: Journal, prepared: Prepared, state: RunState, command: Sequence[str]) -> Summary:
-    config = prepared.config
+def _run_in(journal: Journal, task: Task, state: RunState, command: Sequence[str]) -> Summary:
+    config = task.settings
     base = base_of(journal)
-    if base != prepared.base:
+    if base != task.base:
         raise TryAgain(
             f"output={printable(journal.directory)}: another run has published results in this directory meanwhile. "
             "Run the same command again."
@@ -91,31 +90,31 @@ def _run_in(journal: Journal, prepared: Prepared, state: RunState, command: Sequ
             printable(journal.directory),
         )
     journal.sweep()  # removes files of a killed run before new files need the space
-    prepared, earlier = compared(journal, prepared)
-    check_change(journal, prepared)
-    if is_complete(journal, prepared):
+    task, earlier = compared(journal, task)
+    check_change(journal, task)
+    if is_complete(journal, task):
         result = journal.published
         assert result is not None
-        if base is not None and prepared.request.shards != base.request.shards:
-            journal.set_request(prepared.request)  # with the current times of the files, which no later run compares
+        if base is not None and task.request.shards != base.request.shards:
+            journal.set_request(task.request)  # with the current times of the files, which no later run compares
         write_derived(journal)
         state.end_stage("verification")
         return Summary.of_result(result, config.results.output, state.seconds)
-    log_change(prepared)
+    log_change(task)
     # The request comes before the first result, so that results can be attributed to it.
-    deadline = stored_deadline(journal, config, prepared.request, state.began)
-    journal.set_request(prepared.request, deadline)
+    deadline = stored_deadline(journal, config, task.request, state.began)
+    journal.set_request(task.request, deadline)
     state.ends_by = None if deadline is None else float(deadline["ends_by"])
-    return _compute(journal, prepared, earlier, state, command)
+    return _compute(journal, task, earlier, state, command)
 
 
-def compared(journal: Journal, prepared: Prepared, is_readonly: bool = False) -> tuple[Prepared, EarlierResults]:
+def compared(journal: Journal, task: Task, is_readonly: bool = False) -> tuple[Task, EarlierResults]:
     """Return the run with the change that the intact results of the directory leave to it, and these results.
 
     If it `is_readonly`, files are compared by their sizes only.
     """
-    config = prepared.config
-    n_threads = prepared.budget.n_threads
+    config = task.settings
+    n_threads = task.budget.n_threads
     compares_digests = config.results.verify == "digests" and not is_readonly
     earlier = EarlierResults(journal, n_threads, compares_digests, is_readonly)
     base = base_of(journal)
@@ -124,18 +123,16 @@ def compared(journal: Journal, prepared: Prepared, is_readonly: bool = False) ->
         reads_parts = compares_digests and not config.results.append
         published = EarlierResults(journal, n_threads, reads_parts, is_readonly)
         base = replace(base, parts=published.published_parts())
-    prepared = prepared.with_change(base, journal.base)
-    if prepared.change.n_rewritten:
-        prepared = prepared.with_change(base, journal.base, _spared_shards(prepared))
-    return prepared, earlier
+    task = task.compared_with(base, journal.base)
+    if task.change.n_rewritten:
+        task = task.compared_with(base, journal.base, _spared_shards(task))
+    return task, earlier
 
 
-def _compute(
-    journal: Journal, prepared: Prepared, earlier: EarlierResults, state: RunState, command: Sequence[str]
-) -> Summary:
+def _compute(journal: Journal, task: Task, earlier: EarlierResults, state: RunState, command: Sequence[str]) -> Summary:
     """Start the device and the workers, and run the stages."""
-    config = prepared.config
-    check_space(journal, prepared)
+    config = task.settings
+    check_space(journal, task)
     # Theano takes seconds to start, and a finished run does not need it.
     with activity("device: loading Theano", "a few seconds"):
         device = start_device(config.machine.require_device)
@@ -143,73 +140,57 @@ def _compute(
     if config.machine.require_device and device.requested == "cpu" and not has_workers:
         log.warning("--require-device checks nothing on the CPU. Name a device: THEANO_FLAGS=device=cuda.")
     output = str(journal.directory.absolute())
-    inputs = (prepared.shards[0].path, prepared.shards[-1].path)
+    inputs = (task.inputs.shards[0].path, task.inputs.shards[-1].path)
     probe = Probe(os.getcwd(), output, inputs, config.cluster.mixed_processors)
-    n_writers = prepared.budget.n_writers
+    n_writers = task.budget.n_writers
     with open_pool(config.cluster, n_writers, start_device, probe, config.machine.require_device) as pool:
         state.end_stage("start")
         context = RunContext(journal, earlier, device, pool, state, command)
         try:
             with theanos_errors():
-                return _run_stages(prepared, context)
+                return _run_stages(task, context)
         except BaseException as error:
-            error.add_note(context.progress_in_words(prepared.n_rows))
+            error.add_note(context.progress_in_words(task.inputs.n_rows))
             raise
 
 
-def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
-    keep_chunks(prepared.budget.chunk_bytes)  # needed if the scan is reused; otherwise its tasks do the same
-
-    scan: Scan | None = None
-    facts: dict[str, Any] = {}
-    unreadable: dict[int, str] = {}
-    if prepared.is_scanned:
-        scanning = ScanStage(prepared)
-        scan = load_or_make(scanning, context)
-        facts.update(scanning.facts(scan))
-        prepared = prepared.with_digests(scan.digests)
-        unreadable = {prepared.scanned[i]: reason for i, reason in scan.unreadable.items()}
-
-    if prepared.given_model is None:
-        assert scan is not None
-        prepared = prepared.with_offset(scan.offset)
-        training = TrainingStage(prepared, scan)
-        model = load_or_make(training, context)
-        facts.update(training.facts(model))
-    else:
-        model = prepared.given_model
-        prepared = prepared.with_offset(model.offset)
-        # The report suggests other scalings, and the rows alone do not show which one the model has.
-        facts["scan"] = {**facts.get("scan", {}), "scale": model.scaler.scale_setting}
-        if prepared.keeps_model:
-            assert context.journal.base is not None
-            facts["scan"] |= context.journal.base.facts.report["scan"]
-            context.state.reused[TrainingStage.name] = "the model"
-
-    encoding = EncodingStage(prepared, model, unreadable)
-    encoded = load_or_make(encoding, context)
-    context.state.features_key = encoding.key  # for the message of a run that fails later
-    facts.update(encoding.facts(encoded))
-    check_same_rows(context.journal, prepared, encoded.parts)
-    return finish(prepared, StageResults(scan, model, encoded, facts), context)
+def _run_stages(task: Task, context: RunContext) -> Summary:
+    keep_chunks(task.budget.chunk_bytes)  # needed if the scan is reused; otherwise its tasks do the same
+    fit = _fit(task, context)
+    stage = EncodingStage(fit)
+    encoding = load_or_make(stage, context)
+    context.state.features_key = stage.key  # for the message of a run that fails later
+    check_same_rows(context.journal, encoding)
+    return finish(encoding, context)
 
 
-def _spared_shards(prepared: Prepared) -> list[int]:
+def _fit(task: Task, context: RunContext) -> Fit:
+    """Scan the rows, and train the model unless it is given or stays."""
+    if task.model is None:
+        scan = load_or_make(ScanStage(task), context)
+        return Fit(task, scan, load_or_make(TrainingStage(task, scan), context))
+    counted = load_or_make(ScanStage(task), context) if task.is_scanned else None
+    if task.source == "kept":
+        context.state.reused[TrainingStage.name] = "the model"
+    return Fit(task, counted, task.model)
+
+
+def _spared_shards(task: Task) -> list[int]:
     """Return the positions of shards whose rows stay, but whose files no longer have the content of the result.
 
     A file can be damaged without new times. Its rows then stay where they are, so that a merge neither loses them nor
     ends the run.
     """
-    positions = [i for i in prepared.encoded if prepared.change.places[i].is_same]
+    positions = [i for i in task.encoded if task.change.places[i].is_same]
 
     def is_lost(i: int) -> bool:
-        shard = prepared.shards[i]
-        known = prepared.request.shards[i]
+        shard = task.inputs.shards[i]
+        known = task.request.shards[i]
         names = {extra.name for extra in shard.extras}
-        found = with_content(structs.replace(known, rows=None, extras=None), shard, prepared.conversion, names)
-        return None in (found.rows, found.extras) or found != known
+        now = with_content(structs.replace(known, rows=None, extras=None), shard, task.conversion, names)
+        return None in (now.rows, now.extras) or now != known
 
-    n_threads = prepared.budget.n_threads
+    n_threads = task.budget.n_threads
     with threads(n_threads) as pool:
         are_lost = compute([(is_lost, i) for i in positions], pool, n_threads)
     return [i for i, is_so in zip(positions, are_lost, strict=True) if is_so]

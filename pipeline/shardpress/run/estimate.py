@@ -13,7 +13,7 @@ from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.hdf5.shard import Shard
 from shardpress.model.device import seconds_compiling
-from shardpress.run.prepare import Prepared
+from shardpress.run.task import Task
 from shardpress.scan.blocks import Piece, pieces_of
 
 T = TypeVar("T")
@@ -56,10 +56,10 @@ def reserved_seconds(encoding: float, n_inputs: int) -> float:
     return _ENCODING_MARGIN * encoding + 5 * finish_seconds(n_inputs) + 4
 
 
-def stretches(shards: Sequence[Shard], prepared: Prepared) -> list[Piece]:
+def stretches(shards: Sequence[Shard], task: Task) -> list[Piece]:
     """Return a limited number of pieces of several blocks from all over the shards, in random order."""
-    pieces = pieces_of(shards, _BLOCKS * prepared.budget.block_rows)
-    order = np.random.default_rng(prepared.config.training.seed).permutation(len(pieces))
+    pieces = pieces_of(shards, _BLOCKS * task.budget.block_rows)
+    order = np.random.default_rng(task.settings.training.seed).permutation(len(pieces))
     return [pieces[i] for i in order[:_MAX_STRETCHES]]
 
 

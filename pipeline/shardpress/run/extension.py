@@ -11,10 +11,9 @@ from typing import Any
 
 from shardpress.base.runlog import MAX_WARNINGS
 from shardpress.hdf5.shard import UNREADABLE
-from shardpress.result.finished import Result
 from shardpress.result.records import RunFacts
-from shardpress.run.prepare import Prepared
 from shardpress.run.resume import has_other_labels
+from shardpress.run.task import Task
 
 # Facts about the run that brought the rows.
 _OF_SUMMARY = ("appended", "verdict", "n_outside", "seconds", "compiling", "device")
@@ -47,22 +46,22 @@ class _Extension:
         return {"n": len(kept) + len(new) + n_others, "first": [*kept, *new][:MAX_WARNINGS]}
 
 
-def extension_of(prepared: Prepared, base: Result | None) -> _Extension | None:
+def extension_of(task: Task) -> _Extension | None:
     """Return what a run keeps of the earlier result, or None if it changes its model, its rows or its settings."""
-    has_other_settings = prepared.change.settings.keys() - {"include", "row_error"}
-    if base is None or not prepared.keeps_model or prepared.appends or has_other_settings:
+    has_other_settings = task.change.settings.keys() - {"include", "row_error"}
+    if task.kept is None or task.appends or has_other_settings:
         return None
-    return _Extension(base.facts, not _changes_sample(prepared, base.facts))
+    return _Extension(task.kept.facts, not _changes_sample(task, task.kept.facts))
 
 
-def _changes_sample(prepared: Prepared, before: RunFacts) -> bool:
+def _changes_sample(task: Task, before: RunFacts) -> bool:
     """Return whether a run changes facts about the sampled rows of a result: labels, errors, or paths of files.
 
     If a file can no longer be read, the earlier facts stay, because its rows could not be judged again.
     """
-    change = prepared.change
-    assert prepared.base is not None
-    if any(shard.form == UNREADABLE for shard in prepared.shards):
+    change = task.change
+    assert task.base is not None
+    if any(shard.form == UNREADABLE for shard in task.inputs.shards):
         return False
-    has_others = has_other_labels(prepared.config, before) or bool(change.relabelled)
-    return has_others or change.encodes_again or bool(change.moved(prepared.base, prepared.wanted))
+    has_others = has_other_labels(task.settings, before) or bool(change.relabelled)
+    return has_others or change.encodes_again or bool(change.moved(task.base, task.wanted))

@@ -8,7 +8,7 @@ import os
 import resource
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +25,12 @@ from shardpress.encoding.index import write_index
 from shardpress.encoding.partfile import row_shapes, stored_categories, stored_masks, stored_paths
 from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import UNREADABLE, Block, Shard, first_rows
-from shardpress.model.encoder import Model
 from shardpress.model.labels import LabelChoice
 from shardpress.output.disk import publish, remove
 from shardpress.output.folder import BAD_ROWS, REPORT
 from shardpress.output.journal import Journal
 from shardpress.report.commonrows import EncodedRows
-from shardpress.report.facts import bad_data_facts, bad_shards, input_facts, last_run_facts, sample_facts
+from shardpress.report.facts import bad_data_facts, bad_shards, drift_facts, input_facts, last_run_facts, sample_facts
 from shardpress.report.judgment import Judgment, judge
 from shardpress.report.newrows import Verdict
 from shardpress.report.page.build import is_current, page_bytes
@@ -41,17 +40,16 @@ from shardpress.result.finished import Result, Use, load_statistics, result_byte
 from shardpress.result.records import Keys, Part, Range, Request, RunFacts, in_order, stretches_of, with_digests
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import gave_up, warn_if_late
-from shardpress.run.encoding_stage import Encoded
+from shardpress.run.encoding_stage import Encoding
 from shardpress.run.estimate import finish_seconds
 from shardpress.run.extension import extension_of
 from shardpress.run.fitted import name_of_extra
 from shardpress.run.generations import Generations, count_generations
 from shardpress.run.memory import block_bytes, peak_bytes, trained_network_bytes
 from shardpress.run.new_rows import check_verdict, reference_of, verdict_on
-from shardpress.run.prepare import Prepared
 from shardpress.run.summary import Summary
+from shardpress.run.task import Task
 from shardpress.run.use import use_of_rows
-from shardpress.scan.ranges import Scan
 from shardpress.shards.extras import why_left_out
 from shardpress.training.complaints import kept_start
 
@@ -60,25 +58,15 @@ log = logging.getLogger(__name__)
 _OTHER_OPEN_FILES = 32  # open files of a process in addition to the files of index.h5
 
 
-@dataclass(frozen=True)
-class StageResults:
-    """Results of the stages before the last one."""
-
-    scan: Scan | None  # None if the rows were not scanned, which can happen with a given model
-    model: Model
-    encoded: Encoded
-    facts: Mapping[str, Any]  # for the report; ``storage`` is stored by itself
-
-
-def check_same_rows(journal: Journal, prepared: Prepared, parts: Sequence[Part]) -> None:
+def check_same_rows(journal: Journal, encoding: Encoding) -> None:
     """Raise `DataError` if the rows of a shard have changed since the scan. Then withdraw the scan and its model."""
-    encoded = with_digests(prepared.request.shards, parts)
-    for known, found in zip(prepared.request.shards, encoded, strict=True):
-        if None not in (known.rows, found.rows) and known.rows != found.rows:
+    request = encoding.fit.request
+    for known, encoded in zip(request.shards, with_digests(request.shards, encoding.parts), strict=True):
+        if None not in (known.rows, encoded.rows) and known.rows != encoded.rows:
             stale = journal.records("scan")  # its file can have the same size and times as now
-            if prepared.given_model is None:
+            if encoding.fit.task.source == "trained":
                 # The changed rows may have trained it, but its fingerprint is that of the scanned rows.
-                stale += journal.records(fingerprint=prepared.request.of_model())
+                stale += journal.records(fingerprint=request.of_model())
             journal.withdraw(*stale)
             raise _changed(known.path)
 
@@ -126,14 +114,14 @@ def _bad_rows(result: Result) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
-def finish(prepared: Prepared, results: StageResults, context: RunContext) -> Summary:
+def finish(encoding: Encoding, context: RunContext) -> Summary:
     """Verify and publish the features with the files that accompany them, and remove what is no longer needed.
 
     Raise `VerificationFailed` if stored features differ from recomputed ones, and `RowsDrifted` if appended rows
     differ from the rows of the training, and the settings do not allow that.
     """
-    steps = _Finish(prepared, results, context)
-    usual = duration(finish_seconds(prepared.n_inputs))
+    steps = _Finish(encoding, context)
+    usual = duration(finish_seconds(encoding.fit.task.inputs.n_inputs))
     # BLAS threads spin while they wait for each other: small products take ten times as long on a busy machine.
     with activity("verification: recomputing features", usual), threadpool_limits(1, "blas"):
         verification = steps.verify()
@@ -148,53 +136,53 @@ def finish(prepared: Prepared, results: StageResults, context: RunContext) -> Su
     return summary
 
 
-def finish_bytes(prepared: Prepared) -> int:
+def finish_bytes(task: Task) -> int:
     """Return the bytes of the report's sample, and of memory that the allocator keeps after the encoding."""
-    blocks = prepared.budget.n_writers * block_bytes(prepared)
-    sizes = sizes_of(prepared.max_network, prepared.config.machine.memory_budget)
-    return trained_network_bytes(prepared) + blocks + sizes.n_bytes
+    blocks = task.budget.n_writers * block_bytes(task)
+    sizes = sizes_of(task.max_network, task.settings.machine.memory_budget)
+    return trained_network_bytes(task) + blocks + sizes.n_bytes
 
 
 class _Finish:
     """The steps of the last stage."""
 
-    def __init__(self, prepared: Prepared, results: StageResults, context: RunContext) -> None:
-        self._prepared = prepared
+    def __init__(self, encoding: Encoding, context: RunContext) -> None:
+        task = encoding.fit.task
+        self._fit = encoding.fit
+        self._task = task
         self._context = context
         self._journal = context.journal
-        self._model = results.model
-        self._encoded = results.encoded
-        self._parts = results.encoded.parts
+        self._model = encoding.fit.model
+        self._encoding = encoding
+        self._parts = encoding.parts
+        self._kept = task.kept  # the result whose model stays, or None
         self._ranges = in_order(self._parts)
-        self._new = results.encoded.new
-        self._facts = results.facts
-        settings = prepared.config.bad_data
-        clips_drift = prepared.has_other_rows and settings.on_drift == "clip"
+        settings = task.settings.bad_data
+        clips_drift = task.has_other_rows and settings.on_drift == "clip"
         self._spec = SampleSpec(
-            results.model,
+            self._model,
             settings.missing_value,
             clips_drift,
-            prepared.config.machine.memory_budget,
-            prepared.config.training.seed,
-            prepared.conversion.orders,
+            task.settings.machine.memory_budget,
+            task.settings.training.seed,
+            task.inputs.orders,
         )
-        self._base = context.journal.base
-        self._extension = extension_of(prepared, self._base)
-        self._use = use_of_rows(prepared, results.scan, self._parts, self._base)
+        self._extension = extension_of(task)
+        self._use = use_of_rows(encoding.fit, self._parts)
         self._verdict: Verdict | None = None
         self._generations = Generations()
         self._made = datetime.now().astimezone().isoformat(" ", "seconds")
 
     def verify(self) -> dict[str, Any]:
         """Recompute the features of some rows, compare them with the stored ones, and withdraw parts that differ."""
-        if self._base is not None and not self._new:
-            return self._base.facts.verification
-        prepared = self._prepared
+        if self._kept is not None and not self._encoding.new:
+            return self._kept.facts.verification
+        task = self._task
         checked = check_rows(
             self._journal.directory,
-            in_order(self._new),
-            prepared.request.shards,
-            lambda i: (prepared.shards[i], prepared.conversion),
+            in_order(self._encoding.new),
+            self._fit.request.shards,
+            lambda i: (task.inputs.shards[i], self._fit.conversion),
             self._spec,
         )
         if checked.faults:
@@ -210,33 +198,34 @@ class _Finish:
         files = {fault.file for fault in checked.faults}
         self._journal.withdraw_parts(sorted(files))
         first = checked.faults[0]
-        part = next(part for part in self._new if part.file == first.file)
+        part = next(part for part in self._encoding.new if part.file == first.file)
         for each in part.ranges:
-            rows = Block(self._prepared.shards[each.shard], each.start, each.stop)
-            if each.rows not in (None, self._prepared.conversion.digest(rows)):
+            rows = Block(self._task.inputs.shards[each.shard], each.start, each.stop)
+            if each.rows not in (None, self._fit.conversion.digest(rows)):
                 return _changed(rows.shard.path)
+        n_parts = quantity(len(self._encoding.new), "part")
         return VerificationFailed(
             f"file={printable(self._journal.directory / first.file)}: {first.fault}; {len(files)} of "
-            f"{quantity(len(self._new), 'part')} contain wrong features. Run the same command again to recompute "
+            f"{n_parts} contain wrong features. Run the same command again to recompute "
             "them. If it fails again, test the memory of this machine and of its device, or avoid the fused "
             "operations with THEANO_FLAGS=optimizer_excluding=fused."
         )
 
     def sample(self) -> dict[str, Any] | None:
         """Return facts about some rows and their features for the report. Log a warning if they are incomplete."""
-        prepared = self._prepared
-        config = prepared.config
+        task = self._task
+        config = task.settings
         if self._extension is not None and self._extension.keeps_sample:
             found: dict[str, Any] | None = self._extension.before.report["sample"]
             return found
         include = config.inputs.include
         if config.training.target is not None:
             include = (config.training.target, *include)
-        if prepared.keeps_model and self._base is not None:  # another extra does not change the labels
-            include = (*_labels_of(self._base.facts), *include)
+        if self._kept is not None:  # another extra does not change the labels
+            include = (*_labels_of(self._kept.facts), *include)
         named = self._labels
         if named is not None:
-            named = stored_name(name_of_extra("labels", named, prepared.shards))
+            named = stored_name(name_of_extra("labels", named, task.inputs.shards))
         choice = self._label_choice(named, include)
         sources = self._sources(self._ranges)
         return sample_facts(sources, self._spec, choice, config.storage.row_error)
@@ -244,34 +233,34 @@ class _Finish:
     @property
     def _labels(self) -> str | None:
         """Dataset of ``--labels``. A run that changes no row keeps that of the result."""
-        labels = self._prepared.config.inputs.labels
+        labels = self._task.settings.inputs.labels
         if labels is None and self._extension is not None:
             labels = self._extension.before.config["labels"]
         return labels
 
     def judge_new_rows(self) -> None:
         """Compare the rows that an append brings with the rows of the training. Log the verdict."""
-        prepared = self._prepared
+        task = self._task
         new = self._added
-        if self._base is None or not prepared.appends or not new:
+        if self._kept is None or not task.appends or not new:
             return
         ranges = [each for _, each in new]
-        self._verdict = verdict_on(self._sources(new), ranges, self._spec, self._base)
+        self._verdict = verdict_on(self._sources(new), ranges, self._spec, self._kept)
         self._context.state.end_stage("verdict")
-        check_verdict(self._verdict, self._journal.directory, prepared.config.results.on_append_drift)
+        check_verdict(self._verdict, self._journal.directory, task.settings.results.on_append_drift)
 
     def count_generations(self, probe: Mapping[str, Any] | None) -> None:
         """Determine the generation, and fit maps from its features to those of earlier ones."""
         labels = None
         if probe is not None and probe["score"] == "accuracy":
             labels = self._label_choice(str(probe["labels"]))
-        results = self._prepared.config.results
+        results = self._task.settings.results
         rows = EncodedRows(
             self._journal.directory,
             self._ranges,
             self._model.n_features,
             self._model.fingerprint,
-            with_digests(self._prepared.request.shards, self._parts),
+            with_digests(self._fit.request.shards, self._parts),
             self._use,
             self._model.target is not None,
         )
@@ -282,10 +271,10 @@ class _Finish:
     def _sources(self, pairs: Sequence[tuple[Part, Range]]) -> list[PartSource]:
         """Return the rows of ranges whose files can be read."""
         folder = self._journal.directory
-        starts = first_rows(self._prepared.shards)
+        starts = first_rows(self._task.inputs.shards)
         sources = []
         for part, each in pairs:
-            shard = self._prepared.shards[each.shard]
+            shard = self._task.inputs.shards[each.shard]
             if shard.form != UNREADABLE:
                 row = int(starts[each.shard]) + each.start
                 trained = ~self._are_held_out[row : row + each.n_rows]
@@ -309,20 +298,20 @@ class _Finish:
         return is_validation
 
     def _label_choice(self, named: str | None, include: Sequence[str] = ()) -> LabelChoice:
-        extras = self._prepared.shards[0].extras  # earlier parts lack the categories of later rows
+        extras = self._task.inputs.shards[0].extras  # earlier parts lack the categories of later rows
         categories = [np.array(extra.categories) for extra in extras if extra.categories is not None]
         by_name = dict(zip(stored_categories(extras), categories, strict=True))
-        missing = self._prepared.config.inputs.missing_label
+        missing = self._task.settings.inputs.missing_label
         return LabelChoice(tuple(include), named, stored_masks(extras), by_name, missing)
 
     def summarize(self, sample: Mapping[str, Any] | None) -> tuple[Summary, Judgment]:
         """Return the numbers of the run, and a judgment of the features from a sample."""
-        prepared = self._prepared
+        task = self._task
         ranges = [each for _, each in self._ranges]
         state = self._context.state
         summary = Summary(
-            output=prepared.config.results.output,
-            n_rows=prepared.n_rows,
+            output=task.settings.results.output,
+            n_rows=task.inputs.n_rows,
             n_inputs=self._model.n_columns,
             n_features=self._model.n_features,
             n_bad=sum(each.n_bad for each in ranges),
@@ -330,20 +319,20 @@ class _Finish:
             device=self._context.devices,
             **self._training_errors(),
             seconds=state.seconds,
-            n_bad_shards=len(bad_shards(prepared.bad_shards, ranges, prepared.request.shards)),
-            n_outside=sum(each.n_outside for _, each in (self._added if prepared.appends else self._ranges)),
-            appended=self._counts() if prepared.appends else None,
+            n_bad_shards=len(bad_shards(task.inputs.bad_shards, ranges, self._fit.request.shards)),
+            n_outside=sum(each.n_outside for _, each in (self._added if task.appends else self._ranges)),
+            appended=self._counts() if task.appends else None,
             verdict=self._verdict.verdict if self._verdict is not None and self._verdict.n_sampled else None,
             generation=self._generations.number if self._generations.number > 1 else None,
             compiling=state.seconds_compiling,
             n_components=self._model.network.n_features,
         )
-        judgment = judge(asdict(summary), sample, prepared.config.flat())
+        judgment = judge(asdict(summary), sample, task.settings.flat())
         return replace(summary, judgment=judgment.remark), judgment
 
     def report(self, judgment: Judgment, sample: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return what only the report needs. Its size does not grow with the number of rows, shards or warnings."""
-        prepared = self._prepared
+        task = self._task
         context = self._context
         state = context.state
         ranges = [each for _, each in self._ranges]
@@ -351,29 +340,30 @@ class _Finish:
             "host": socket.gethostname(),
             "directory": str(self._journal.directory.resolve()),
             "device": asdict(context.device),
-            "inputs": input_facts(prepared.shards),
+            "inputs": input_facts(task.inputs.shards),
             "stages": self._stages(),
             "cluster": context.pool.facts(),
             "memory": {"peak_bytes": peak_bytes()},
             "taken_over": list(state.reused.values()),
             "warnings": {"n": state.warnings.n, "first": state.warnings.first},
             "bad": {
-                **bad_data_facts(prepared.bad_shards, ranges, prepared.request.shards, self._model.columns),
-                "n_uncompared": prepared.n_uncompared,
+                **bad_data_facts(task.inputs.bad_shards, ranges, self._fit.request.shards, self._model.columns),
+                "n_uncompared": task.inputs.n_uncompared,
             },
-            "last": last_run_facts(self._base),
+            "last": last_run_facts(task.result),
             "sample": sample,
             "judgment": asdict(judgment),
-            **{name: facts for name, facts in self._facts.items() if name not in ("storage", "training")},
+            **self._facts(),
         }
         state.end_stage("report")
         return report if self._extension is None else self._extension.report(report)
 
     def publish(self, summary: Summary, verification: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         """Write the index, which completes the run, and then the files that are derived from it."""
-        prepared = self._prepared
+        task = self._task
         journal = self._journal
         generations = self._generations
+        storage = _storage_facts(task, self._parts)
         stored = asdict(summary)
         if self._extension is not None:
             stored = self._extension.summary(stored)
@@ -385,12 +375,12 @@ class _Finish:
             command=" ".join(self._context.command),
             device=self._context.devices,
             versions=versions(),
-            storage=dict(self._facts["storage"]),
-            bad_shards=prepared.bad_shards,
-            uncompared=list(prepared.uncompared),
+            storage=storage,
+            bad_shards=task.inputs.bad_shards,
+            uncompared=list(task.inputs.uncompared),
             left_out=self._left_out(),
-            masks=stored_masks(self._prepared.shards[0].extras),
-            paths=stored_paths(self._prepared.shards[0].extras),
+            masks=stored_masks(self._task.inputs.shards[0].extras),
+            paths=stored_paths(self._task.inputs.shards[0].extras),
             summary=stored,
             verification=dict(verification),
             generation=generations.number,
@@ -400,10 +390,9 @@ class _Finish:
             trained=self._trained(),
             report=dict(report),
         )
-        extras = prepared.shards[0].extras  # the same in all shards
-        storage = prepared.config.storage
-        dtype = np.dtype(self._facts["storage"]["dtype"])
-        shapes = row_shapes(prepared.config.network.n_outputs, extras, dtype, storage.row_error)
+        extras = task.inputs.shards[0].extras  # the same in all shards
+        dtype = np.dtype(storage["dtype"])
+        shapes = row_shapes(task.settings.network.n_outputs, extras, dtype, task.settings.storage.row_error)
         stretches = stretches_of(self._ranges)
         append_ids = None
         if facts.appends:
@@ -417,7 +406,7 @@ class _Finish:
             self._statistics(),
         )
         # The scan stays, because a later run with other settings of the training can use it.
-        scans = journal.records("scan") if prepared.given_model is None else []
+        scans = journal.records("scan") if task.source == "trained" else []
         journal.commit(data, generations.keeps_published, scans)
         warn_if_late(self._context.state.ends_by)
         _warn_of_many_parts(len(self._parts))
@@ -426,21 +415,35 @@ class _Finish:
 
     # -- private --
 
+    def _facts(self) -> dict[str, Any]:
+        """Return facts about the scan, and about values outside the model's range."""
+        fit = self._fit
+        task = self._task
+        scan = {} if fit.scan is None else fit.scan.summary()
+        if task.source != "trained":
+            # The report suggests other scalings, and the rows alone do not show which one the model has.
+            scan["scale"] = fit.model.scaler.scale_setting
+        if self._kept is not None:
+            scan |= self._kept.facts.report["scan"]
+        if not task.has_other_rows:
+            return {"scan": scan}
+        ranges = [each for _, each in self._ranges]
+        return {"scan": scan, "drift": drift_facts(task.inputs.shards, ranges, task.settings.bad_data.on_drift)}
+
     @property
     def _added(self) -> list[tuple[Part, Range]]:
         """The ranges of new and changed shards."""
-        change = self._prepared.change
+        change = self._task.change
         added = {*change.new, *change.replaced}
         return [(part, each) for part, each in self._ranges if each.shard in added]
 
     def _training_errors(self) -> dict[str, Any]:
         """Return the fields of the summary that describe a training, if the model was trained on the same rows."""
-        prepared = self._prepared
-        if prepared.keeps_model and not prepared.appends:
-            assert self._base is not None
-            before = self._base.facts.summary
+        task = self._task
+        if self._kept is not None and not task.appends:
+            before = self._kept.facts.summary
             return {name: before[name] for name in ("cost", "components", "mean", "outlier", "gave_up", "kept_start")}
-        if prepared.given_model is not None:
+        if task.source != "trained":
             return {"cost": None}
         training = self._model.about["training"]
         baseline = training.get("baseline") or {}
@@ -455,8 +458,8 @@ class _Finish:
 
     def _config(self) -> dict[str, Any]:
         """Return the settings. An append adds rows or extras to those of the earlier run."""
-        config = self._prepared.config
-        if not (self._prepared.keeps_model and config.results.append):
+        config = self._task.settings
+        if self._kept is None or not config.results.append:
             return {**config.flat(), "labels": self._labels}
         added = {
             "input": list(config.inputs.input),
@@ -464,39 +467,36 @@ class _Finish:
             "row_error": config.storage.row_error,
         }
         labels = {"labels": self._labels, "missing_label": config.inputs.missing_label}
-        assert self._base is not None
-        return {**self._base.facts.config, **added, **labels}
+        return {**self._kept.facts.config, **added, **labels}
 
     def _request(self) -> Request:
         """Return the request. The digests of the shards are those of their parts."""
-        request = self._prepared.request
+        request = self._fit.request
         return structs.replace(request, shards=[structs.replace(s, rows=None, extras=None) for s in request.shards])
 
     def _keys(self) -> Keys:
-        prepared = self._prepared
-        features = prepared.wanted.features(self._model.fingerprint)
-        if prepared.keeps_model:
-            assert self._base is not None
-            return Keys(self._base.facts.keys.model, features)
-        return Keys(prepared.request.of_model(), features)
+        task = self._task
+        features = task.wanted.features(self._model.fingerprint)
+        if self._kept is not None:
+            return Keys(self._kept.facts.keys.model, features)
+        return Keys(self._fit.request.of_model(), features)
 
     def _trained(self) -> list[str]:
         """Return the digests of the shards that trained the model; nothing if they are unknown."""
-        prepared = self._prepared
-        if prepared.keeps_model:
-            assert self._base is not None
-            return self._base.facts.trained
-        if prepared.given_model is not None:
+        task = self._task
+        if self._kept is not None:
+            return self._kept.facts.trained
+        if task.source == "given":
             return []
-        return [shard.rows for shard in prepared.request.shards if shard.rows is not None and shard.shape[0]]
+        return [shard.rows for shard in self._fit.request.shards if shard.rows is not None and shard.shape[0]]
 
     def _left_out(self) -> dict[str, str]:
-        before = self._base.facts.left_out if self._prepared.keeps_model and self._base is not None else {}
-        return {**before, **why_left_out(self._prepared.shards)}
+        before = {} if self._kept is None else self._kept.facts.left_out
+        return {**before, **why_left_out(self._task.inputs.shards)}
 
     def _counts(self) -> dict[str, int]:
         """Return the numbers of files of each kind and of new rows in an append."""
-        change = self._prepared.change
+        change = self._task.change
         return {
             "n_new": len(change.new),
             "n_changed": len(change.replaced),
@@ -506,22 +506,21 @@ class _Finish:
 
     def _appends(self) -> list[dict[str, Any]]:
         """Return facts about all appends, including this one."""
-        if not self._prepared.keeps_model or self._base is None:
+        if self._kept is None:
             return []
-        before = self._base.facts.appends
-        if not self._prepared.appends:
+        before = self._kept.facts.appends
+        if not self._task.appends:
             return before
         drift = None if self._verdict is None else asdict(self._verdict)
         return [*before, {"id": len(before) + 1, "made": self._made, **self._counts(), "drift": drift}]
 
     def _statistics(self) -> Mapping[str, np.ndarray]:
         """Return the statistics of held-out rows with which appended rows are compared; none if there are none."""
-        prepared = self._prepared
-        if prepared.keeps_model:
-            assert self._base is not None
-            return self._base.statistics()
-        if prepared.given_model is not None:
-            model = prepared.config.inputs.model
+        task = self._task
+        if self._kept is not None:
+            return self._kept.statistics()
+        if task.source == "given":
+            model = task.settings.inputs.model
             assert model is not None
             return load_statistics(model, self._model.fingerprint)
         ranges = [each for _, each in self._ranges]
@@ -539,7 +538,7 @@ class _Finish:
         for stage, seconds in state.seconds.items():
             shards: Sequence[Shard] = ()
             if stage in ("scan", "encoding") and stage not in state.reused:
-                shards = [self._prepared.shards[i] for i in self._prepared.scanned]
+                shards = [self._task.inputs.shards[i] for i in self._task.scanned]
             stages[stage] = {
                 "seconds": seconds,
                 "processor_seconds": state.processor_seconds[stage],
@@ -549,6 +548,15 @@ class _Finish:
                 "n_bytes": sum(shard.n_rows * shard.row_bytes for shard in shards),
             }
         return stages
+
+
+def _storage_facts(task: Task, parts: Sequence[Part]) -> dict[str, Any]:
+    return {
+        "dtype": parts[0].dtype or "float32",
+        "compression": task.settings.storage.compression,
+        "max_error": max(part.max_error or 0.0 for part in parts),
+        "n_bytes": sum(part.entry.n_bytes for part in parts),
+    }
 
 
 def _labels_of(facts: RunFacts) -> tuple[str, ...]:

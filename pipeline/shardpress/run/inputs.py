@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
+
+import numpy as np
 
 from shardpress.base.errors import DataError, printable, quantity
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
+from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import UNREADABLE, Shard
 from shardpress.model.encoder import Model
 from shardpress.result.finished import Result, given_name
@@ -18,7 +21,7 @@ from shardpress.result.records import ShardFacts
 from shardpress.run.before import shard_like
 from shardpress.run.budget import n_threads_of
 from shardpress.run.contents import with_content, with_extras
-from shardpress.run.difference import Base, Matching, needed_digests, places_of
+from shardpress.run.difference import Base, Matching, Place, needed_digests, places_of
 from shardpress.run.request import absolute, facts_of
 from shardpress.run.unreadable import Damage, damage_of
 from shardpress.settings.config import BadDataSettings, Config, ResultSettings
@@ -35,19 +38,43 @@ LEFT_OUT = " This shard is left out."
 """End of the warning about a file that cannot be used."""
 
 
-class _Inputs(NamedTuple):
+@dataclass(frozen=True)
+class Inputs:
+    """The input files, which have been opened and compared with each other and with those of the result."""
+
     shards: tuple[Shard, ...]  # in the order of the rows
-    conversion: Conversion  # orders of columns
+    orders: Mapping[str, np.ndarray]  # as in `Conversion`
     facts: list[ShardFacts]  # with the digests that are needed
-    bad_shards: list[dict[str, str]]  # files that were refused and are left out
+    bad_shards: list[dict[str, str]]  # files that were refused and are left out: ``file`` and ``reason``
     refused: list[dict[str, str]]  # these files, and those whose earlier rows stay
     # Files whose rows stay in the result, although they, or some of their rows, cannot be read.
-    uncompared: Sequence[dict[str, str]] = ()
-    n_uncompared: int = 0  # such rows
+    uncompared: Sequence[dict[str, str]]
+    n_uncompared: int  # such rows
+
+    @property
+    def n_rows(self) -> int:
+        return sum(shard.n_rows for shard in self.shards)
+
+    @property
+    def n_files(self) -> int:
+        """Number of shards, including those that were left out."""
+        return len(self.shards) + len(self.bad_shards)
+
+    @property
+    def n_inputs(self) -> int:
+        return self.shards[0].n_inputs
+
+    @property
+    def columns(self) -> Columns:
+        return self.shards[0].columns
 
 
-def open_inputs(config: Config, given_model: Model | None, base: Base | None, result: Result | None) -> _Inputs:
-    """Open all input files. Shards of the base come first, in its order."""
+def open_inputs(config: Config, model: Model | None, base: Base | None, result: Result | None) -> Inputs:
+    """Open all input files. Shards of the base come first, in its order.
+
+    `model` encodes them, unless the run trains one. Raise `DataError` if a file cannot be used and may not be left out,
+    or if no rows are selected.
+    """
     refused: list[dict[str, str]] = []
 
     def refuse(path: Path, error: DataError) -> None:
@@ -55,34 +82,48 @@ def open_inputs(config: Config, given_model: Model | None, base: Base | None, re
 
     on_bad_shard = None if config.bad_data.on_bad_data == "raise" else refuse
     inputs = config.inputs
-    results = config.results
-    rule = ColumnRule(inputs.match_columns)
-    if given_model is not None:
-        n_columns = given_model.n_columns if results.append else None
-        rule = ColumnRule(inputs.match_columns, given_model.columns, model_name(config), n_columns)
     sources = find(inputs.input)
     staying: set[str] = set()  # files whose rows stay if they cannot be used
-    if base is not None and not results.retrain:
+    if base is not None and not config.results.retrain:
         sources = _in_order(sources, base)
         staying = {shard.path for shard in base.request.shards}
-    earlier = None if result is None else shard_like(result)
-    like = None
-    if result is not None and results.append and set(inputs.include) == set(result.facts.config["include"]):
-        like = earlier
-    extras = () if earlier is None else earlier.extras
-    categories = {extra.name: extra.categories for extra in extras if extra.categories is not None}
+    like, categories = _extras_like(config, result)
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
-    check = ColumnCheck(rule)
+    check = ColumnCheck(_column_rule(config, model))
     shards = open_sources(sources, selection, on_bad_shard, check, like, categories)
     # Not before all files are opened, because a wrong --dataset would be a warning for each of them.
     for bad in refused:
         log.log(_level_of(bad, result), "%s%s", bad["reason"], LEFT_OUT)
-    unreadable = [absolute(bad["file"]) for bad in refused]
-    left_out = [bad for bad, path in zip(refused, unreadable, strict=True) if path not in staying]
+    left_out = [bad for bad in refused if absolute(bad["file"]) not in staying]
     check_bad_shards(config, left_out, len(shards) + len(refused))
     check_any(shards)
     _check_width(shards[0])
-    return _arranged(shards, Conversion(dict(check.orders)), refused, unreadable, base, result, config)
+    orders = dict(check.orders)
+    facts = [facts_of(shard, orders.get(shard.path)) for shard in shards]
+    opened = Inputs(shards, orders, facts, refused, refused, (), 0)
+    if base is None or result is None:
+        return opened
+    matching = matching_of(config.results)._replace(unreadable=[absolute(bad["file"]) for bad in refused])
+    damages = _compare_contents(opened, matching, base, result, config)
+    return _arranged(opened, damages, places_of(base.request.shards, facts, matching), base)
+
+
+def _column_rule(config: Config, model: Model | None) -> ColumnRule:
+    """Return how the columns of files are compared with each other and with those of a model."""
+    match = config.inputs.match_columns
+    if model is None:
+        return ColumnRule(match)
+    return ColumnRule(match, model.columns, model_name(config), model.n_columns if config.results.append else None)
+
+
+def _extras_like(config: Config, result: Result | None) -> tuple[Shard | None, dict[str, tuple[Any, ...]]]:
+    """Return a shard whose extras those of the input must have, or None, and the categories of earlier extras."""
+    if result is None:
+        return None, {}
+    earlier = shard_like(result)
+    categories = {extra.name: extra.categories for extra in earlier.extras if extra.categories is not None}
+    has_same_extras = set(config.inputs.include) == set(result.facts.config["include"])
+    return earlier if config.results.append and has_same_extras else None, categories
 
 
 def _level_of(bad: Mapping[str, str], result: Result | None) -> int:
@@ -105,29 +146,23 @@ def _in_order(sources: Sequence[Source], base: Base) -> list[Source]:
     return sorted(sources, key=lambda source: positions.get(absolute(str(source.path)), len(positions)))
 
 
-def _arranged(
-    shards: tuple[Shard, ...],
-    conversion: Conversion,
-    refused: list[dict[str, str]],
-    unreadable: list[str],
-    base: Base | None,
-    result: Result | None,
-    config: Config,
-) -> _Inputs:
-    """Put the shards in the order of the rows, and add those of the base whose files were refused or are damaged."""
-    facts = [facts_of(shard, conversion.orders.get(shard.path)) for shard in shards]
-    if base is None or result is None:
-        return _Inputs(shards, conversion, facts, refused, refused)
+def _compare_contents(
+    inputs: Inputs, matching: Matching, base: Base, result: Result, config: Config
+) -> dict[int, Damage]:
+    """Add the digests to the facts of files that may have changed. Return the damages of those whose rows stay."""
+    facts = inputs.facts
+    shards = inputs.shards
+    conversion = Conversion(inputs.orders)
     before = base.request.shards
+    needed = needed_digests(before, facts, matching)
+    if not needed:
+        return {}
     names = {given_name(name) for name in result.extras()}
     keeps_damaged = config.results.append and config.bad_data.on_bad_data != "raise"
     at_place = {shard.place: shard for shard in before}
     damages: dict[int, Damage] = {}
-    uncompared: list[dict[str, str]] = []
-    matching = matching_of(config.results)._replace(unreadable=unreadable)
-    needed = needed_digests(before, facts, matching)
 
-    def find_content(i: int) -> None:
+    def compare(i: int) -> None:
         facts[i] = with_content(facts[i], shards[i], conversion, names)
         earlier = at_place.get(facts[i].place)
         if not keeps_damaged or facts[i].rows is not None or earlier is None:
@@ -139,31 +174,45 @@ def _arranged(
                 log.log(_level_of(bad, result), "%s Everything else in this file is as in the result.", damage.reason)
                 damages[i] = damage
 
-    if needed:
-        log.info("input: comparing the contents of %s with those of the result", quantity(len(needed), "file"))
-        n_threads = n_threads_of(config.machine)
-        with threads(n_threads) as pool:
-            compute([(find_content, i) for i in needed], pool, n_threads)
-    arranged: list[Shard] = []
-    arranged_facts: list[ShardFacts] = []
+    log.info("input: comparing the contents of %s with those of the result", quantity(len(needed), "file"))
+    n_threads = n_threads_of(config.machine)
+    with threads(n_threads) as pool:
+        compute([(compare, i) for i in needed], pool, n_threads)
+    return damages
+
+
+def _arranged(inputs: Inputs, damages: Mapping[int, Damage], places: Sequence[Place], base: Base) -> Inputs:
+    """Put the shards in the order of the rows, and add those of the base whose files were refused or are damaged."""
+    shards: list[Shard] = []
+    facts: list[ShardFacts] = []
+    uncompared: list[dict[str, str]] = []
     n_uncompared = 0
-    for place in places_of(before, facts, matching):
-        if place.base is not None and (place.wanted is None or place.wanted in damages):
-            arranged_facts.append(before[place.base])
-            arranged.append(_unreadable_shard(shards[0], arranged_facts[-1]))
-            if place.wanted is None:
-                n_uncompared += arranged[-1].n_rows
-            else:
-                n_uncompared += damages[place.wanted].n_rows
-                uncompared.append({"file": arranged_facts[-1].path, "reason": damages[place.wanted].reason})
+    for place in places:
+        i = place.wanted
+        if i is not None and (place.base is None or i not in damages):
+            shards.append(inputs.shards[i])
+            facts.append(inputs.facts[i])
+            continue
+        assert place.base is not None  # a shard of neither the base nor the input has no place
+        stored = base.request.shards[place.base]
+        shards.append(_unreadable_shard(inputs.shards[0], stored))
+        facts.append(stored)
+        if i is None:
+            n_uncompared += shards[-1].n_rows
         else:
-            assert place.wanted is not None
-            arranged_facts.append(facts[place.wanted])
-            arranged.append(shards[place.wanted])
-    staying = {shard.path for shard in arranged_facts}
-    bad_shards = [bad for bad, path in zip(refused, unreadable, strict=True) if path not in staying]
-    uncompared += [bad for bad in refused if bad not in bad_shards]
-    return _Inputs(tuple(arranged), conversion, arranged_facts, bad_shards, refused, uncompared, n_uncompared)
+            n_uncompared += damages[i].n_rows
+            uncompared.append({"file": stored.path, "reason": damages[i].reason})
+    staying = {shard.path for shard in facts}
+    bad_shards = [bad for bad in inputs.refused if absolute(bad["file"]) not in staying]
+    uncompared += [bad for bad in inputs.refused if bad not in bad_shards]
+    return replace(
+        inputs,
+        shards=tuple(shards),
+        facts=facts,
+        bad_shards=bad_shards,
+        uncompared=uncompared,
+        n_uncompared=n_uncompared,
+    )
 
 
 def matching_of(results: ResultSettings) -> Matching:

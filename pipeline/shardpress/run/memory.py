@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from shardpress.run.budget import large_chunks
-from shardpress.run.prepare import Prepared
+from shardpress.run.task import Task
 
 NETWORK_COPIES = 11
 """Copies of the network's parameters during training, including Adam's states, the best and the first parameters."""
@@ -44,34 +44,34 @@ def _from_proc(path: str, name: str) -> int:
     return 1024 * int(found[1]) if found else 0
 
 
-def block_bytes(prepared: Prepared) -> int:
+def block_bytes(task: Task) -> int:
     """Return the bytes of one block of rows."""
-    n_rows = min(prepared.budget.block_rows, max(shard.n_rows for shard in prepared.shards))
-    return n_rows * prepared.row_bytes
+    n_rows = min(task.budget.block_rows, max(shard.n_rows for shard in task.inputs.shards))
+    return n_rows * task.row_bytes
 
 
-def chunk_bytes(prepared: Prepared) -> int:
+def chunk_bytes(task: Task) -> int:
     """Return the bytes of decompressed chunks that a process keeps for several blocks."""
-    return prepared.budget.chunk_bytes if large_chunks(prepared.shards, prepared.budget) else 0
+    return task.budget.chunk_bytes if large_chunks(task.inputs.shards, task.budget) else 0
 
 
-def network_bytes(prepared: Prepared) -> int:
+def network_bytes(task: Task) -> int:
     """Return the bytes of the network's parameters."""
-    return 4 * prepared.max_network.n_weights
+    return 4 * task.max_network.n_weights
 
 
-def trained_network_bytes(prepared: Prepared) -> int:
+def trained_network_bytes(task: Task) -> int:
     """Return the bytes that the training, or a given model, leaves in memory for later stages."""
-    if prepared.given_model is not None:
-        return network_bytes(prepared)
-    return NETWORK_COPIES * network_bytes(prepared) + ALLOCATOR_BYTES
+    if task.model is not None:
+        return network_bytes(task)
+    return NETWORK_COPIES * network_bytes(task) + ALLOCATOR_BYTES
 
 
-def device_bytes(prepared: Prepared, resident: bool, tile_rows: int) -> int:
+def device_bytes(task: Task, resident: bool, tile_rows: int) -> int:
     """Return the bytes of rows, network and activations on a device with its own memory, excluding its driver."""
-    config = prepared.config
-    network = prepared.max_network
-    rows = prepared.n_rows * prepared.row_bytes if resident and prepared.given_model is None else 0
+    config = task.settings
+    network = task.max_network
+    rows = task.inputs.n_rows * task.row_bytes if resident and task.model is None else 0
     # The activations of each layer in the encoder and in the decoder, and their gradients.
     n_rows_at_once = max(config.training.batch_size, tile_rows)
     activations = 4 * n_rows_at_once * sum(network.widths)

@@ -28,12 +28,13 @@ from shardpress.run.estimate import StageEstimate, finish_seconds, measure_secon
 from shardpress.run.finish import finish_bytes
 from shardpress.run.inputs import LEFT_OUT, check_bad_shards
 from shardpress.run.memory import CLUSTER_BYTES, LIBRARY_BYTES, available_bytes, device_bytes, taken_bytes
-from shardpress.run.prepare import Prepared, prepare
+from shardpress.run.prepare import prepare
 from shardpress.run.refusal import changed_files, check_change
 from shardpress.run.resume import EarlierResults, checkpoint_in_words, is_complete, stored_deadline
 from shardpress.run.scan_stage import ScanStage
 from shardpress.run.space import check_space
-from shardpress.run.training_stage import TrainingStage
+from shardpress.run.task import Fit, Task
+from shardpress.run.training_stage import TrainingStage, training_bytes
 from shardpress.scan.blocks import Piece
 from shardpress.settings.config import Config
 from shardpress.shards.conversion import AS_STORED
@@ -81,9 +82,9 @@ def make_plan(config: Config) -> Plan:
     with collect_warnings() as warnings, theanos_errors():
         start = time.monotonic()
         compiled = seconds_compiling()  # by earlier work of this process
-        prepared = plan.attempt(_prepared, config, plan)
-        if prepared is not None:
-            run = _PlannedRun(prepared, plan)
+        task = plan.attempt(_prepared, config, plan)
+        if task is not None:
+            run = _PlannedRun(task, plan)
             plan.attempt(run.load)
             run.describe()
             if not run.is_complete:
@@ -100,8 +101,8 @@ def make_plan(config: Config) -> Plan:
     return plan
 
 
-def _prepared(config: Config, plan: Plan) -> Prepared | None:
-    """Return the prepared run without bad shards, which are problems unless the settings allow them.
+def _prepared(config: Config, plan: Plan) -> Task | None:
+    """Return the task of a run without bad shards, which are problems unless the settings allow them.
 
     If no shard is left, return None.
     """
@@ -111,7 +112,7 @@ def _prepared(config: Config, plan: Plan) -> Prepared | None:
 
     journal = open_readonly(config)
     try:
-        prepared = prepare(config.changed(on_bad_data="skip", max_bad="100%"), journal)
+        task = prepare(config.changed(on_bad_data="skip", max_bad="100%"), journal)
     except UnusableFiles as error:
         if not error.reasons:
             raise
@@ -121,163 +122,159 @@ def _prepared(config: Config, plan: Plan) -> Prepared | None:
     if config.results.append and journal is not None and journal.base is not None:
         config = with_settings_of(config, journal.base)
     if config.bad_data.on_bad_data == "raise":
-        for bad in prepared.refused:
+        for bad in task.inputs.refused:
             plan.attempt(refuse, bad["reason"])
     else:
-        plan.warnings += [f"{bad['reason']}{LEFT_OUT}" for bad in prepared.refused]
-        n_shards = len(prepared.shards) + len(prepared.bad_shards)
-        plan.attempt(check_bad_shards, config, prepared.bad_shards, n_shards)
-    return replace(prepared, config=replace(prepared.config, bad_data=config.bad_data))
+        plan.warnings += [f"{bad['reason']}{LEFT_OUT}" for bad in task.inputs.refused]
+        plan.attempt(check_bad_shards, config, task.inputs.bad_shards, task.inputs.n_files)
+    return replace(task, settings=replace(task.settings, bad_data=config.bad_data))
 
 
 class _PlannedRun:
     """A run, and the earlier results that it would use. The methods add what they find to a plan."""
 
-    def __init__(self, prepared: Prepared, plan: Plan) -> None:
-        self._prepared = prepared
+    def __init__(self, task: Task, plan: Plan) -> None:
+        self._task = task
         self._plan = plan
-        self._output = Path(prepared.config.results.output)
+        self._output = Path(task.settings.results.output)
         self._journal: Journal | None = None  # None if the run would refuse the output directory
         self._left: float | None = None  # seconds before the deadline
         self.is_complete = False
         self._has_scan = False
-        self._model: Model | None = prepared.given_model
+        self._model: Model | None = task.model
         self._checkpoint: Record | None = None
         self._n_encoded = 0
 
     def load(self) -> None:
         """Load earlier results as the run does, except that parts are not read. Check that the run can change them."""
-        config = self._prepared.config
+        config = self._task.settings
         check_directory(self._output)
         self._journal = open_readonly(config) or Journal(self._output, UnchangingDisk())
-        prepared, earlier = compared(self._journal, self._prepared, is_readonly=True)
-        self._prepared = prepared
-        self._model = prepared.given_model
-        self._plan.attempt(check_change, self._journal, prepared)
+        task, earlier = compared(self._journal, self._task, is_readonly=True)
+        self._task = task
+        self._model = task.model
+        self._plan.attempt(check_change, self._journal, task)
         now = time.time()
-        deadline = stored_deadline(self._journal, config, prepared.request, now)
+        deadline = stored_deadline(self._journal, config, task.request, now)
         self._left = None if deadline is None else deadline["ends_by"] - now
-        self.is_complete = is_complete(self._journal, prepared)
+        self.is_complete = is_complete(self._journal, task)
         if self.is_complete:
-            self._n_encoded = prepared.n_rows
+            self._n_encoded = task.inputs.n_rows
         else:
             self._load_stages(earlier)
 
     def _load_stages(self, earlier: EarlierResults) -> None:
-        prepared = self._prepared
-        scanning = ScanStage(prepared)
+        task = self._task
+        scanning = ScanStage(task)
         self._has_scan = scanning.load(earlier) is not None
         scan = scanning.existing(earlier)  # even if it will be repeated, because it lists the unreadable shards
-        unreadable: dict[int, str] = {}
-        if scan is not None:
-            prepared = prepared.with_digests(scan.digests)
-            unreadable = {prepared.scanned[i]: reason for i, reason in scan.unreadable.items()}
-            if self._model is None:
-                self._model = TrainingStage(prepared).load(earlier)
-                self._checkpoint = TrainingStage(prepared).last_checkpoint(earlier)
+        if self._model is None and scan is not None:
+            training = TrainingStage(task, scan)
+            self._model = training.load(earlier)
+            self._checkpoint = training.last_checkpoint(earlier)
         if self._model is not None:
-            self._n_encoded = EncodingStage(prepared, self._model, unreadable).existing(earlier).n_rows
+            self._n_encoded = EncodingStage(Fit(task, scan, self._model)).existing(earlier).n_rows
 
     def describe(self) -> None:
         """Describe the input, the model and the change."""
-        prepared = self._prepared
-        shards = prepared.shards
+        task = self._task
+        shards = task.inputs.shards
         n_bytes = size(sum(shard.n_rows * shard.row_bytes for shard in shards))
-        rows = f"{quantity(prepared.n_rows, 'row')} x {prepared.n_inputs} columns {AS_STORED.dtype(shards)} ({n_bytes})"
-        before = [] if prepared.base is None else prepared.base.request.shards
-        same = {place.base for place in prepared.change.places if place.is_same}
-        n_new = prepared.n_rows - self._n_encoded
+        n_rows = quantity(task.inputs.n_rows, "row")
+        rows = f"{n_rows} x {task.inputs.n_inputs} columns {AS_STORED.dtype(shards)} ({n_bytes})"
+        before = [] if task.base is None else task.base.request.shards
+        same = {place.base for place in task.change.places if place.is_same}
+        n_new = task.inputs.n_rows - self._n_encoded
         n_removed = sum(shard.shape[0] for i, shard in enumerate(before) if i not in same)
-        files = changed_files(prepared)
+        files = changed_files(task)
         self._plan.change = {"n_kept": self._n_encoded, "n_encoded": n_new, "n_removed": n_removed, "files": files}
         facts = self._plan.facts
         facts["input"] = f"{quantity(len(shards), 'shard')}, {rows}"
-        facts["columns"] = str(prepared.columns)
-        if prepared.conversion.preparation is not None:
-            facts["rows"] = f"are prepared with {prepared.conversion.preparation}"
+        facts["columns"] = str(task.inputs.columns)
+        if task.conversion.preparation is not None:
+            facts["rows"] = f"are task with {task.conversion.preparation}"
         if files:
             facts["files"] = "; ".join(files)
-        facts["model"] = f"{' x '.join(map(str, prepared.max_network.widths))}, {self._model_in_words()}"
+        facts["model"] = f"{' x '.join(map(str, task.max_network.widths))}, {self._model_in_words()}"
         facts["features"] = (
-            f"{prepared.config.network.n_outputs} in {printable(self._output)}: {self._n_encoded} rows stay, "
+            f"{task.settings.network.n_outputs} in {printable(self._output)}: {self._n_encoded} rows stay, "
             f"{n_new} are encoded, {n_removed} are removed"
         )
 
     def _model_in_words(self) -> str:
-        prepared = self._prepared
-        if prepared.keeps_model:
+        task = self._task
+        if task.source == "kept":
             return "stays"
-        if prepared.given_model is not None:
+        if task.source == "given":
             return "is given (--model)"
         if self._model is not None:
             return "was trained by an earlier run"
-        training = prepared.config.training
-        n_train = prepared.n_fitted - round(prepared.config.validation.validation_fraction * prepared.n_fitted)
+        training = task.settings.training
+        n_train = task.n_fitted - round(task.settings.validation.validation_fraction * task.n_fitted)
         n_steps = quantity(-(-n_train // training.batch_size), "step")
         start = "" if self._checkpoint is None else f", from {checkpoint_in_words(self._checkpoint)}"
         return f"is trained for {training.epochs} epochs of {n_steps}{start}"
 
     def check_space(self, row_bytes: float | None = None) -> None:
         if self._journal is not None:
-            self._plan.disk = self._plan.attempt(check_space, self._journal, self._prepared, row_bytes) or {}
+            self._plan.disk = self._plan.attempt(check_space, self._journal, self._task, row_bytes) or {}
 
     def estimate_memory(self, device: Device) -> None:
         """Estimate the memory of the run at its peak; warn if less is available."""
-        prepared = self._prepared
+        task = self._task
         on_host = device.used == "cpu"
-        resident = prepared.budget.keeps_rows(device)
-        stages = [ScanStage(prepared).memory_bytes(), encoding_bytes(prepared), finish_bytes(prepared)]
-        if prepared.given_model is None:
-            stages.append(TrainingStage(prepared).memory_bytes(resident and on_host))
+        resident = task.budget.keeps_rows(device)
+        stages = [ScanStage(task).memory_bytes(), encoding_bytes(task), finish_bytes(task)]
+        if task.source == "trained":
+            stages.append(training_bytes(task, resident and on_host))
         needed = taken_bytes() + LIBRARY_BYTES + max(stages)
-        if prepared.config.cluster.workers or prepared.config.cluster.scheduler:
+        if task.settings.cluster.workers or task.settings.cluster.scheduler:
             needed += CLUSTER_BYTES
         available = available_bytes()
         if 0 < available < needed:
             words = f"{size(needed)} of memory are needed at the peak, but {size(available)} are available"
             self._plan.warnings.append(f"{words}: lower --memory-budget")
         self._plan.memory = {"n_bytes": needed, "available": available}
-        on_device = "" if on_host else f", {size(device_bytes(prepared, resident, TILE_ROWS))} of its memory"
+        on_device = "" if on_host else f", {size(device_bytes(task, resident, TILE_ROWS))} of its memory"
         self._plan.facts["device"] = f"{device}{on_device}"
 
     def try_stages(self, device: Device) -> None:
         """Run each stage on some rows, and add the estimates of their times."""
-        if not self._prepared.scanned:
+        task = self._task
+        if not task.scanned:
             return
         stages = self._plan.stages
-        sample = ScanStage(self._prepared).sample()
-        scanning = sample.stage
-        prepared = scanning.prepared
+        scanning = ScanStage(task)
+        sample = scanning.sample()
+        scan = sample.scan
         n_scanned = sum(shard.n_rows for shard in scanning.shards)
-        where = f"in a sample of {sample.scan.n_rows} of {n_scanned} rows: " if sample.scan.n_rows < n_scanned else ""
-        self._plan.attempt(scanning.check, sample.scan, where=where)
-        if self._model is None and (sample.scan.n_fitted < 2 or sample.scan.constant.all()):
+        where = f"in a sample of {scan.n_rows} of {n_scanned} rows: " if scan.n_rows < n_scanned else ""
+        self._plan.attempt(scanning.check, scan, where=where)
+        if self._model is None and (scan.n_fitted < 2 or scan.constant.all()):
             return
-        if prepared.is_scanned:
+        if task.is_scanned:
             seconds = 0.0 if self._has_scan else sample.pace.seconds_for(n_scanned)
             stages.append(StageEstimate(scanning.name, seconds, str(sample.pace)))
-        model = self._model
-        training = None
-        if model is None:
-            stage = TrainingStage(prepared, sample.scan)
-            training = stage.sample(prepared.budget.sizes(device), sample.stretches, sample.pace)
-            self._plan.components = training.components
-            model = training.model
-        encoding = self._encoding(prepared, model, sample.stretches)
-        if training is not None:
-            reserved = self._plan.seconds + reserved_seconds(encoding.seconds, prepared.n_inputs)
-            stages.append(stage.estimate(training, self._checkpoint, self._left, reserved))
+        if self._model is not None:
+            stages.append(self._encoding(Fit(task, None, self._model), sample.stretches))
+        else:
+            training = TrainingStage(task, scan)
+            trained = training.sample(task.budget.sizes(device), sample.stretches, sample.pace)
+            self._plan.components = trained.components
+            encoding = self._encoding(Fit(task, None, trained.model), sample.stretches)
+            reserved = self._plan.seconds + reserved_seconds(encoding.seconds, task.inputs.n_inputs)
+            stages += [training.estimate(trained, self._checkpoint, self._left, reserved), encoding]
         what = "verification of some rows, and a sample for the report"
-        stages += [encoding, StageEstimate("report", finish_seconds(prepared.n_inputs), what)]
+        stages.append(StageEstimate("report", finish_seconds(task.inputs.n_inputs), what))
 
-    def _encoding(self, prepared: Prepared, model: Model, stretches: Sequence[Piece]) -> StageEstimate:
+    def _encoding(self, fit: Fit, stretches: Sequence[Piece]) -> StageEstimate:
         """Estimate the encoding from some rows. If they are compressed, they show how much space all rows need."""
-        n_missing = prepared.n_rows - self._n_encoded
+        n_missing = fit.task.inputs.n_rows - self._n_encoded
         # Nothing is written to a disk that is nearly full, not even for a moment.
         disk = AnonymousDisk(None if self._plan.problems else existing_folder(self._output))
-        stage = EncodingStage(prepared, model, {})
-        seconds, (pace, parts) = measure_seconds(lambda: stage.sample(Encoders(model), stretches, disk))
-        if prepared.config.storage.compression != "none" and not self._plan.problems:
+        stage = EncodingStage(fit)
+        seconds, (pace, parts) = measure_seconds(lambda: stage.sample(Encoders(fit.model), stretches, disk))
+        if fit.task.settings.storage.compression != "none" and not self._plan.problems:
             self.check_space(sum(part.entry.n_bytes for part in parts) / max(1, pace.n_rows))
         start = seconds - pace.seconds  # for example to compile functions
         return StageEstimate(stage.name, (start + pace.seconds_for(n_missing)) * (n_missing > 0), str(pace))

@@ -12,9 +12,9 @@ from shardpress.output.journal import Journal
 from shardpress.result.finished import stored_name
 from shardpress.result.records import Request, ShardFacts
 from shardpress.run.difference import Base, Change, Wanted, difference
-from shardpress.run.prepare import Prepared
 from shardpress.run.request import SELECTED, TARGETS
 from shardpress.run.resume import expensive_work, has_other_labels
+from shardpress.run.task import Task
 from shardpress.settings.config import Config
 
 log = logging.getLogger(__name__)
@@ -37,47 +37,47 @@ def _differences(base: Base, wanted: Wanted, change: Change) -> str:
     return "; ".join(words[:_LISTED]) + more
 
 
-def check_change(journal: Journal, prepared: Prepared) -> None:
+def check_change(journal: Journal, task: Task) -> None:
     """Raise `ConfigError`, `DataError` or `NoInput` unless the run can replace what the directory contains."""
-    if prepared.base is not None:
-        _refuse(prepared.base, prepared.wanted, prepared.change, prepared.config, _lost_extras(journal, prepared))
-        _check_unreadable(prepared, journal)
+    if task.base is not None:
+        _refuse(task.base, task.wanted, task.change, task.settings, _lost_extras(journal, task))
+        _check_unreadable(task, journal)
     elif journal.base is None and journal.request is not None and journal.records():
-        _refuse_unfinished(journal.request, prepared.wanted, expensive_work(journal), prepared.config)
+        _refuse_unfinished(journal.request, task.wanted, expensive_work(journal), task.settings)
 
 
-def log_change(prepared: Prepared) -> None:
+def log_change(task: Task) -> None:
     """Log which files a run adds to a result, and which ones it encodes again."""
-    if not prepared.keeps_model:
+    if task.source != "kept":
         return
-    for words in changed_files(prepared):
-        log.info("%s: %s", "append" if prepared.appends else "input", words)
-    if prepared.change.n_rewritten:
+    for words in changed_files(task):
+        log.info("%s: %s", "append" if task.appends else "input", words)
+    if task.change.n_rewritten:
         log.info(
             "encoding: the rows of %s, which are mostly unused or small, are encoded again in other parts",
-            quantity(prepared.change.n_rewritten, "earlier part"),
+            quantity(task.change.n_rewritten, "earlier part"),
         )
-    if prepared.change.encodes_again:
+    if task.change.encodes_again:
         log.info("encoding all rows again, because their extras or the form in which they are stored differ")
 
 
-def _lost_extras(journal: Journal, prepared: Prepared) -> list[str]:
+def _lost_extras(journal: Journal, task: Task) -> list[str]:
     """Return the extras of a finished run that the files of the input, or the settings, no longer give."""
     if journal.base is None:
         return []
-    names = {stored_name(extra.name) for extra in prepared.shards[0].extras}
+    names = {stored_name(extra.name) for extra in task.inputs.shards[0].extras}
     masks = journal.base.facts.masks.values()  # a mask is not needed if all rows have a value
     return sorted(journal.base.extras().keys() - names - set(masks))
 
 
-def changed_files(prepared: Prepared) -> list[str]:
+def changed_files(task: Task) -> list[str]:
     """Return words about each kind of difference between the files of a result and those of the input."""
-    base = prepared.base
+    base = task.base
     if base is None:
         return []
-    moved = prepared.change.moved(base, prepared.wanted)
-    names = [printable(prepared.request.shards[i].name) for i in moved]
-    return [*_files_in_words(base, prepared.wanted, prepared.change), *_counted("moved", names)]
+    moved = task.change.moved(base, task.wanted)
+    names = [printable(task.request.shards[i].name) for i in moved]
+    return [*_files_in_words(base, task.wanted, task.change), *_counted("moved", names)]
 
 
 def _refuse(base: Base, wanted: Wanted, change: Change, config: Config, lost: Sequence[str]) -> None:
@@ -166,24 +166,24 @@ def _check_gone(base: Base, change: Change, where: str, drops: bool) -> None:
     log.warning("append: the rows of %s are removed from the results (--drop-missing): %s", n_files, names)
 
 
-def _check_unreadable(prepared: Prepared, journal: Journal) -> None:
+def _check_unreadable(task: Task, journal: Journal) -> None:
     """Raise `DataError` if a run has to read files that cannot be used, to encode or to judge their rows again."""
-    unreadable = [i for i, shard in enumerate(prepared.shards) if shard.form == UNREADABLE]
+    unreadable = [i for i, shard in enumerate(task.inputs.shards) if shard.form == UNREADABLE]
     if not unreadable:
         return
-    names = short_list((printable(prepared.shards[i].path) for i in unreadable), _NAMED)
-    where = f"output={printable(prepared.config.results.output)}"
-    change = prepared.change
-    is_judged = journal.base is not None and has_other_labels(prepared.config, journal.base.facts)
-    is_encoded = not set(unreadable).isdisjoint(prepared.encoded)
+    names = short_list((printable(task.inputs.shards[i].path) for i in unreadable), _NAMED)
+    where = f"output={printable(task.settings.results.output)}"
+    change = task.change
+    is_judged = journal.base is not None and has_other_labels(task.settings, journal.base.facts)
+    is_encoded = not set(unreadable).isdisjoint(task.encoded)
     if change.trains or is_encoded or (is_judged and not change.has_other_rows):
         raise DataError(
             f"{where}: contains rows of files that cannot be used (see the warnings above), and that this run has to "
             f"read: {names}. Restore these files; or remove them from --input, and their rows with --append "
             "--drop-missing."
         )
-    n_uncompared = quantity(prepared.n_uncompared, "row")
-    is_known = journal.base is not None and all(bad in journal.base.facts.uncompared for bad in prepared.uncompared)
+    n_uncompared = quantity(task.inputs.n_uncompared, "row")
+    is_known = journal.base is not None and all(bad in journal.base.facts.uncompared for bad in task.inputs.uncompared)
     log.log(
         logging.INFO if is_known else logging.WARNING,
         "%s: the rows of files that cannot be used stay in the results: %s; %s could not be compared with the files",

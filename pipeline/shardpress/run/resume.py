@@ -18,7 +18,7 @@ from shardpress.output.folder import fault_of
 from shardpress.output.journal import Journal, Record
 from shardpress.result.finished import Result, read_model_file
 from shardpress.result.records import Entry, Part, Request, RunFacts
-from shardpress.run.prepare import Prepared
+from shardpress.run.task import Task
 from shardpress.settings.config import Config
 from shardpress.settings.finish_by import deadline_of, in_words
 
@@ -176,37 +176,37 @@ def _is_same_work(before: Request, now: Request) -> bool:
     return places[0] == places[1] and before.settings == now.settings
 
 
-def is_complete(journal: Journal, prepared: Prepared) -> bool:
+def is_complete(journal: Journal, task: Task) -> bool:
     """Return whether the published result is what the run is asked for."""
     result = journal.base
-    change = prepared.change
-    if result is None or change.trains or change.has_other_rows or prepared.encoded:
+    change = task.change
+    if result is None or change.trains or change.has_other_rows or task.encoded:
         return False
-    if prepared.base is None or change.moved(prepared.base, prepared.wanted):
+    if task.base is None or change.moved(task.base, task.wanted):
         return False
-    return _is_acceptable(result, prepared)
+    return _is_acceptable(result, task)
 
 
-def _is_acceptable(result: Result, prepared: Prepared) -> bool:
+def _is_acceptable(result: Result, task: Task) -> bool:
     """Return whether a finished run satisfies settings that do not determine its results.
 
     These are the limits on bad data, and the labels of the report.
     """
-    config = prepared.config
+    config = task.settings
     facts = result.facts
     if has_other_labels(config, facts):
         return False
     if not config.results.append:  # otherwise only new rows are limited
         n_bad = facts.summary["n_bad"]
         n_bad_shards = facts.summary["n_bad_shards"]
-        if n_bad > prepared.max_bad_rows or n_bad_shards > prepared.max_bad_shards:
+        if n_bad > task.max_bad_rows or n_bad_shards > task.max_bad_shards:
             return False
-        if not prepared.allows_bad_data and any(each.lost for _, each in result.ranges):
+        if not task.allows_bad_data and any(each.lost for _, each in result.ranges):
             return False
-    if facts.report["bad"]["n_uncompared"] != prepared.n_uncompared:
+    if facts.report["bad"]["n_uncompared"] != task.inputs.n_uncompared:
         return False
     # Files are compared by name only, because they may have been moved to another directory.
-    return _names(facts.bad_shards) == _names(prepared.bad_shards)
+    return _names(facts.bad_shards) == _names(task.inputs.bad_shards)
 
 
 def has_other_labels(config: Config, facts: RunFacts) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from shardpress.run.context import RunContext
 from shardpress.run.estimate import Pace, measure_tasks, stretches
 from shardpress.run.memory import block_bytes, chunk_bytes
 from shardpress.run.modeling import scan_settings
-from shardpress.run.prepare import Prepared
 from shardpress.run.resume import EarlierResults
+from shardpress.run.task import Task
 from shardpress.scan import ranges
 from shardpress.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, scan_pieces, stats_of_unreadable
 from shardpress.scan.ranges import Scan
@@ -36,7 +36,6 @@ _COLUMNS_LISTED = 10  # columns that a message lists
 class _ScanSample:
     """Scan of some rows."""
 
-    stage: ScanStage  # with the offset
     pace: Pace
     scan: Scan
     stretches: list[Piece]  # the readable rows
@@ -46,22 +45,23 @@ class _ScanSample:
 class ScanStage:
     """Stage that scans the rows, or reuses the scan of an earlier run."""
 
-    prepared: Prepared
+    task: Task
+    offset: np.ndarray | None = None  # integers (n_inputs,) that are subtracted from the rows
 
     name: ClassVar[str] = "scan"
 
     @property
     def shards(self) -> list[Shard]:
-        return [self.prepared.shards[i] for i in self.prepared.scanned]
+        return [self.task.inputs.shards[i] for i in self.task.scanned]
 
     @cached_property
     def key(self) -> str:
         """Fingerprint of the scan, for which the digests of the rows need not be known."""
-        prepared = self.prepared
-        identities = prepared.identities
+        task = self.task
+        identities = task.identities
         # A training must not use the scan of other runs, which lacks what only the training needs.
-        is_training = prepared.given_model is None
-        return fingerprint("scan", prepared.request.scan, is_training, [identities[i] for i in prepared.scanned])
+        is_training = task.source == "trained"
+        return fingerprint("scan", task.request.scan, is_training, [identities[i] for i in task.scanned])
 
     def load(self, earlier: EarlierResults) -> Scan | None:
         scan = self.existing(earlier)
@@ -89,8 +89,7 @@ class ScanStage:
                 "each column's minimum subtracted",
                 quantity(int(np.count_nonzero(offset)), "column"),
             )
-            with_offset = ScanStage(self.prepared.with_offset(offset))
-            scan = replace(with_offset._scan(context), offset=offset)
+            scan = replace(ScanStage(self.task, offset)._scan(context), offset=offset)
         entry = context.journal.write(unique_name(f"{WORK}/scan", ".npz"), scan.to_npz())
         context.journal.add(Record("scan", self.key, entry))
         return scan
@@ -101,14 +100,14 @@ class ScanStage:
         `scan` is a scan of the stored values. A given model has its own offset. With a configured missing value no
         offset is used, because stored rows are compared with this value.
         """
-        if self.prepared.given_model is not None or self.prepared.config.bad_data.missing_value is not None:
+        if self.task.source != "trained" or self.task.settings.bad_data.missing_value is not None:
             return None
-        return ranges.offset_for(self.prepared.conversion.dtype(self.shards), scan)
+        return ranges.offset_for(self.task.conversion.dtype(self.shards), scan)
 
     def check(self, scan: Scan) -> None:
         """Log warnings about the rows. Raise `DataError` if too many are bad, or no model can be trained on them."""
         self.check_bad_rows(scan)
-        if self.prepared.given_model is None:
+        if self.task.source == "trained":
             self.check_usable(scan)
             self._log_scaling(scan)
             for hint in scan.hints:
@@ -119,15 +118,15 @@ class ScanStage:
 
     def check_bad_rows(self, scan: Scan) -> None:
         """Raise `DataError` if there are more bad rows than the settings allow."""
-        prepared = self.prepared
-        settings = prepared.config.bad_data
+        task = self.task
+        settings = task.settings.bad_data
         if not len(scan.bad_rows):
             return
         words = ranges.describe_bad_rows(self.shards, scan, self._settings())
-        limit = prepared.max_bad_rows
+        limit = task.max_bad_rows
         if self.n_limited(scan) > limit:
             expected = "finite numbers"
-            if prepared.allows_bad_data:
+            if task.allows_bad_data:
                 expected = f"at most {limit} (--max-bad {settings.max_bad})"
             raise DataError(f"{words}, expected {expected}. {self._advice_on_bad_rows(scan)}")
         log.warning("%s; they are left out and get NaN features", words)
@@ -135,54 +134,52 @@ class ScanStage:
     def n_limited(self, scan: Scan) -> int:
         """Return the number of bad rows to which the limit refers."""
         shard_of_row = np.searchsorted(first_rows(self.shards), scan.bad_rows, side="right") - 1
-        is_limited = np.isin(self.prepared.scanned, self.prepared.limited)
+        is_limited = np.isin(self.task.scanned, self.task.limited)
         return int(np.count_nonzero(is_limited[shard_of_row]))
 
     def check_usable(self, scan: Scan) -> None:
         ranges.check_usable(self.shards, scan, self._settings())
 
-    def facts(self, scan: Scan) -> dict[str, Any]:
-        return {"scan": scan.summary()}
-
     def memory_bytes(self) -> int:
         """Return the bytes of the blocks that the threads hold."""
-        return self.prepared.budget.n_threads * block_bytes(self.prepared) + chunk_bytes(self.prepared)
+        return self.task.budget.n_threads * block_bytes(self.task) + chunk_bytes(self.task)
 
     def sample(self) -> _ScanSample:
         """Scan some of the rows, and again if an offset has to be subtracted from them."""
         sample = self._sample()
-        model = self.prepared.given_model
+        model = self.task.model
         offset = self.offset_of(sample.scan) if model is None else model.offset
         if offset is None:
             return sample
-        with_offset = ScanStage(self.prepared.with_offset(offset))
-        return replace(with_offset._sample(), pace=sample.pace)  # the first pass may read from the disk
+        again = ScanStage(self.task, offset)._sample()
+        scan = replace(again.scan, offset=offset)
+        return replace(again, pace=sample.pace, scan=scan)  # the first pass may read from the disk
 
     # -- private --
 
     def _sample(self) -> _ScanSample:
         shards = self.shards
-        budget = self.prepared.budget
+        budget = self.task.budget
         # Unreadable shards are recorded, and do not stop the sample.
         settings = replace(self._settings(), max_unreadable=len(shards))
-        stride = ranges.stride_for(shards, self.prepared.fitted)
+        stride = ranges.stride_for(shards, self.task.fitted)
 
         def scan_stretch(stretch: Piece) -> tuple[Piece, BlockStats]:
             pieces = [stretch._replace(block=block) for block in stretch.block.cut(budget.block_rows)]
-            fitted = [piece.with_fitted(self.prepared.fitted) for piece in pieces]
+            fitted = [piece.with_fitted(self.task.fitted) for piece in pieces]
             return stretch, scan_pieces(settings, stride, fitted)
 
-        tasks = [(scan_stretch, stretch) for stretch in stretches(shards, self.prepared)]
+        tasks = [(scan_stretch, stretch) for stretch in stretches(shards, self.task)]
         pace, found = measure_tasks(tasks, budget.n_threads, lambda each: len(each[0].block))
         unreadable = merge_stats([part for _, part in found]).unreadable
         readable = [each for each in found if each[0].number not in unreadable]
         # As in a run, all rows of an unreadable shard count as bad.
         part = merge_stats([stats_of_unreadable(shards, unreadable), *(part for _, part in readable)])
-        scan = ranges.scan_from_stats(part, settings, shards, self.prepared.fitted)
-        return _ScanSample(self, pace, scan, [stretch for stretch, _ in readable])
+        scan = ranges.scan_from_stats(part, settings, shards, self.task.fitted)
+        return _ScanSample(pace, scan, [stretch for stretch, _ in readable])
 
     def _scan(self, context: RunContext) -> Scan:
-        prepared = self.prepared
+        task = self.task
         shards = self.shards
         settings = self._settings()
         n_processes = max(1, context.pool.n_local_processes)  # number of processes that share the memory budget
@@ -190,33 +187,34 @@ class ScanStage:
         stats = context.pool.stats
         with (
             Progress("scan", sum(shard.n_rows for shard in shards), "rows", shards[0].row_bytes) as progress,
-            context.pool.executor(prepared.budget.n_threads) as (executor, n_at_once),
+            context.pool.executor(task.budget.n_threads) as (executor, n_at_once),
         ):
             stats.begin("scan")
 
             def advance(n_rows: int) -> None:
                 progress.advance(n_rows, stats)
 
-            return ranges.scan(shards, settings, executor, n_at_once, advance, prepared.fitted)
+            return ranges.scan(shards, settings, executor, n_at_once, advance, task.fitted)
 
     def _settings(self) -> ScanSettings:
-        prepared = self.prepared
+        task = self.task
         max_unreadable = 0  # all unreadable shards are named at the end of the scan
-        if prepared.allows_bad_data:
-            max_unreadable = prepared.max_bad_shards - len(prepared.bad_shards)
-        given = prepared.given_model
+        if task.allows_bad_data:
+            max_unreadable = task.max_bad_shards - len(task.inputs.bad_shards)
+        given = task.model
         scaler = None if given is None else given.scaler
-        settings = scan_settings(prepared.config, prepared.budget, scaler, prepared.conversion)
-        checks_extras = given is None and not prepared.allows_bad_data
+        conversion = replace(task.conversion, offset=self.offset)
+        settings = scan_settings(task.settings, task.budget, scaler, conversion)
+        checks_extras = given is None and not task.allows_bad_data
         return replace(settings, max_unreadable=max_unreadable, checks_extras=checks_extras)
 
     def _advice_on_bad_rows(self, scan: Scan) -> str:
         """Return advice on bad rows, including the flags that would let the next run succeed."""
-        prepared = self.prepared
-        settings = prepared.config.bad_data
+        task = self.task
+        settings = task.settings.bad_data
         advice = ["Fix the files"]
         # With a given model, --impute has no effect: the model either imputes values already, or never does.
-        if prepared.given_model is None and ranges.misses_values(self.shards, scan, self._settings()):
+        if task.source == "trained" and ranges.misses_values(self.shards, scan, self._settings()):
             advice.append("fill in missing values with --impute median")
         if not scan.n_fitted:
             return f"Without these rows, no usable rows would remain. {', or '.join(advice)}."
@@ -227,14 +225,14 @@ class ScanStage:
 
     def _sufficient_limit(self, scan: Scan) -> str:
         """Return a value of --max-bad that allows the bad rows of the scan, and the bad shards."""
-        n_left_out = len(self.prepared.bad_shards)
-        n_shards = len(self.prepared.shards) + n_left_out
+        n_left_out = len(self.task.inputs.bad_shards)
+        n_shards = len(self.task.inputs.shards) + n_left_out
         of_rows = sufficient_percentage(len(scan.bad_rows), scan.n_rows)
         of_shards = sufficient_percentage(n_left_out + len(scan.unreadable), n_shards)
         return f"{max(of_rows, of_shards)}%"
 
     def _log_scaling(self, scan: Scan) -> None:
-        if self.prepared.config.scaling.scale == "auto" and scan.scale != "range":
+        if self.task.settings.scaling.scale == "auto" and scan.scale != "range":
             log.info(
                 "scaling: %s (--scale %s), because most columns have rare values that are much larger than the others",
                 _SCALINGS[scan.scale],
@@ -242,8 +240,8 @@ class ScanStage:
             )
 
     def _warn_of_few_rows(self, scan: Scan) -> None:
-        n_features = self.prepared.config.network.n_features
-        n_inputs = self.prepared.n_inputs
+        n_features = self.task.settings.network.n_features
+        n_inputs = self.task.inputs.n_inputs
         if scan.n_fitted >= n_features:
             return
         advice = " If the rows are stored as columns, use --orientation columns." if n_inputs > scan.n_rows else ""
@@ -261,7 +259,7 @@ class ScanStage:
         columns = scan.narrow
         if scan.scale != "range" or not len(columns):
             return
-        names = self.prepared.columns
+        names = self.task.inputs.columns
         worst = int(columns[0])
         low, high = scan.inner[:, worst]
         log.warning(
@@ -281,8 +279,8 @@ class ScanStage:
     def _log_imputed_values(self, scan: Scan) -> None:
         if scan.n_missing is None or not scan.n_missing.any():
             return
-        value = f"the column's {self.prepared.config.bad_data.impute}"
-        if self.prepared.given_model is not None:
+        value = f"the column's {self.task.settings.bad_data.impute}"
+        if self.task.source != "trained":
             value = "the model's value for the column"
         log.info(
             "scan: %s in %s, filled in with %s",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -26,9 +26,9 @@ from shardpress.run.encoding_stage import write_model
 from shardpress.run.estimate import SECONDS, Pace, StageEstimate, measure_seconds
 from shardpress.run.memory import ALLOCATOR_BYTES, NETWORK_COPIES, SCALING_BYTES, chunk_bytes, network_bytes
 from shardpress.run.modeling import trained_model, training_facts
-from shardpress.run.prepare import Prepared
 from shardpress.run.resume import EarlierResults, step_of
 from shardpress.run.space import CHECKPOINTS_KEPT
+from shardpress.run.task import Task
 from shardpress.scan.blocks import Piece
 from shardpress.scan.ranges import Scan, readable
 from shardpress.settings.finish_by import in_words
@@ -63,22 +63,22 @@ class _TrainingSample:
 class TrainingStage:
     """Stage that trains a model, or reuses the model of an earlier run."""
 
-    prepared: Prepared  # with shards whose rows are read minus the scan's offset
-    scan: Scan | None = None  # only `make` needs it
+    task: Task
+    scan: Scan
 
     name: ClassVar[str] = "training"
 
     @cached_property
     def key(self) -> str:
         """Fingerprint of everything that determines the model."""
-        return self.prepared.request.of_model()
+        return self.task.request_after(self.scan).of_model()
 
     def load(self, earlier: EarlierResults) -> Model | None:
         model = earlier.model(self.key)
         if model is None:
             return None
         self._remove_checkpoints(earlier)
-        return replace(model, columns=self.prepared.columns)
+        return replace(model, columns=self.task.inputs.columns)
 
     def last_checkpoint(self, earlier: EarlierResults) -> Record | None:
         """Return the record of the last checkpoint of an unfinished training run, or None."""
@@ -87,10 +87,8 @@ class TrainingStage:
 
     def make(self, context: RunContext) -> Model:
         """Train, and keep the model."""
-        assert self.scan is not None
-        prepared = self.prepared
         self._warn_of_idle_devices(context)
-        model = _trained(prepared, context, self.key, prepared.as_trained(self.scan))
+        model = _trained(self.task, context, self.key, self.task.as_trained(self.scan))
         context.journal.add(Record("model", self.key, write_model(context.journal, model)))
         # Checkpoints are removed only now: until the journal names the model, a run resumes from them.
         self._remove_checkpoints(context.earlier)
@@ -99,48 +97,24 @@ class TrainingStage:
         return model
 
     def check(self, model: Model) -> None:
-        for complaint in complaints(model.about["training"], self.prepared.config.training, model.network):
+        for complaint in complaints(model.about["training"], self.task.settings.training, model.network):
             log.warning("%s", complaint)
-
-    def facts(self, model: Model) -> dict[str, Any]:
-        return {"training": model.about["training"]}
-
-    def memory_bytes(self, resident: bool) -> int:
-        """Return the maximum number of bytes of rows and copies of the network during training."""
-        prepared = self.prepared
-        budget = prepared.budget
-        config = prepared.config
-        n_rows = prepared.n_rows
-        n_inputs = prepared.max_network.n_inputs
-        row_bytes = prepared.row_bytes
-        n_validated = min(round(config.validation.validation_fraction * n_rows), budget.max_validation_rows)
-        numbers = _NUMBER_BYTES * (n_rows - prepared.n_fitted)
-        if prepared.targets is not None:
-            numbers += prepared.targets.values.nbytes
-        rows = n_rows * row_bytes if resident else 0
-        windows = 0 if resident else 2 * min(budget.window_rows, n_rows) * row_bytes + ALLOCATOR_BYTES
-        sample = 0
-        if config.training.start == "components" or n_validated:
-            sample = min(budget.max_sample_rows, n_rows) * 4 * n_inputs + SCALING_BYTES
-        network = NETWORK_COPIES * network_bytes(prepared)
-        return chunk_bytes(prepared) + rows + numbers + n_validated * row_bytes + max(sample, windows) + network
 
     def sample(self, sizes: Sizes, stretches: Sequence[Piece], reading: Pace) -> _TrainingSample:
         """Train for a moment on some of the rows that were scanned, which took the time `reading`.
 
         Raise `DataError` if too few rows are good.
         """
-        assert self.scan is not None
-        prepared = self.prepared
-        sample, scan = _with_some_rows(prepared, self.scan, stretches)
+        task = self.task
+        sample, scan = _with_some_rows(task, self.scan, stretches)
         once, training = measure_seconds(lambda: _prepared_training(sample, scan, sizes))
         if sizes.resident or sizes.on_device:
-            once += reading.seconds_for(prepared.n_rows - sample.n_rows)
+            once += reading.seconds_for(task.inputs.n_rows - sample.inputs.n_rows)
         n_validated = min(
-            round(prepared.config.validation.validation_fraction * prepared.n_fitted), sizes.max_validation_rows
+            round(task.settings.validation.validation_fraction * task.n_fitted), sizes.max_validation_rows
         )
         steps = _pace_of_steps(training)
-        n_rows = prepared.n_fitted - n_validated
+        n_rows = task.n_fitted - n_validated
         seconds = steps.seconds_for(n_rows)
         if len(training.validation):
             validating, _ = measure_seconds(lambda: training.autoencoder.cost(training.validation))
@@ -149,21 +123,21 @@ class TrainingStage:
             seconds += validation.seconds_for(n_validated)
         rows = sampled(training.rows, training.order, scan.scaler, sizes.max_sample_rows)
         errors = errors_of_components(rows, training.autoencoder.network.n_features)
-        model = trained_model(training, scan.scaler, prepared.columns, prepared.conversion, {})
+        model = _model(training, task, scan, {})
         return _TrainingSample(once, seconds, n_rows, steps, model, errors)
 
     def estimate(
         self, sample: _TrainingSample, checkpoint: Record | None, left: float | None, reserved: float
     ) -> StageEstimate:
         """Estimate the time of the training; of the seconds `left` before a deadline, some are `reserved`."""
-        config = self.prepared.config
+        config = self.task.settings
         n_epochs = float(config.training.epochs)
         if checkpoint is not None:
             n_epochs = max(0.0, n_epochs - step_of(checkpoint) * config.training.batch_size / sample.n_rows)
         if left is not None:
             n_epochs = min(n_epochs, max(0.0, left - sample.once - reserved) / sample.epoch)
         what = f"{n_epochs:.3g} of {config.training.epochs} epochs, {sample.epoch:.3g} s each at {sample.steps}"
-        if not self.prepared.budget.resident:
+        if not self.task.budget.resident:
             what += ", streamed"
         if left is not None:
             what += f", to finish by {in_words(time.time() + left)}"
@@ -177,7 +151,7 @@ class TrainingStage:
         earlier.withdraw(*earlier.journal.records("checkpoint", self.key))
 
     def _warn_of_idle_devices(self, context: RunContext) -> None:
-        config = self.prepared.config
+        config = self.task.settings
         is_alone = config.training.replicas == 1 and context.device.used == "cpu"
         if is_alone and set(config.cluster.devices or ()) - {"cpu"}:
             log.warning(
@@ -187,45 +161,63 @@ class TrainingStage:
             )
 
 
-def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> Model:
+def training_bytes(task: Task, resident: bool) -> int:
+    """Return the maximum number of bytes of rows and copies of the network during training."""
+    budget = task.budget
+    config = task.settings
+    n_rows = task.inputs.n_rows
+    n_inputs = task.max_network.n_inputs
+    row_bytes = task.row_bytes
+    n_validated = min(round(config.validation.validation_fraction * n_rows), budget.max_validation_rows)
+    numbers = _NUMBER_BYTES * (n_rows - task.n_fitted)
+    if task.targets is not None:
+        numbers += task.targets.values.nbytes
+    rows = n_rows * row_bytes if resident else 0
+    windows = 0 if resident else 2 * min(budget.window_rows, n_rows) * row_bytes + ALLOCATOR_BYTES
+    sample = 0
+    if config.training.start == "components" or n_validated:
+        sample = min(budget.max_sample_rows, n_rows) * 4 * n_inputs + SCALING_BYTES
+    network = NETWORK_COPIES * network_bytes(task)
+    return chunk_bytes(task) + rows + numbers + n_validated * row_bytes + max(sample, windows) + network
+
+
+def _trained(task: Task, context: RunContext, key: str, scan: Scan) -> Model:
     """Train the autoencoder, or resume its training, and return the model.
 
     If the training diverges, the last good weights are stored in the output directory.
     """
     context.state.model_key = key
-    sizes = prepared.budget.sizes(context.device)
-    if _uses_workers(prepared, context):  # workers read their rows themselves
+    sizes = task.budget.sizes(context.device)
+    if _uses_workers(task, context):  # workers read their rows themselves
         sizes = replace(sizes, resident=False, on_device=False)
-    training = _prepared_training(prepared, scan, sizes)
+    training = _prepared_training(task, scan, sizes)
     _resume_latest(context, key, training)
     deadline = None
     if context.state.ends_by is not None:
-        deadline = DeadlinePolicy(prepared, context.journal.directory, scan, context.state.ends_by)
+        deadline = DeadlinePolicy(task, context.journal.directory, scan, context.state.ends_by)
     try:
-        _train(prepared, context, key, training, deadline)
+        _train(task, context, key, training, deadline)
     except TrainingDiverged as error:  # another run would diverge, too, so the weights are stored for inspection
         facts = {"stopped": str(error)}
-        last_good = trained_model(training, scan.scaler, prepared.columns, prepared.conversion, facts)
+        last_good = _model(training, task, scan, facts)
         context.journal.add(Record("diverged", key, context.journal.write(LAST_GOOD, last_good.to_hdf5())))
         path = context.journal.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {printable(path)}.") from error
     _log_end(training)
     with activity("training: measuring the features", "a second"):
-        about = _facts(prepared, context, training, scan)
+        about = _facts(task, context, training, scan)
     if deadline is not None:
         about["training"]["deadline"] = deadline.facts(training)
-    return trained_model(training, scan.scaler, prepared.columns, prepared.conversion, about)
+    return _model(training, task, scan, about)
 
 
-def _train(
-    prepared: Prepared, context: RunContext, key: str, training: Training, deadline: DeadlinePolicy | None
-) -> None:
+def _train(task: Task, context: RunContext, key: str, training: Training, deadline: DeadlinePolicy | None) -> None:
     """Take all remaining steps, and show their progress."""
-    row_bytes = prepared.shards[0].row_bytes
-    checkpoints = CheckpointPolicy(partial(_save, prepared, context, key), _CHECKPOINT_SECONDS)
+    row_bytes = task.inputs.shards[0].row_bytes
+    checkpoints = CheckpointPolicy(partial(_save, task, context, key), _CHECKPOINT_SECONDS)
     with (
         Progress("training", training.n_rows_planned, "rows", row_bytes, training.n_rows_done) as progress,
-        _runner(prepared, context) as runner,
+        _runner(task, context) as runner,
         training_loop(training, deadline, checkpoints, runner) as steps,
     ):
         stats = context.pool.stats
@@ -236,26 +228,33 @@ def _train(
             progress.advance(step.n_rows, training, stats)
 
 
-def _prepared_training(prepared: Prepared, scan: Scan, sizes: Sizes) -> Training:
-    return prepare_training(prepared.shards, prepared.conversion, scan, prepared.config, sizes, prepared.targets)
+def _prepared_training(task: Task, scan: Scan, sizes: Sizes) -> Training:
+    conversion = replace(task.conversion, offset=scan.offset)
+    return prepare_training(task.inputs.shards, conversion, scan, task.settings, sizes, task.targets)
 
 
-def _with_some_rows(prepared: Prepared, scan: Scan, stretches: Sequence[Piece]) -> tuple[Prepared, Scan]:
+def _model(training: Training, task: Task, scan: Scan, about: Mapping[str, Any]) -> Model:
+    conversion = replace(task.conversion, offset=scan.offset)
+    return trained_model(training, scan.scaler, task.inputs.columns, conversion, about)
+
+
+def _with_some_rows(task: Task, scan: Scan, stretches: Sequence[Piece]) -> tuple[Task, Scan]:
     """Return a run on some rows of each stretch, and their scan. There are enough for the principal components."""
-    n_each = -(-prepared.budget.max_sample_rows // len(stretches))
+    n_each = -(-task.budget.max_sample_rows // len(stretches))
     shards = []
-    found = []
+    numbers_of_stretches = []
     for stretch in stretches:
         block = next(stretch.block.cut(n_each))
         shards.append(rows_of(block.shard, block.start, len(block)))
-        found.append(stretch.first_row + np.arange(block.start, block.stop))
-    numbers = np.concatenate(found)
-    targets = prepared.targets
+        numbers_of_stretches.append(stretch.first_row + np.arange(block.start, block.stop))
+    numbers = np.concatenate(numbers_of_stretches)
+    targets = task.targets
     if targets is not None:
         targets = replace(targets, values=targets.values[numbers])
     bad_rows = np.flatnonzero(np.isin(numbers, scan.bad_rows))
     scan = replace(scan, n_rows=len(numbers), bad_rows=bad_rows, unreadable={}, n_selected=None)
-    return replace(prepared, shards=tuple(shards), targets=targets, fitted=None), scan
+    inputs = replace(task.inputs, shards=tuple(shards))
+    return replace(task, inputs=inputs, targets=targets, fitted=None), scan
 
 
 def _pace_of_steps(training: Training) -> Pace:
@@ -309,11 +308,11 @@ def _log_end(training: Training) -> None:
         log.info("training: stopped early; epoch %d was the best", state.best_epoch)
 
 
-def _facts(prepared: Prepared, context: RunContext, training: Training, scan: Scan) -> dict[str, Any]:
-    facts = training_facts(training, prepared.config, context.device, prepared.targets)
+def _facts(task: Task, context: RunContext, training: Training, scan: Scan) -> dict[str, Any]:
+    facts = training_facts(training, task.settings, context.device, task.targets)
     outlier = (facts["training"]["baseline"] or {}).get("outlier")
     if outlier:
-        outlier |= _location(readable(prepared.shards, scan)[0], outlier["row"])
+        outlier |= _location(readable(task.inputs.shards, scan)[0], outlier["row"])
     return {**facts, "versions": versions()}
 
 
@@ -323,25 +322,25 @@ def _location(shards: Sequence[Shard], number: int) -> dict[str, Any]:
     return {"file": row.shard.path, "row": row.shard.first_row + row.start}
 
 
-def _uses_workers(prepared: Prepared, context: RunContext) -> bool:
-    return prepared.config.training.replicas > 1 and not context.pool.is_local
+def _uses_workers(task: Task, context: RunContext) -> bool:
+    return task.settings.training.replicas > 1 and not context.pool.is_local
 
 
 @contextmanager
-def _runner(prepared: Prepared, context: RunContext) -> Iterator[RoundRunner | None]:
+def _runner(task: Task, context: RunContext) -> Iterator[RoundRunner | None]:
     """Provide a function that trains replicas on worker processes; None if this process trains."""
-    if not _uses_workers(prepared, context):
+    if not _uses_workers(task, context):
         yield None
         return
-    with context.pool.executor(prepared.budget.n_threads) as (executor, n_at_once):
+    with context.pool.executor(task.budget.n_threads) as (executor, n_at_once):
         yield runner_on(executor, n_at_once)
 
 
-def _save(prepared: Prepared, context: RunContext, key: str, checkpoint: Checkpoint) -> None:
+def _save(task: Task, context: RunContext, key: str, checkpoint: Checkpoint) -> None:
     """Keep a checkpoint, and remove all but the last ones."""
     entry = context.journal.write(unique_name(f"{WORK}/checkpoint", ".npz"), checkpoint.to_npz())
     state = checkpoint.state
-    n_epochs = prepared.config.training.epochs if state.n_epochs is None else state.n_epochs
+    n_epochs = task.settings.training.epochs if state.n_epochs is None else state.n_epochs
     facts = {"n_epochs": state.epoch, "of": n_epochs}
     # Twelve digits, so that the keys sort in the order of the steps.
     context.journal.add(Record(f"checkpoint-{checkpoint.n_steps:012d}", key, entry, facts))
