@@ -23,7 +23,7 @@ from scripts.benchmarks.tasks import compute_and_commit, encoding_tasks
 from shardpress.base.formats import digest
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
-from shardpress.encoding.encode import encode_part
+from shardpress.encoding.encode import encode_parts
 from shardpress.output.disk import Disk
 from shardpress.result.records import Entry
 from shardpress.run.engine import run as run_pipeline
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
 def encoding(folder: Path, shards: Path) -> Pair:
     """Encode shards with plain writes, and with the durable protocol."""
-    tasks = encoding_tasks(folder, shards, encode_part)
+    tasks = encoding_tasks(folder, shards, encode_parts)
     parts = Path(tasks[0][1].settings.directory) / "parts"
 
     def encode_plainly() -> float:

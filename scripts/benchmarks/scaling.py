@@ -41,7 +41,7 @@ from scripts.benchmarks.harness import (
 from scripts.benchmarks.tasks import FINGERPRINT, compute_and_commit, empty_part, encoding_tasks, trained_model
 from shardpress.cluster.executor import batch_size, compute
 from shardpress.cluster.threads import threads
-from shardpress.encoding.encode import encode_part
+from shardpress.encoding.encode import encode_parts
 from shardpress.encoding.index import write_index
 from shardpress.encoding.partfile import row_shapes
 from shardpress.model.encoder import Model
@@ -237,7 +237,7 @@ def scan_and_encode(folder: Path, shards: Path, executor: Executor, cluster: Loc
     """Measure a scan and an encoding."""
     inputs = open_shards([str(shards)])
     n_rows = sum(shard.n_rows for shard in inputs)
-    tasks = encoding_tasks(folder, shards, encode_part)
+    tasks = encoding_tasks(folder, shards, encode_parts)
     scanned = measure(partial(scan, inputs, ScanSettings(BLOCK_ROWS), executor, N_AT_ONCE), cluster)
     encoded = measure(partial(compute_and_commit, folder, tasks, executor, N_AT_ONCE), cluster)
     return {"scan": {**scanned, "n_rows": n_rows}, "encoding": {**encoded, "n_rows": n_rows}}

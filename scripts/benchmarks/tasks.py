@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
@@ -70,17 +70,18 @@ def compute_and_commit(
     """Run encoding tasks and commit their parts, as a run does."""
     with locked(fresh(folder / "committed")) as journal:
 
-        def commit(part: Part) -> None:
-            journal.add(Record.of_part(part, FINGERPRINT, [FINGERPRINT[:32]]), waits=False)
-            done(part)
+        def commit(parts: Sequence[Part]) -> None:
+            for part in parts:
+                journal.add(Record.of_part(part, FINGERPRINT, [FINGERPRINT[:32]]), waits=False)
+                done(part)
 
         compute(tasks, executor, n_at_once, commit)
 
 
-def empty_part(task: EncodeTask) -> Part:
+def empty_part(task: EncodeTask) -> list[Part]:
     """Do no work, but with an argument and a result as large as in an encoding task."""
     (piece,) = task.pieces
     source = piece.source
     entry = Entry(f"parts/part-{piece.shard:06d}-{source.start:012d}-{source.start:032x}.h5", 4 * len(source), "0" * 64)
     rows = Range(0, piece.shard, source.start, source.stop, rows="0" * 32, extras="0" * 32)
-    return Part(entry, len(source), [rows])
+    return [Part(entry, len(source), [rows])]

@@ -15,12 +15,12 @@ from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.encoding import encode as module
 from shardpress.encoding.bad_data import BadData
-from shardpress.encoding.encode import EncodeTask, encode_part
+from shardpress.encoding.encode import EncodeTask, encode_parts
 from shardpress.encoding.partfile import row_shapes
 from shardpress.encoding.parts import PartSize, Piece, plan_parts
 from shardpress.encoding.storage import PLAIN, Storage
 from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, serving
-from shardpress.hdf5 import shard
+from shardpress.hdf5.limits import LONGEST_TEXT
 from shardpress.hdf5.shard import Block, Shard
 from shardpress.model.encoder import Model
 from shardpress.model.scaler import Scaler
@@ -29,7 +29,6 @@ from shardpress.result.records import Part, in_order, with_digests
 from shardpress.run.contents import with_content
 from shardpress.run.request import facts_of
 from shardpress.shards import digests
-from shardpress.shards import rows as rows_module
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress_kernels.network import Network
@@ -58,13 +57,19 @@ def settings_of(folder: Path, block_rows: int, part_rows: int, **more: Any) -> E
 
 
 def encode(
-    shards: Sequence[Shard], folder: Path, block_rows: int, part_rows: int, bad_data: BadData | None = None
+    shards: Sequence[Shard],
+    folder: Path,
+    block_rows: int,
+    part_rows: int,
+    bad_data: BadData | None = None,
+    text_bytes: int = 2**20,
 ) -> list[Part]:
     """Encode all rows in threads, and return the facts of all parts."""
-    settings = settings_of(folder, block_rows, part_rows, bad_data=bad_data or BadData())
+    settings = settings_of(folder, block_rows, part_rows, bad_data=bad_data or BadData(), text_bytes=text_bytes)
     pieces = plan_parts(shards, [], PartSize(settings.part_rows, 100, settings.block_rows))
     with serving(settings, model_of(shards[0].n_inputs), double, Disk()), threads(2) as pool:
-        return compute([(encode_part, EncodeTask(each, settings)) for each in pieces], pool, 2)
+        parts = compute([(encode_parts, EncodeTask(part, settings)) for part in pieces], pool, 2)
+    return [part for parts_of_task in parts for part in parts_of_task]
 
 
 def concatenate(folder: Path, parts: Sequence[Part], name: str) -> np.ndarray:
@@ -79,13 +84,12 @@ def concatenate(folder: Path, parts: Sequence[Part], name: str) -> np.ndarray:
 # -- bad data ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[False, True], ids=["at once", "block by block"])
-def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Treat all extras as narrow, or as wide, so that only a few rows of them are read at a time."""
-    if request.param:
-        monkeypatch.setattr(module, "WIDE_BYTES", 0)
-        monkeypatch.setattr(shard, "_NUMBER_BYTES", 1)  # masks stay narrow
-        monkeypatch.setattr(rows_module, "_EXTRA_PIECE", 50)
+@pytest.fixture(params=[2**20, 50], ids=["whole", "divided"])
+def text_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return a limit for the strings in a part, which divides no part or most of them."""
+    monkeypatch.setattr(module, "TILE_ROWS", 4)
+    n_bytes: int = request.param
+    return n_bytes
 
 
 # Values of extras, and the value that replaces lost ones.
@@ -99,8 +103,9 @@ EXTRAS = {
 
 
 @pytest.mark.process
-@pytest.mark.usefixtures("wide")
-def test_lost_values_of_an_extra_are_filled_and_marked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lost_values_of_an_extra_are_filled_and_marked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text_bytes: int
+) -> None:
     """The chunks of the dataset determine which values are lost; the parts do not matter."""
     lacking = write_shard(tmp_path / "0.h5", numbered(3))
     path = write_shard(tmp_path / "1.h5", numbered(30))
@@ -116,7 +121,7 @@ def test_lost_values_of_an_extra_are_filled_and_marked(tmp_path: Path, caplog: p
             damage(path, name, chunk=chunk)
     shards = open_shards([lacking, path])
     for part_rows in (4, 12, 100):
-        parts = encode(shards, tmp_path, 4, part_rows, BadData("skip"))
+        parts = encode(shards, tmp_path, 4, part_rows, BadData("skip"), text_bytes)
         assert concatenate(tmp_path, parts, "valid").all()
         for name, (values, nothing) in EXTRAS.items():
             is_known = ~np.isin(np.arange(-3, 30), [-3, -2, -1, *lost.get(name, ())])
@@ -135,12 +140,36 @@ def test_lost_values_of_an_extra_are_filled_and_marked(tmp_path: Path, caplog: p
         encode(shards, tmp_path, 4, 100)
 
 
+# -- long strings ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+def test_strings_divide_parts_and_are_cut_off_at_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each part ends after the tile whose strings exceed the limit. No string is split inside a character."""
+    monkeypatch.setattr(module, "TILE_ROWS", 4)
+    texts = ["short", *["x" * 100] * 8, "é" * LONGEST_TEXT, "a" + "é" * LONGEST_TEXT, *["x"] * 9]
+    path = write_shard(tmp_path / "x.h5", numbered(20), extras={"text": np.array(texts, object)})
+    with h5py.File(path, "a") as file:
+        file["fixed"] = np.array([text.encode() for text in texts], f"S{2 * LONGEST_TEXT}")
+    shards = open_shards([path])
+    parts = encode(shards, tmp_path, 4, 20, text_bytes=1000)
+    assert [part.n_rows for part in parts] == [8, 4, 8]
+    np.testing.assert_array_equal(concatenate(tmp_path, parts, "features"), 2 * numbered(20)[:, :2])
+    expected = [text.encode()[:LONGEST_TEXT].decode(errors="ignore").encode() for text in texts]
+    for name in ("text", "fixed"):
+        assert concatenate(tmp_path, parts, name).tolist() == expected
+        assert mentions(caplog.text, f"file={path} row=9", name, "1 more value", LONGEST_TEXT)
+
+
 # -- digests -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.process
-@pytest.mark.usefixtures("wide")
-def test_digests_of_parts_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digests_of_parts_are_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_bytes: int
+) -> None:
     """A file that has other times is recognized by digests that are computed without encoding it."""
     monkeypatch.setattr(digests, "UNIT_ROWS", 4)
     write_shard(tmp_path / "0.h5", numbered(30), extras={name: values for name, (values, _) in EXTRAS.items()})
@@ -155,7 +184,7 @@ def test_digests_of_parts_are_those_of_the_file(tmp_path: Path, monkeypatch: pyt
     facts = [facts_of(shard) for shard in shards]
     read_again = [with_content(fact, each, AS_STORED, names) for fact, each in zip(facts, shards, strict=True)]
     for part_rows in (4, 12, 100):
-        parts = encode(shards, tmp_path, 4, part_rows)
+        parts = encode(shards, tmp_path, 4, part_rows, text_bytes=text_bytes)
         for found, expected in zip(with_digests(facts, parts), read_again, strict=True):
             assert None not in (found.rows, found.extras)
             assert (found.rows, found.extras) == (expected.rows, expected.extras)
@@ -196,13 +225,12 @@ def encoded(pieces: Sequence[Piece], settings: EncodeSettings) -> tuple[Part, di
     """Return the record of a part, and the values in its file."""
     model = model_of(pieces[0].source.shard.n_inputs)
     with serving(settings, model, double, Disk()):
-        part = encode_part(EncodeTask(pieces, settings, {3: "broken"}))
+        (part,) = encode_parts(EncodeTask(pieces, settings, {3: "broken"}))
     with h5py.File(Path(settings.directory) / part.file) as file:
         return part, {name: (item.dtype, item[:]) for name, item in file.items()}
 
 
 @pytest.mark.process
-@pytest.mark.usefixtures("wide")
 @each("storage", [PLAIN, Storage("float16", "gzip")])
 def test_a_part_of_several_shards_equals_parts_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: Storage

@@ -22,7 +22,7 @@ def test_unusable_extras_leave_rows_and_other_extras(tmp_path, caplog):
         "references": {"shape": (N,), "dtype": h5py.ref_dtype},
         "lists": {"shape": (N,), "dtype": h5py.vlen_dtype("i4")},
         "long": {"shape": (N,), "dtype": f"S{limits.MOST_ITEM + 1}", "chunks": (1,)},
-        "text": {"data": np.array([b"x" * (limits.MOST_TEXT_BYTES + 1)] + [b""] * (N - 1), object)},
+        "arrays": {"shape": (N,), "dtype": np.dtype(("u1", (limits.LONGEST_TEXT + 1,))), "chunks": (1,)},
         "la\udcff": {"data": range(N)},  # a name that is not UTF-8
         "less": {"data": range(N - 1)},
         "more": {"data": np.zeros((N + 1, 1))},

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from shardpress.base.errors import ConfigError
+from shardpress.hdf5.files import Identity
 from shardpress.hdf5.shard import Extra, Shard
 from shardpress.run import budget as budget_module
-from shardpress.run.budget import Budget, extras_bytes, make_budget, too_wide
+from shardpress.run.budget import Budget, extras_bytes, make_budget
 from shardpress.settings.config import Config
 from shardpress.settings.resolve import network_of, resolve
 from shardpress.shards.conversion import AS_STORED
@@ -105,29 +106,25 @@ def test_the_error_about_wide_rows_names_a_sufficient_budget(monkeypatch: pytest
 # -- extras ----------------------------------------------------------------------------------------------------------
 
 
-def with_texts(each: Shard, text_bytes: int, n_numbers: int = 0) -> Shard:
-    extras = [Extra(f"y{i}", np.dtype("f8")) for i in range(n_numbers)]
-    return replace(each, extras=(Extra("text", np.dtype("O"), text_bytes=text_bytes), *extras))
+def with_extras(each: Shard, *dtypes: str) -> Shard:
+    extras = tuple(Extra(f"y{i}", np.dtype(dtype)) for i, dtype in enumerate(dtypes))
+    return replace(each, extras=extras, identity=Identity(0, 0, 10**9, 0))
 
 
 def test_extras_fit_the_budget() -> None:
     """Small ones do not change the size of parts."""
-    for memory, threads, text_bytes, n_rows in product((64 * MiB, 2048 * MiB), (1, 16), (100, 40_000), (100, 10**7)):
-        shards = [with_texts(shard(n_rows), 0), with_texts(shard(n_rows), text_bytes)]
+    for memory, threads, dtype, n_rows in product((64 * MiB, 2048 * MiB), (1, 16), ("f8", "S5000"), (100, 10**7)):
+        shards = [with_extras(shard(n_rows), dtype, "O")]
         budget = budget_of(shards, memory_budget=memory, threads=threads, **ENCODING)
-        extras_size = budget.n_wide * extras_bytes(shards, budget.part_rows)
-        with case(memory=memory, threads=threads, text_bytes=text_bytes, n_rows=n_rows):
+        least = 2 * budget.n_writers * TILE * (np.dtype(dtype).itemsize + 8)
+        with case(memory=memory, threads=threads, dtype=dtype, n_rows=n_rows):
             assert budget.part_rows % TILE == 0
-            assert extras_size <= max(memory // 4, extras_bytes(shards, TILE))
-            assert too_wide(memory, shards) or extras_size <= memory // 2
-    assert budget_of([with_texts(shard(), 40, n_numbers=1)]).part_rows == budget_of([shard()]).part_rows
-
-
-def test_extras_that_no_part_can_hold_are_named() -> None:
-    shards = [with_texts(shard(), 10 * MiB, n_numbers=2), with_texts(shard(), 5, n_numbers=2)]
-    (needed,) = too_wide(64 * MiB, shards).values()
-    assert too_wide(needed, shards) == {}
-    assert set(too_wide(needed - 2, shards)) == {"text"}
+            n_text_bytes = 2 * budget.n_writers * budget.text_bytes
+            assert n_text_bytes <= memory // 4
+            assert budget.n_writers * extras_bytes(shards, budget) - n_text_bytes <= max(memory // 4, least)
+    assert budget_of([with_extras(shard(), "f8", "O")]).part_rows == budget_of([shard()]).part_rows
+    with pytest.raises(ConfigError, match=r"memory_budget\b.*\bextras\b.*--memory-budget"):
+        budget_of([with_extras(shard(), *["S65536"] * 9)], memory_budget=256 * MiB)
 
 
 # -- rows on a device ------------------------------------------------------------------------------------------------

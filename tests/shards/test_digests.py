@@ -112,7 +112,7 @@ def extras_of(shard: Shard, part_rows: int = 3 * UNIT) -> str:
     for part in Block(shard, 0, shard.n_rows).cut(part_rows):
         digest = ExtrasDigest(part.start)
         for name, values in read_extras(part).items():
-            digest.add(name, values)
+            digest.add(name, [values])
         found.append(str(digest))
     return _total(found) or ""
 

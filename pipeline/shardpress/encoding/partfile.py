@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from math import prod
 from typing import Any
 
 import h5py
@@ -29,19 +27,10 @@ _EMPTY_PAGE = bytes(_PAGE)
 _FLOAT32 = np.dtype("<f4")
 
 
-@dataclass(frozen=True)
-class Streamed:
-    """Values of a dataset that are read block by block, because all values would take too much memory."""
-
-    shape: tuple[int, ...]  # shape of all values
-    dtype: np.dtype  # dtype of each block; object for strings of variable length
-    blocks: Callable[[], Iterator[np.ndarray]]  # function that returns all values in order, as arrays of shape (n, ...)
-
-
 def part_file(
     features: np.ndarray,
     valid: np.ndarray,
-    extras: Mapping[str, np.ndarray | Streamed],
+    extras: Mapping[str, np.ndarray],
     categories: Mapping[str, np.ndarray | str],
     compression: str = "none",
     errors: np.ndarray | None = None,
@@ -54,9 +43,8 @@ def part_file(
         Features in the dtype in which they are stored. They must not change before all pieces are written.
     valid : ndarray of bool, shape (n_rows,)
         Mask of the good rows.
-    extras : mapping of str to ndarray or Streamed
-        Values (n_rows, ...) by their names. `Streamed` strings are read immediately, and other streamed values while
-        the pieces are written.
+    extras : mapping of str to ndarray
+        Values (n_rows, ...) by their names.
     categories : mapping of str to ndarray or str
         See `stored_categories`.
     compression : {"none", "lzf", "gzip"}
@@ -64,7 +52,7 @@ def part_file(
     errors : ndarray of shape (n_rows,), float32, optional
         Error of each row.
     """
-    values: dict[str, np.ndarray | Streamed] = {FEATURES: features, VALID: valid}
+    values: dict[str, np.ndarray] = {FEATURES: features, VALID: valid}
     if errors is not None:
         values[ERROR] = errors
     values.update({stored_name(name): each for name, each in extras.items()})
@@ -75,7 +63,7 @@ def part_file(
             if name == FEATURES and compression != "none" and len(valid):
                 write_chunked(file, name, features, compression)
             elif each.dtype.hasobject:
-                _write_texts(file, name, each)
+                file.create_dataset(name, data=each, dtype=h5py.string_dtype(), track_times=False)
             else:
                 offset = _allocate(file, name, each)
                 if offset is not None:
@@ -87,30 +75,19 @@ def part_file(
 
 
 def _pieces(
-    image: _Image, offsets: Mapping[int, str], values: Mapping[str, np.ndarray | Streamed]
+    image: _Image, offsets: Mapping[int, str], values: Mapping[str, np.ndarray]
 ) -> Iterator[bytes | memoryview]:
     """Yield the file in order. Values at an offset take the place of the image's bytes."""
     position = 0
     for offset, name in sorted(offsets.items()):
         yield from image.pages(position, offset)
-        each = values[name]
-        blocks = each.blocks() if isinstance(each, Streamed) else [each]
-        for block in blocks:
-            yield np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
-        position = offset + prod(each.shape) * each.dtype.itemsize
+        data = np.ascontiguousarray(values[name]).reshape(-1).view(np.uint8).data
+        yield data
+        position = offset + len(data)
     yield from image.pages(position, image.size)
 
 
-def _write_texts(file: h5py.File, name: str, values: np.ndarray | Streamed) -> None:
-    dataset = file.create_dataset(name, values.shape, h5py.string_dtype(), track_times=False)
-    start = 0
-    for block in values.blocks() if isinstance(values, Streamed) else [values]:
-        if len(block):
-            dataset[start : start + len(block)] = block
-        start += len(block)
-
-
-def _allocate(file: h5py.File, name: str, values: np.ndarray | Streamed) -> int | None:
+def _allocate(file: h5py.File, name: str, values: np.ndarray) -> int | None:
     """Create a dataset without writing values. Return the offset of the values, or None if the dataset is empty."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_obj_track_times(False)  # so that equal parts have equal bytes

@@ -1,4 +1,4 @@
-"""State that a process keeps between parts: the model on its device, the memory of each thread, and semaphores.
+"""State that a process keeps between parts: the model on its device, the memory of each thread, and a semaphore.
 
 This state cannot be sent to another process. The process that trained the model uses its own encoder, and any other
 process loads the model from its file. Tasks contain the name of this file instead of the weights, because the weights
@@ -56,13 +56,13 @@ class EncodeSettings:
     has_range: bool = False  # rows can have values outside the range of the model's training rows
     storage: Storage = PLAIN
     row_error: bool = False  # whether the error of each row is stored
-    n_wide: int = 1  # parts with wide extras (see `WIDE_BYTES`) that a process can write at the same time
+    text_bytes: int = 2**24  # of the strings in a file, which ends after the rows that exceed it
     chunk_bytes: int = 0  # size of the cache of decompressed chunks in each process
 
     @property
     def key(self) -> object:
         """Key that is equal for all settings that can share one worker."""
-        sizes = (self.block_rows, self.part_rows, self.n_readers, self.n_wide)
+        sizes = (self.block_rows, self.part_rows, self.n_readers)
         return (self.model.blake3, *sizes, self.storage)
 
 
@@ -116,7 +116,6 @@ class Worker:
         self.disk = disk
         # Without this limit, all threads would soon wait for the disk at the same time.
         self.readers = threading.Semaphore(settings.n_readers or n_cores())
-        self.wide_writers = threading.Semaphore(max(1, settings.n_wide))  # threads that hold wide extras in memory
         self._settings = settings
         self._local = threading.local()
 

@@ -6,9 +6,6 @@ from math import prod
 
 import numpy as np
 
-REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
-"""Reference to a variable-length string, in files with addresses of 8 bytes (File Format Specification, IV.B)."""
-
 
 @dataclass(frozen=True, eq=False)
 class Layout:
@@ -18,14 +15,13 @@ class Layout:
     shape: tuple[int, ...]
     dtype: np.dtype  # as stored
     kind: str  # ``contiguous``, ``chunked``, ``inline`` (in the metadata), or ``asked`` (from the child)
-    offset: int = 0  # of a contiguous dataset, or of the references of an ``asked`` dataset of strings; 0 if unknown
+    offset: int = 0  # of a contiguous dataset
     chunks: tuple[int, ...] = ()  # shape of a chunk
     filters: tuple[tuple[int, tuple[int, ...]], ...] = ()  # codes and parameters, in the order of their application
     # Offset, size and filter mask of every chunk: shape (3, n_chunks), int64, in C order of the chunk grid. The order
     # is arbitrary if `kind` is ``asked``.
     index: np.ndarray | None = None
     data: bytes = b""  # values of an ``inline`` dataset
-    longest: int = 0  # bytes of the longest variable-length string; 0 if there are none, or it is unknown
 
     @property
     def n_bytes(self) -> int:

@@ -19,7 +19,7 @@ MAX_EXTRAS = 1000
 MOST_LEFT_OUT = 50  # skipped datasets to list for one file
 MOST_CATEGORIES = 2**16  # categories of one dataset
 MOST_WORDS = 2**20  # bytes of all category names of one dataset
-MOST_TEXT_BYTES = 2**26  # bytes of one variable-length string; the child holds several copies
+LONGEST_TEXT = 2**16  # bytes of one string, after which it is cut off, and of an array in one row
 MOST_PADDED = 2**24  # bytes of all category names, each padded to the length of the longest
 
 ANSWER_BYTES = 2**24  # bytes of values in one answer of the child

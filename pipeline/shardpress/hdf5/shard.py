@@ -6,7 +6,7 @@ An array of rows can be a shard as well, and is then processed like a file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -20,14 +20,9 @@ from shardpress.hdf5.chunkcache import band_bytes
 from shardpress.hdf5.columns import NO_COLUMNS, Columns
 from shardpress.hdf5.files import Identity
 from shardpress.hdf5.layout import Layout
-from shardpress.hdf5.limits import MOST_LEFT_OUT
 
 _NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
 
-WIDE_BYTES = 2**22
-"""Maximum bytes of an extra's long values in one part to read at once. Others are read and written block by block."""
-_NUMBER_BYTES = 8
-_LONGEST = 400  # characters of a reason
 
 UNREADABLE = "unreadable"
 """Form of a shard whose rows are in a result, but whose file cannot be used."""
@@ -57,12 +52,6 @@ class Extra:
     codes: tuple[int, ...] | None = field(default=None, repr=False)
     mask: str | None = None  # name of the extra that marks the rows with a value, if some shards lack this one
     record_field: str | None = field(default=None, compare=False)  # field of the records at `layout` with the values
-    # Average bytes of a variable-length string, over the 1024 successive rows with the longest strings.
-    text_bytes: int = field(default=0, compare=False, repr=False)
-
-    @property
-    def value_bytes(self) -> int:
-        return self.dtype.itemsize + self.text_bytes
 
     @property
     def resolved_fill(self) -> Any:
@@ -90,11 +79,6 @@ class LeftOut:
     name: str
     reason: str
     is_missed: bool  # True if a user might expect it in the output
-
-
-def long_bytes(extra: Extra, n_rows: int) -> int:
-    """Return the bytes of `n_rows` long values of an extra; 0 for numbers."""
-    return n_rows * extra.value_bytes if extra.value_bytes > _NUMBER_BYTES else 0
 
 
 @dataclass(frozen=True)
@@ -157,15 +141,6 @@ class Shard:
     def row_bytes(self) -> int:
         """Bytes of a row as it is read."""
         return self.n_inputs * self.dtype.itemsize
-
-
-def leave_out_extras(shard: Shard, reasons: Mapping[str, str]) -> Shard:
-    """Return the shard without the extras that `reasons` names. They are listed as left out."""
-    if not reasons:
-        return shard
-    extras = tuple(extra for extra in shard.extras if extra.name not in reasons)
-    left_out = tuple(LeftOut(name, reason[:_LONGEST], True) for name, reason in reasons.items())
-    return replace(shard, extras=extras, left_out=(*left_out, *shard.left_out)[:MOST_LEFT_OUT])
 
 
 def rows_of(shard: Shard, first: int, n_rows: int) -> Shard:

@@ -7,7 +7,6 @@ strings.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import islice, product
 from math import prod
@@ -17,19 +16,18 @@ import numpy as np
 
 from shardpress.base.errors import DataError, printable
 from shardpress.base.formats import digest
-from shardpress.hdf5.child.ask import ask
+from shardpress.hdf5.child.ask import MemoryExceeded, ask
 from shardpress.hdf5.chunkcache import CHUNKS
 from shardpress.hdf5.files import Identity, opened, read_into, with_retries
 from shardpress.hdf5.filters.codecs import decode_chunk
-from shardpress.hdf5.layout import REFERENCE, Layout, bytes_of, grid_of
-from shardpress.hdf5.limits import SMALLEST
+from shardpress.hdf5.layout import Layout, bytes_of, grid_of
 
 _PIECE = 2**20  # bytes
 _LINE = 2**17  # bytes to read from one line at a time
 _TILE = 64  # rows to transpose at a time
 _MOST_CHUNKS = 1024  # chunks to decode at a time
 _MOST_TEXTS = 1024  # strings that the child reads at a time
-_TEXT_BYTES = 2**25  # maximum total bytes of these strings
+_FEWER = 32  # factor by which they are fewer if their strings exceed the memory of the child
 
 
 class _Request(NamedTuple):
@@ -98,34 +96,6 @@ def _stored_bytes(descriptor: int, offset: int, n_bytes: int) -> Iterator[memory
         piece = buffer[: n_bytes - start]
         read_into(descriptor, piece, offset + start)
         yield piece
-
-
-def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Iterator[np.ndarray] | None:
-    """Yield the lengths in bytes (int64, in row order) of variable-length strings, without reading the strings.
-
-    `descriptor` and `size` are those of the open file, and `layout` has one string for each of `n_rows` rows. Return
-    None if only libhdf5 can determine the lengths. Iteration raises `DataError` if a chunk is damaged.
-    """
-    n_bytes = n_rows * REFERENCE.itemsize
-    if layout.chunks or SMALLEST <= layout.offset <= size - n_bytes:
-        return _lengths(descriptor, replace(layout, dtype=REFERENCE), n_rows)
-    return None
-
-
-def _lengths(descriptor: int, references: Layout, n_rows: int) -> Iterator[np.ndarray]:
-    """Yield the lengths of strings, given the layout of their references. Read about 1 MiB of references at a time."""
-    axis = 0 if references.shape[0] == n_rows else -1
-    at_once = _PIECE // REFERENCE.itemsize
-    read = _read_contiguous
-    if references.chunks:
-        read = _read_chunked
-        chunk_rows = references.chunks[axis]
-        at_once = -(-at_once // chunk_rows) * chunk_rows  # whole chunks
-    for start in range(0, n_rows, at_once):
-        values = np.empty(min(at_once, n_rows - start), dtype=REFERENCE)
-        request = _Request(references, start, axis, "")
-        read(descriptor, request, request.in_values_shape(values))
-        yield values["length"].astype(np.int64)
 
 
 # -- contiguous --------------------------------------------------------------------------------------------------
@@ -304,10 +274,16 @@ def _read_by_child(descriptor: int, request: _Request, out: np.ndarray) -> None:
     first = 0
     layout = request.layout
     stop = request.start + len(out)
-    n_texts = max(1, min(_MOST_TEXTS, _TEXT_BYTES // max(1, layout.longest)))
+    n_texts = _MOST_TEXTS
     while first < len(out):
         arguments = [layout.name, request.start + first, stop, request.axis, n_texts]
-        n, (*lengths, data) = ask("values", descriptor, arguments, tuple[int, list[np.ndarray]], request.where)
+        try:
+            n, (*lengths, data) = ask("values", descriptor, arguments, tuple[int, list[np.ndarray]], request.where)
+        except MemoryExceeded:
+            if n_texts == 1 or not layout.dtype.hasobject:
+                raise
+            n_texts //= _FEWER
+            continue
         values = _texts(data, lengths[0]) if lengths else data.view(layout.dtype)
         out[first : first + n] = values.reshape(n, *out.shape[1:])
         first += n

@@ -11,7 +11,7 @@ import numpy as np
 
 from shardpress.base.errors import ConfigError
 from shardpress.encoding.storage import storage_of
-from shardpress.hdf5.shard import WIDE_BYTES, Shard, leave_out_extras, long_bytes
+from shardpress.hdf5.shard import Shard
 from shardpress.model.device import MOST_RESIDENT, TILE_ROWS
 from shardpress.settings.config import MachineSettings, StorageSettings
 from shardpress.settings.defaults import COPIES_IN_TRAINING, SHUFFLE_WINDOW
@@ -30,7 +30,7 @@ _PART_BYTES = 2**26  # features in one file
 _MOST_PART_BYTES = 2**28
 _MANY_PARTS = 250  # of one run, above which parts get larger
 _COPIES_IN_ENCODING = 3  # copies of the network
-_COPIES_OF_EXTRAS = 2  # numbers as read and as written; strings in the file's image and in the written blocks
+_COPIES_OF_EXTRAS = 2  # as read, and in the arrays or in the image of the file
 _COPIES_OF_REPLICAS = 4  # extra copies of the network with several replicas: momentum of the averaging, checkpoints
 # Share of a device's free memory for rows. The rest is for the network, its copies in training, and the intermediate
 # results of a step or a block.
@@ -48,14 +48,14 @@ class Budget:
     n_threads: int  # Dask threads; each of them holds a block
     n_writers: int  # Dask threads while encoding; each of them holds a block and the features of a part
     block_rows: int  # rows that are read at once, a multiple of the encoder's tile
-    part_rows: int  # rows of a file: a multiple of `block_rows`, or of the encoder's tile if there are wide extras
+    part_rows: int  # rows of a file: a multiple of `block_rows`, or with long extras of the encoder's tile
     resident: bool  # all training rows fit in the host's memory
     rows_bytes: int  # of all rows, in their common dtype
     device_bytes: int | None  # for rows in a device's own memory; None for a share of the free memory
     window_rows: int  # rows that are shuffled together; streaming holds two windows
     max_validation_rows: int
     max_sample_rows: int  # for the computation of principal components
-    n_wide: int = 1  # parts with wide extras that a process writes at a time
+    text_bytes: int = 0  # strings of the extras in a part, which is divided after the tile that exceeds it
     chunk_bytes: int = 0  # decompressed chunks that a process keeps for further reads
 
     def keeps_rows(self, device: Device) -> bool:
@@ -121,7 +121,7 @@ def make_budget(settings: Settings, shards: Sequence[Shard], conversion: Convers
     _check_blocks(machine, memory, shards, row_bytes, n_threads, block_rows)
 
     part_rows = _part_rows(thread_bytes, settings.storage, network.n_outputs, n_rows, block_rows)
-    part_rows, n_wide = _for_extras(shards, part_rows, n_writers, memory // 4)
+    part_rows = _with_extras(part_rows, shards, n_writers, memory)
     window_rows = max(1, SHUFFLE_WINDOW // row_bytes)
     max_validation_rows = _VALIDATION_BYTES // row_bytes
     max_sample_rows = max(1, _SAMPLE_BYTES // (4 * network.n_inputs))  # scaled, in float32
@@ -142,7 +142,7 @@ def make_budget(settings: Settings, shards: Sequence[Shard], conversion: Convers
         window_rows=window_rows,
         max_validation_rows=max_validation_rows,
         max_sample_rows=max_sample_rows,
-        n_wide=n_wide,
+        text_bytes=memory // 4 // n_writers // _COPIES_OF_EXTRAS,
         chunk_bytes=memory // 8,
     )
 
@@ -195,47 +195,35 @@ def _part_rows(thread_bytes: int, storage: StorageSettings, n_features: int, n_r
     return max(1, n_blocks) * block_rows
 
 
-def extras_bytes(shards: Sequence[Shard], n_rows: int) -> int:
-    """Return the maximum memory of the extras of a part of `n_rows` rows while it is written."""
-    held_rows = min(n_rows, sum(shard.n_rows for shard in shards))
-    texts = max(sum(extra.text_bytes for extra in shard.extras) for shard in shards)
-    n_bytes = held_rows * texts
-    for extra in shards[0].extras:  # the dtypes are the same in all shards; only the lengths of strings differ
-        extra_bytes = held_rows * extra.dtype.itemsize
-        is_number = long_bytes(extra, held_rows) == 0  # always read at once
-        n_bytes += extra_bytes if is_number else min(extra_bytes, WIDE_BYTES)
+def extras_bytes(shards: Sequence[Shard], budget: Budget) -> int:
+    """Return the maximum memory of the extras of a part while it is written."""
+    n_rows = min(budget.part_rows, sum(shard.n_rows for shard in shards))
+    n_bytes = n_rows * _extras_row_bytes(shards)
+    if any(extra.dtype.hasobject for extra in shards[0].extras):
+        n_bytes += min(budget.text_bytes, sum(shard.identity.size for shard in shards))
     return _COPIES_OF_EXTRAS * n_bytes
 
 
-def _for_extras(shards: Sequence[Shard], part_rows: int, n_writers: int, n_bytes: int) -> tuple[int, int]:
-    """Return the rows of a part and the number of parts written at a time, so that their extras fit in `n_bytes`.
+def _extras_row_bytes(shards: Sequence[Shard]) -> int:
+    """Return the bytes of the extras of a row, without those of strings of any length."""
+    return sum(extra.dtype.itemsize for extra in shards[0].extras)  # the same dtypes in all shards
 
-    Extras are rarely wide enough to make parts smaller. The minimum is one part of one tile at a time; `too_wide` finds
-    extras that do not fit even then.
+
+def _with_extras(part_rows: int, shards: Sequence[Shard], n_writers: int, memory: int) -> int:
+    """Return the rows of a part of which each writer can also hold the extras, in a quarter of the memory.
+
+    The least is a tile. Raise `ConfigError` if its extras exceed the memory.
     """
-    while part_rows > TILE_ROWS and n_writers * extras_bytes(shards, part_rows) > n_bytes:
-        half = min(part_rows, sum(shard.n_rows for shard in shards)) // 2
-        part_rows = max(1, half // TILE_ROWS) * TILE_ROWS
-    needed = extras_bytes(shards, part_rows)
-    return part_rows, max(1, min(n_writers, n_bytes // max(1, needed)))
-
-
-def too_wide(memory_budget: int, shards: Sequence[Shard]) -> dict[str, int]:
-    """Return extras that must be left out, because even the smallest part's extras exceed half of the memory budget.
-
-    The widest extra is left out first. The values are the memory budgets in bytes that would be sufficient to keep the
-    extras.
-    """
-    found: dict[str, int] = {}
-    while (needed := extras_bytes(shards, TILE_ROWS)) > memory_budget // 2:
-        texts = {extra.name: 0 for extra in shards[0].extras}
-        for shard in shards:
-            for extra in shard.extras:
-                texts[extra.name] = max(texts[extra.name], extra.text_bytes)
-        widest = max(texts, key=lambda name: texts[name])
-        found[widest] = 2 * needed
-        shards = [leave_out_extras(shard, {widest: ""}) for shard in shards]
-    return found
+    held_rows = min(part_rows, sum(shard.n_rows for shard in shards))
+    held_bytes = n_writers * _COPIES_OF_EXTRAS * _extras_row_bytes(shards)  # for each row of a part
+    if min(held_rows, TILE_ROWS) * held_bytes > memory:
+        raise ConfigError(
+            f"memory_budget: expected at least {min(held_rows, TILE_ROWS) * held_bytes} bytes for the extras of "
+            f"{n_writers} parts. Raise --memory-budget, or lower --threads."
+        )
+    if held_rows * held_bytes <= memory // 4:
+        return part_rows
+    return max(1, memory // 4 // held_bytes // TILE_ROWS) * TILE_ROWS
 
 
 def large_chunks(shards: Sequence[Shard], budget: Budget) -> list[Shard]:

@@ -12,7 +12,7 @@ from shardpress.hdf5.shard import Block, Shard
 from shardpress.result.records import ShardFacts
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.digests import ExtrasDigest
-from shardpress.shards.rows import stream_extra
+from shardpress.shards.rows import read_in_pieces
 
 
 def with_content(facts: ShardFacts, shard: Shard, conversion: Conversion, names: Collection[str]) -> ShardFacts:
@@ -34,6 +34,5 @@ def with_extras(shard: Shard, names: Collection[str]) -> Shard:
 def _digest_of_extras(shard: Shard) -> str:
     digest = ExtrasDigest(0)
     for extra in shard.extras:
-        for _ in digest.passing(extra.name, stream_extra(Block(shard, 0, shard.n_rows), extra, {})):
-            pass
+        digest.add(extra.name, read_in_pieces(Block(shard, 0, shard.n_rows), extra))
     return str(digest)

@@ -17,7 +17,7 @@ from shardpress.base.formats import digest, fingerprint
 from shardpress.base.progress import Progress, activity
 from shardpress.cluster.executor import compute
 from shardpress.encoding.bad_data import BadData
-from shardpress.encoding.encode import EncodeTask, encode_part
+from shardpress.encoding.encode import EncodeTask, encode_parts
 from shardpress.encoding.parts import PartSize, Piece, plan_parts, without_overlaps
 from shardpress.encoding.storage import storage_of
 from shardpress.encoding.worker import IN_MEMORY, Encoders, EncodeSettings, serving
@@ -162,8 +162,8 @@ class EncodingStage:
             room -= len(piece.source)
         _compile_encoder(encoder, self.fit, settings.row_error)
         with serving(settings, self.fit.model, encoder.encode_checked, disk, encoder.errors):
-            tasks = [(encode_part, EncodeTask(pieces, settings, orders=task.inputs.orders)) for pieces in parts]
-            return measure_tasks(tasks, task.budget.n_writers, lambda part: part.n_rows)
+            tasks = [(encode_parts, EncodeTask(pieces, settings, orders=task.inputs.orders)) for pieces in parts]
+            return measure_tasks(tasks, task.budget.n_writers, lambda parts: sum(part.n_rows for part in parts))
 
     def settings(self, part_rows: int, directory: Path) -> EncodeSettings:
         """Return the settings that all parts share, except for the model's file.
@@ -190,7 +190,7 @@ class EncodingStage:
             has_range=task.has_other_rows and not scaler.clips,  # clipped rows are never outside
             storage=storage_of(task.settings.storage),
             row_error=task.settings.storage.row_error,
-            n_wide=budget.n_wide,
+            text_bytes=budget.text_bytes,
             chunk_bytes=budget.chunk_bytes,
         )
 
@@ -245,7 +245,7 @@ class EncodingStage:
         for pieces in missing:
             unreadable = {i: self.fit.unreadable[i] for i, _ in pieces if i in self.fit.unreadable}
             orders = task.conversion.of(piece.source for piece in pieces).orders
-            tasks.append((encode_part, EncodeTask(pieces, settings, unreadable, orders)))
+            tasks.append((encode_parts, EncodeTask(pieces, settings, unreadable, orders)))
         # Small parts are sent together, with about the number of rows of a full part in total.
         n_small = task.budget.part_rows * len(tasks) // max(1, sum(sizes))
         stats = context.pool.stats
@@ -256,13 +256,14 @@ class EncodingStage:
             context.pool.executor(task.budget.n_writers) as (executor, n_at_once),
         ):
 
-            def keep(part: Part) -> None:
-                ranges = [structs.replace(each, append_id=task.append_ids[each.shard]) for each in part.ranges]
-                part = structs.replace(part, ranges=ranges)
-                identities = [task.identities[each.shard] for each in part.ranges]
-                context.journal.add(Record.of_part(part, self.key, identities), waits=False)
-                parts.append(part)
-                progress.advance(part.n_rows, stats)
+            def keep(new_parts: Sequence[Part]) -> None:
+                for part in new_parts:
+                    ranges = [structs.replace(each, append_id=task.append_ids[each.shard]) for each in part.ranges]
+                    part = structs.replace(part, ranges=ranges)
+                    identities = [task.identities[each.shard] for each in part.ranges]
+                    context.journal.add(Record.of_part(part, self.key, identities), waits=False)
+                    parts.append(part)
+                    progress.advance(part.n_rows, stats)
 
             stats.begin(self.name)
             compute(tasks, executor, n_at_once, keep, n_small)
@@ -276,7 +277,6 @@ class EncodingStage:
             settings,
             model=write_model(context.journal, self.fit.model),  # the next sweep removes the copy of a given model
             n_readers=-(-settings.n_readers // n_sharing) if n_sharing else 0,
-            n_wide=max(1, settings.n_wide // n_processes),
             chunk_bytes=settings.chunk_bytes // n_processes,
         )
 
@@ -305,7 +305,7 @@ def encoding_bytes(task: Task) -> int:
     row_bytes = 4 * task.settings.network.n_outputs + 1 + 4 * task.settings.storage.row_error
     part_bytes = min(budget.part_rows, task.inputs.n_rows) * row_bytes
     writers = budget.n_writers * (block_bytes(task) + part_bytes)
-    extras = min(budget.n_wide, budget.n_writers) * extras_bytes(task.inputs.shards, budget.part_rows)
+    extras = budget.n_writers * extras_bytes(task.inputs.shards, budget)
     return trained_network_bytes(task) + writers + extras + chunk_bytes(task)
 
 

@@ -14,15 +14,14 @@ from msgspec import structs
 
 from shardpress.base.errors import ConfigError, printable
 from shardpress.cluster.pool import check_settings
-from shardpress.hdf5.shard import Shard, leave_out_extras
-from shardpress.model.device import TILE_ROWS
+from shardpress.hdf5.shard import Shard
 from shardpress.model.encoder import Model
 from shardpress.model.preparation import Preparation
 from shardpress.output.inside import files_inside
 from shardpress.output.journal import Journal
 from shardpress.result.finished import INDEX, load_model
 from shardpress.run.before import base_of, with_settings_of
-from shardpress.run.budget import make_budget, n_threads_of, repeated_chunks, too_wide
+from shardpress.run.budget import make_budget, n_threads_of, repeated_chunks
 from shardpress.run.difference import Wanted, difference
 from shardpress.run.fitted import fitted_rows, name_of_extra
 from shardpress.run.inputs import matching_of, model_name, open_inputs
@@ -60,7 +59,6 @@ def prepare(config: Config, journal: Journal | None = None) -> Task:
     settings, conversion = resolve_for(config, inputs.shards, Conversion(inputs.orders), model, fitted)
     _log_settings(config, settings, model)
     refuse(_complaints(settings, inputs.shards, model, fitted))
-    inputs = replace(inputs, shards=_without_wide_extras(settings, inputs.shards))
     if settings.inputs.labels is not None:
         name_of_extra("labels", settings.inputs.labels, inputs.shards)  # raises an error if there is none
     targets = _read_targets(settings, inputs.shards, fitted) if model is None else None
@@ -144,23 +142,6 @@ def _log_settings(config: Config, settings: Settings, given_model: Model | None)
         )
     for name, value in settings.flat().items():
         log.debug("  %-22s %s", name, as_typed(value))
-
-
-def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple[Shard, ...]:
-    """Return the shards without extras that do not fit in the memory budget; log a warning for each."""
-    memory_budget = settings.machine.memory_budget
-    reasons: dict[str, str] = {}
-    for name, needed in too_wide(memory_budget, shards).items():
-        reasons[name] = f"needs a memory budget of {needed} bytes"
-        log.warning(
-            "dataset=%s: left out, since the extras of %d rows take more than half of the memory budget (%d bytes), "
-            "expected a budget of at least %d bytes. Raise --memory-budget to keep it.",
-            printable(name),
-            min(TILE_ROWS, sum(shard.n_rows for shard in shards)),
-            memory_budget,
-            needed,
-        )
-    return tuple(leave_out_extras(shard, reasons) for shard in shards) if reasons else shards
 
 
 def _complaints(

@@ -18,7 +18,7 @@ from shardpress.result.finished import Result, stored_name
 from shardpress.result.records import Part, Range, ShardFacts
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.digests import UNIT_ROWS, bytes_of
-from shardpress.shards.rows import read_extras
+from shardpress.shards.rows import read_extras, text_rows
 
 _PIECE = 2**23  # bytes of rows or extras that are read at once
 
@@ -76,10 +76,11 @@ def _has_extras(
     """Return whether all extras that can be read are stored in a part, and add the others to `is_unread`."""
     part, rows = pair
     path = result.directory / part.file
-    row_bytes = sum(extra.value_bytes for extra in shard.extras)
+    row_bytes = sum(extra.dtype.itemsize for extra in shard.extras)
+    n_rows = min(_PIECE // max(1, row_bytes), text_rows(shard, _PIECE))
     try:
         with reading(path) as file:
-            for block in Block(shard, rows.start, rows.stop).cut(max(1, _PIECE // max(1, row_bytes))):
+            for block in Block(shard, rows.start, rows.stop).cut(max(1, n_rows)):
                 reports: list[dict[str, Any]] = []
                 values = read_extras(block, reports, check, warns=False)  # the stored values stay
                 first = rows.first + block.start - rows.start

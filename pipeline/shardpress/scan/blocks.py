@@ -15,7 +15,7 @@ from shardpress.model.scaler import bad_rows, missing_entries
 from shardpress.scan.column_sample import sample_positions
 from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.shards.digests import Digest
-from shardpress.shards.rows import keep_chunks, stream_extra
+from shardpress.shards.rows import keep_chunks, read_in_pieces
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
 
@@ -137,7 +137,7 @@ def _damage_of_extras(block: Block) -> str | None:
         if layout is None or (layout.kind == "contiguous" and extra.codes is None):
             continue  # nothing would reveal damage
         try:
-            for _ in stream_extra(block, extra, {}, None, check):
+            for _ in read_in_pieces(block, extra, check):
                 pass
         except DataError as error:
             return str(error)

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from shardpress.base.errors import DataError, printable, quantity, short_list
-from shardpress.hdf5.shard import Extra, Shard, leave_out_extras
+from shardpress.hdf5.limits import MOST_LEFT_OUT
+from shardpress.hdf5.shard import Extra, LeftOut, Shard
 from shardpress.shards.extras import common_dtype, existing_paths, in_words, rename_extras, shorten, unify_renamed
 
 log = logging.getLogger(__name__)
@@ -68,8 +69,10 @@ def _check_has_all(shard: Shard, required: Iterable[str], part: Shard) -> None:
 def _without_others(shards: Sequence[Shard], names: set[str]) -> list[Shard]:
     fitting = []
     for shard in shards:
-        surplus = {extra.name: _NOT_IN_EARLIER for extra in shard.extras if extra.name not in names}
-        fitting.append(leave_out_extras(shard, surplus))
+        extras = tuple(extra for extra in shard.extras if extra.name in names)
+        surplus = (LeftOut(extra.name, _NOT_IN_EARLIER, True) for extra in shard.extras if extra.name not in names)
+        left_out = (*surplus, *shard.left_out)[:MOST_LEFT_OUT]
+        fitting.append(replace(shard, extras=extras, left_out=left_out))
     return fitting
 
 

@@ -6,7 +6,7 @@ threads and workers only add their sums. It protects against accidents, and not 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import xxhash
@@ -47,8 +47,8 @@ class ExtrasDigest:
         self._first_row = first_row
         self._found: dict[str, int] = {}
 
-    def passing(self, name: str, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield the values of an extra, in blocks of any size, and add their digest at the end."""
+    def add(self, name: str, blocks: Iterable[np.ndarray]) -> None:
+        """Add all values of an extra, in blocks of any size."""
         digest = Digest()
         row = self._first_row
         unit = _new_unit(name, row)
@@ -62,15 +62,9 @@ class ExtrasDigest:
                 if row % UNIT_ROWS == 0:
                     digest.add(unit.intdigest())
                     unit = _new_unit(name, row)
-            yield block
         if row % UNIT_ROWS:
             digest.add(unit.intdigest())
         self._found[name] = digest.value
-
-    def add(self, name: str, values: np.ndarray) -> None:
-        """Add all values of an extra."""
-        for _ in self.passing(name, [values]):
-            pass
 
     def __str__(self) -> str:
         return sum_of_digests(self._found.values())

@@ -7,25 +7,26 @@ takes little more memory than its rows.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from shardpress.base import signals
-from shardpress.base.errors import DataError, printable
+from shardpress.base.errors import DataError, printable, quantity
 from shardpress.hdf5.chunkcache import CHUNKS
 from shardpress.hdf5.forms.known import FORMS
 from shardpress.hdf5.forms.table import records_of
 from shardpress.hdf5.layout import Layout
+from shardpress.hdf5.limits import LONGEST_TEXT
 from shardpress.hdf5.shard import UNREADABLE, Block, Extra, Shard, aligned
 from shardpress.hdf5.values import read_values
 
 log = logging.getLogger(__name__)
 
 _PIECE = 2**22  # bytes of a sparse matrix in memory
-_EXTRA_PIECE = 2**22  # bytes of a wide extra
+_EXTRA_PIECE = 2**22  # bytes of an extra that are read at once
 _EXTRA_ROWS = 1024  # rows that a damaged extra without chunks loses together
 
 
@@ -102,7 +103,7 @@ def read_extras(
     check : callable
         Called before each piece; an exception that it raises ends the reading.
     warns : bool
-        Whether a warning says what becomes of damaged values.
+        Whether warnings say what becomes of damaged values and of long strings.
 
     Raises
     ------
@@ -117,23 +118,16 @@ def read_extras(
     return {extra.name: values[extra.name] for extra in block.shard.extras}
 
 
-def stream_extra(
-    block: Block,
-    extra: Extra,
-    values: Mapping[str, np.ndarray],
-    reports: list[dict[str, Any]] | None = None,
-    check: Callable[[], object] = signals.check,
-) -> Iterator[np.ndarray]:
-    """Yield the values of a wide extra as `read_extras` returns them, some megabytes at a time.
+def text_rows(shard: Shard, n_bytes: int) -> int:
+    """Return a number of rows whose strings take `n_bytes` or less on average, because the file contains them all."""
+    return max(1, n_bytes * shard.n_rows // max(1, shard.identity.size))
 
-    `values` are those of other extras. If they include the mask of this extra, it is cleared for lost values.
-    """
+
+def read_in_pieces(block: Block, extra: Extra, check: Callable[[], object] = signals.check) -> Iterator[np.ndarray]:
+    """Yield the values of one extra of a block, some megabytes at a time. The errors are those of `read`."""
     for start, stop in aligned(block.start, block.stop, _rows_at_once(block.shard, extra)):
         check()
-        mask = values.get(extra.mask or "")
-        if mask is not None:
-            mask = mask[start - block.start : stop - block.start]
-        yield _read_or_salvage(Block(block.shard, start, stop), extra, mask, reports, check)
+        yield _read_extra(Block(block.shard, start, stop), extra, warns=False)
 
 
 def _read_or_salvage(
@@ -142,10 +136,10 @@ def _read_or_salvage(
     mask: np.ndarray | None,
     reports: list[dict[str, Any]] | None,
     check: Callable[[], object],
-    warns: bool = True,
+    warns: bool,
 ) -> np.ndarray:
     try:
-        return _read_extra(block, extra)  # one read is several times faster than reads of pieces
+        return _read_extra(block, extra, warns)  # one read is several times faster than reads of pieces
     except DataError:
         if reports is None:
             raise
@@ -154,7 +148,7 @@ def _read_or_salvage(
 
 def _rows_at_once(shard: Shard, extra: Extra) -> int:
     """Return a number of rows that fill whole chunks, so that no chunk is read twice."""
-    n_rows = max(1, _EXTRA_PIECE // extra.value_bytes)
+    n_rows = text_rows(shard, _EXTRA_PIECE) if extra.dtype.hasobject else max(1, _EXTRA_PIECE // extra.dtype.itemsize)
     if extra.layout is None or not extra.layout.chunks:
         return n_rows
     chunk_rows = extra.layout.chunks[_axis(shard, extra.layout)]
@@ -181,7 +175,7 @@ def _salvage(
         check()
         place = slice(start - block.start, stop - block.start)
         try:
-            found[place] = _read_extra(Block(block.shard, start, stop), extra)
+            found[place] = _read_extra(Block(block.shard, start, stop), extra, warns)
         except DataError as error:
             n_lost += stop - start
             reasons.append(str(error))
@@ -200,7 +194,7 @@ def _salvage(
     return found
 
 
-def _read_extra(block: Block, extra: Extra) -> np.ndarray:
+def _read_extra(block: Block, extra: Extra, warns: bool) -> np.ndarray:
     """Return (len(block),) values, with further axes if the values are arrays."""
     block = _in_dataset(block)
     layout = extra.layout
@@ -209,12 +203,35 @@ def _read_extra(block: Block, extra: Extra) -> np.ndarray:
     if extra.record_field is not None:
         return _read_field(block, layout, extra.record_field, extra.dtype)
     if extra.codes is None:
-        return _read_stored_extra(block, layout, extra.dtype)
+        values = _read_stored_extra(block, layout, extra.dtype)
+        if values.dtype.hasobject:
+            _cut_off(values, block, extra, warns)
+        return values
     # Conversion to int64 makes unsigned codes above 2**63 negative, so they are refused.
     stored = _read_stored_extra(block, layout, layout.dtype).astype(np.int64)
     _check_codes(block, layout, stored, len(extra.codes))
     codes = np.array([*extra.codes, -1], extra.dtype)  # the last entry maps -1 to -1
     return codes[stored]
+
+
+def _cut_off(texts: np.ndarray, block: Block, extra: Extra, warns: bool) -> None:
+    """Cut off long strings, between two characters of UTF-8."""
+    long_rows = [i for i, text in enumerate(texts.tolist()) if len(text) > LONGEST_TEXT]
+    for i in long_rows:
+        stop = LONGEST_TEXT
+        while stop > LONGEST_TEXT - 3 and texts[i][stop] & 0xC0 == 0x80:  # inside a character
+            stop -= 1
+        texts[i] = texts[i][:stop]
+    if long_rows and warns:
+        more = f" (and {quantity(len(long_rows) - 1, 'more value')})" if len(long_rows) > 1 else ""
+        log.warning(
+            "file=%s row=%d: the value of the extra %s%s is cut off after %d bytes",
+            printable(block.shard.path),
+            block.start + long_rows[0],
+            printable(extra.name),
+            more,
+            LONGEST_TEXT,
+        )
 
 
 def _read_field(block: Block, layout: Layout, name: str, dtype: np.dtype) -> np.ndarray:

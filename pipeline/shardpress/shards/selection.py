@@ -11,7 +11,7 @@ import numpy as np
 from shardpress.base.errors import printable
 from shardpress.hdf5.shard import Block, Extra, Shard
 from shardpress.settings.condition import Condition
-from shardpress.shards.rows import stream_extra
+from shardpress.shards.rows import read_in_pieces
 
 _ORDERINGS: Mapping[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
@@ -99,7 +99,7 @@ def selected_rows(shard: Shard, extra: Extra, condition: Condition) -> np.ndarra
     if extra.layout is None:
         return selected
     start = 0
-    for values in stream_extra(Block(shard, 0, shard.n_rows), extra, {}):
+    for values in read_in_pieces(Block(shard, 0, shard.n_rows), extra):
         selected[start : start + len(values)] = fulfils(condition, values, extra.categories)
         start += len(values)
     return selected

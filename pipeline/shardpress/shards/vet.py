@@ -10,24 +10,18 @@ itself, and asks a child for the location of the rows. Then the rows can be read
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from shardpress.base.errors import DataError, ReadFailed, printable
 from shardpress.hdf5.child.ask import Refusal, ask
 from shardpress.hdf5.files import Identity, opened, translated_error, with_retries
-from shardpress.hdf5.limits import MOST_TEXT_BYTES
-from shardpress.hdf5.shard import Extra, Shard, leave_out_extras
+from shardpress.hdf5.shard import Shard
 from shardpress.hdf5.signature import check_signature
-from shardpress.hdf5.values import text_lengths
 
 log = logging.getLogger(__name__)
-
-_GROUP_ROWS = 1024  # rows whose text lengths are added up; parts hold a multiple of this number of rows
 
 T = TypeVar("T")
 
@@ -51,7 +45,7 @@ def vet(path: Path, selection: Selection = Selection()) -> Shard:
 
     def read(descriptor: int, identity: Identity) -> Shard:
         found = _described(descriptor, [selection.dataset, selection.orientation, list(selection.include)], where)
-        return _measure_all_texts(replace(found, path=str(path), identity=identity), descriptor)
+        return replace(found, path=str(path), identity=identity)
 
     return read_structure(path, read)
 
@@ -91,46 +85,3 @@ def _described(descriptor: int, arguments: list[object], where: str) -> Shard:
             raise error from None
         log.warning("%s The rows are read without the datasets next to them.", error)
         return found
-
-
-def _measure_all_texts(shard: Shard, descriptor: int) -> Shard:
-    """Return the shard with the lengths of its texts, without extras whose texts are too long."""
-    if not any(extra.dtype.hasobject for extra in shard.extras):
-        return shard
-    extras: list[Extra] = []
-    reasons: dict[str, str] = {}
-    for extra in shard.extras:
-        measured = _measure_texts(extra, shard, descriptor)
-        if measured.layout is not None and measured.layout.longest > MOST_TEXT_BYTES:
-            reasons[extra.name] = f"a string of {measured.layout.longest} bytes, expected at most {MOST_TEXT_BYTES}"
-        extras.append(measured)
-    return leave_out_extras(replace(shard, extras=tuple(extras)), reasons)
-
-
-def _measure_texts(extra: Extra, shard: Shard, descriptor: int) -> Extra:
-    if extra.layout is None or not extra.layout.dtype.hasobject or not shard.n_rows:
-        return extra
-    pieces = text_lengths(descriptor, shard.identity.size, extra.layout, shard.n_rows)
-    if pieces is None:
-        return extra
-    group_rows = min(_GROUP_ROWS, shard.n_rows)
-    try:
-        longest, greatest_sum = _greatest_length_and_sum(pieces, group_rows)
-    except DataError:  # a damaged chunk, whose values are lost when they are read
-        return extra
-    return replace(extra, layout=replace(extra.layout, longest=longest), text_bytes=-(-greatest_sum // group_rows))
-
-
-def _greatest_length_and_sum(pieces: Iterator[np.ndarray], group_rows: int) -> tuple[int, int]:
-    """Return the greatest of some lengths, and the greatest sum over a group of rows."""
-    longest = 0
-    greatest_sum = 0
-    rest = np.empty(0, dtype=np.int64)
-    for piece in pieces:
-        lengths = np.concatenate([rest, piece])
-        longest = max(longest, int(lengths.max(initial=0)))
-        n_whole = len(lengths) // group_rows * group_rows
-        sums = lengths[:n_whole].reshape(-1, group_rows).sum(axis=1)
-        greatest_sum = max(greatest_sum, int(sums.max(initial=0)))
-        rest = lengths[n_whole:]
-    return longest, max(greatest_sum, int(rest.sum()))

@@ -15,7 +15,7 @@ from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.hdf5.shard import Block, Extra, Shard, first_rows
 from shardpress.model.labels import has_label, remark_on_missing, text_of
-from shardpress.shards.rows import stream_extra
+from shardpress.shards.rows import read_in_pieces
 from shardpress_kernels.hostmath import head_outputs, target_losses
 from shardpress_kernels.network import Head, TargetLoss
 
@@ -125,7 +125,7 @@ def _read(shard: Shard, extra: Extra, missing: str | None) -> tuple[np.ndarray, 
         )
     if extra.layout is None:
         return np.zeros(shard.n_rows, dtype=np.int64), np.zeros(shard.n_rows, dtype=bool)
-    pieces = [_plain(extra, values, missing) for values in stream_extra(Block(shard, 0, shard.n_rows), extra, {})]
+    pieces = [_plain(extra, values, missing) for values in read_in_pieces(Block(shard, 0, shard.n_rows), extra)]
     if not pieces:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
     values = np.concatenate([values for values, _ in pieces])

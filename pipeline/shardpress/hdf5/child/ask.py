@@ -74,6 +74,10 @@ class Refusal(DataError):
     reason = ""  # end of the message, after the file
 
 
+class MemoryExceeded(DataError):
+    """Raised if the child needs more memory than it may use."""
+
+
 class _Died(Exception):
     """Raised if a child has ended without an answer, or was ended because of its answer. The message says why."""
 
@@ -330,7 +334,7 @@ def _error_of(failure: Failure, where: str) -> Exception:
         refusal.reason = f"{place}: {words}"
         return refusal
     if failure.kind == "memory":
-        return DataError(
+        return MemoryExceeded(
             f"{where}: libhdf5 exceeded its memory limit of {LIMITS.memory >> 20} MiB on this file. The file is "
             "damaged or forged: do not use it."
         )

@@ -27,6 +27,7 @@ from shardpress.hdf5.forms.form import Rows
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import (
     LONGEST_COLUMN_NAME,
+    LONGEST_TEXT,
     MAX_EXTRAS,
     MOST_CATEGORIES,
     MOST_ITEM,
@@ -97,7 +98,8 @@ def _leave_out(left_out: list[LeftOut], name: bytes, error: Exception) -> None:
 def _extra_at(layout: Layout, name: str, categories: list[Any] | None, is_named: bool) -> Extra:
     """Return an extra with the values at a layout. `categories` give the meaning of codes."""
     if categories is None or layout.dtype.kind not in "iu":
-        return Extra(name, layout.dtype, layout, is_named=is_named)
+        is_long_text = layout.dtype.kind == "S" and layout.dtype.itemsize > LONGEST_TEXT
+        return Extra(name, np.dtype("O") if is_long_text else layout.dtype, layout, is_named=is_named)
     codes = tuple(range(len(categories)))
     return Extra(name, code_dtype(codes), layout, fill=-1, is_named=is_named, categories=tuple(categories), codes=codes)
 
@@ -160,8 +162,9 @@ def _check(dataset: Dataset, shape: tuple[int, ...]) -> None:
         raise Refused("neither numbers nor strings")
     if stored.subdtype and dataset.shape[0] != shape[0]:
         raise Refused("one array for each row, but the rows are not along the first axis")
-    if stored.itemsize > MOST_ITEM:
-        raise Refused(f"values of {stored.itemsize} bytes, expected at most {MOST_ITEM}")
+    most_bytes = MOST_ITEM if stored.kind == "S" else LONGEST_TEXT
+    if stored.itemsize > most_bytes:
+        raise Refused(f"values of {stored.itemsize} bytes, expected at most {most_bytes}")
 
 
 def is_netcdf_dimension(dataset: Dataset) -> bool:

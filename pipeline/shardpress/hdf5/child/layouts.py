@@ -12,7 +12,7 @@ from shardpress.hdf5.child.find import Dataset, Refused, most_entries
 from shardpress.hdf5.child.places import check_place
 from shardpress.hdf5.filters.codecs import MISSING, Filters, needs_child
 from shardpress.hdf5.filters.plugins import decoders, has_plugins
-from shardpress.hdf5.layout import REFERENCE, Layout, grid_of
+from shardpress.hdf5.layout import Layout, grid_of
 from shardpress.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS
 from shardpress.hdf5.names import text
 
@@ -30,13 +30,8 @@ def layout_of(dataset: Dataset, name: str) -> Layout:
     dtype = dataset.dtype
     assert shape is not None
     assert dtype is not None
-    by_child = Layout(name, shape, dtype, "asked")
-    layout = _layout(dataset, by_child)
-    file = h5py.h5i.get_file_id(dataset.id)
-    check_place(layout, file.get_filesize())
-    n_address_bytes, _ = file.get_create_plist().get_sizes()
-    if dtype.hasobject and n_address_bytes != REFERENCE["address"].itemsize:
-        return by_child  # the driver does not read the rare references with shorter addresses
+    layout = _layout(dataset, Layout(name, shape, dtype, "asked"))
+    check_place(layout, h5py.h5i.get_file_id(dataset.id).get_filesize())
     return layout
 
 
@@ -51,9 +46,7 @@ def _layout(dataset: Dataset, layout: Layout) -> Layout:
     n_bytes = prod(layout.shape) * dataset.id.get_type().get_size()
     if n_bytes and dataset.layout == h5py.h5d.CONTIGUOUS:
         offset = _offset(dataset, layout, n_bytes)
-        if dataset.is_plain:
-            return replace(layout, kind="contiguous", offset=offset)
-        return replace(layout, offset=offset) if layout.dtype.hasobject else layout
+        return replace(layout, kind="contiguous", offset=offset) if dataset.is_plain else layout
     if not dataset.is_plain:
         return layout
     return replace(layout, kind="inline", data=dataset.read().tobytes())

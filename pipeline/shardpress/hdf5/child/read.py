@@ -13,14 +13,15 @@ from shardpress.hdf5.child.layouts import EVERY_FILTER, filters_of, has_unfilter
 from shardpress.hdf5.filters.codecs import decode_chunk
 from shardpress.hdf5.filters.plugins import decoders
 from shardpress.hdf5.layout import bytes_of, grid_of
-from shardpress.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES
+from shardpress.hdf5.limits import ANSWER_BYTES, LONGEST_TEXT
 
 
 def values(root: FileID, name: str, start: int, stop: int, axis: int, n_texts: int) -> tuple[int, list[np.ndarray]]:
     """Read values along the first or last axis of a dataset: the values that fit into one answer, but at least one.
 
     Strings are read `n_texts` at a time, because their lengths are unknown before reading. The answer is the number of
-    values, and their bytes (uint8). For strings, an array of lengths (int64) precedes the bytes.
+    values, and their bytes (uint8). For strings, an array of lengths (int64) precedes the bytes. A string is cut off
+    one byte after `LONGEST_TEXT`.
     """
     dataset = _located(root, name)
     if dataset.dtype.hasobject:
@@ -38,13 +39,14 @@ def values(root: FileID, name: str, start: int, stop: int, axis: int, n_texts: i
 def _texts(dataset: h5py.Dataset, name: str, start: int, stop: int, axis: int, n_texts: int) -> list[bytes]:
     texts: list[bytes] = []
     n_bytes = 0
+    n_in_file = dataset.file.id.get_filesize()
     while start + len(texts) < stop and n_bytes < ANSWER_BYTES:
         first = start + len(texts)
         more = _read(dataset, first, min(stop, first + n_texts), axis).reshape(-1)
-        texts.extend(more)
         n_bytes += sum(map(len, more))
-    if n_bytes > MOST_ANSWER_BYTES:
-        raise Refused(f"strings of {n_bytes} bytes, expected at most {MOST_ANSWER_BYTES}. Write shorter strings.", name)
+        if n_bytes > n_in_file:  # many rows can refer to one string of a forged file
+            raise Refused(f"strings of {n_bytes} bytes in a file of {n_in_file} bytes. The file is damaged.", name)
+        texts += [text[: LONGEST_TEXT + 1] for text in more]
     return texts
 
 
