@@ -242,8 +242,8 @@ class Journal:
             self._request = line
             self._append([line])
 
-    def commit(self, data: bytes, keeps_earlier: bool = False, kept: Sequence[Record] = ()) -> None:
-        """Publish a result, which completes the run. Only the records `kept` stay in the journal.
+    def commit(self, data: bytes, keeps_earlier: bool = False, kept: Sequence[Record] = ()) -> Result:
+        """Publish and return a result, which completes the run. Only the records `kept` stay in the journal.
 
         With `keeps_earlier`, the earlier result becomes ``generation-N.h5``.
         """
@@ -256,6 +256,7 @@ class Journal:
         self.published = Result.open(self.directory)
         self._begin(restarts=False)
         self.add(*kept)
+        return self.published
 
     def sweep(self) -> None:
         """Remove files of our names that neither an index nor the journal names. User files are never removed."""

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from msgspec import structs
 
@@ -34,7 +35,6 @@ from shardpress.run.refusal import check_change, log_change
 from shardpress.run.resume import EarlierResults, is_complete, stored_deadline
 from shardpress.run.scan_stage import ScanStage
 from shardpress.run.space import check_space
-from shardpress.run.stage import load_or_make
 from shardpress.run.summary import Summary
 from shardpress.run.task import Fit, Task
 from shardpress.run.training_stage import TrainingStage
@@ -43,6 +43,27 @@ from shardpress.settings.config import Config
 from shardpress.shards.rows import keep_chunks
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class _Stage(Protocol[T]):
+    """One stage of a run, created with the results of the stages before it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def load(self, earlier: EarlierResults) -> T | None:
+        """Return the complete result of an earlier run with the same key, or None. Nothing new is written."""
+        ...
+
+    def make(self, context: RunContext) -> T:
+        """Compute the result, or the missing part of it, and name its files in the journal."""
+        ...
+
+    def check(self, result: T) -> None:
+        """Log warnings about a result; raise an error if the settings do not allow it."""
+        ...
 
 
 def run(
@@ -92,12 +113,11 @@ def _run_in(journal: Journal, task: Task, state: RunState, command: Sequence[str
     journal.sweep()  # removes files of a killed run before new files need the space
     task, earlier = compared(journal, task)
     check_change(journal, task)
-    if is_complete(journal, task):
-        result = journal.published
-        assert result is not None
+    result = task.result
+    if result is not None and is_complete(result, task):
         if base is not None and task.request.shards != base.request.shards:
             journal.set_request(task.request)  # with the current times of the files, which no later run compares
-        write_derived(journal)
+        write_derived(journal, result)
         state.end_stage("verification")
         return Summary.of_result(result, config.results.output, state.seconds)
     log_change(task)
@@ -158,7 +178,7 @@ def _run_stages(task: Task, context: RunContext) -> Summary:
     keep_chunks(task.budget.chunk_bytes)  # needed if the scan is reused; otherwise its tasks do the same
     fit = _fit(task, context)
     stage = EncodingStage(fit)
-    encoding = load_or_make(stage, context)
+    encoding = _load_or_make(stage, context)
     context.state.features_key = stage.key  # for the message of a run that fails later
     check_same_rows(context.journal, encoding)
     return finish(encoding, context)
@@ -167,12 +187,26 @@ def _run_stages(task: Task, context: RunContext) -> Summary:
 def _fit(task: Task, context: RunContext) -> Fit:
     """Scan the rows, and train the model unless it is given or stays."""
     if task.model is None:
-        scan = load_or_make(ScanStage(task), context)
-        return Fit(task, scan, load_or_make(TrainingStage(task, scan), context))
-    counted = load_or_make(ScanStage(task), context) if task.is_scanned else None
+        scan = _load_or_make(ScanStage(task), context)
+        return Fit(task, scan, _load_or_make(TrainingStage(task, scan), context))
+    counted = _load_or_make(ScanStage(task), context) if task.is_scanned else None
     if task.source == "kept":
         context.state.reused[TrainingStage.name] = "the model"
     return Fit(task, counted, task.model)
+
+
+def _load_or_make(stage: _Stage[T], context: RunContext) -> T:
+    """Return the result of a stage: from an earlier run if possible, otherwise computed now."""
+    result = stage.load(context.earlier)
+    if result is None:
+        result = stage.make(context)
+    else:
+        log.info("%s: reusing the result of an earlier run", stage.name)
+        context.state.reused[stage.name] = f"the {stage.name}"
+    # The check comes after `make`, so that a run with more tolerant settings can reuse the result.
+    stage.check(result)
+    context.state.end_stage(stage.name)
+    return result
 
 
 def _spared_shards(task: Task) -> list[int]:

@@ -78,18 +78,16 @@ def _changed(path: str) -> DataError:
     )
 
 
-def write_derived(journal: Journal) -> None:
+def write_derived(journal: Journal, result: Result) -> None:
     """Write the files that are derived from the published result, unless they are up to date."""
-    result = journal.published
-    assert result is not None
     if not is_current(journal.directory / REPORT, result.digest):
         publish(journal.disk, journal.directory / REPORT, page_bytes(result))
     lines = _bad_rows(result)
-    found = _content(journal.directory / BAD_ROWS)
+    stored = _content(journal.directory / BAD_ROWS)
     if lines or result.facts.config["on_bad_data"] == "skip":
-        if found != lines:
+        if stored != lines:
             publish(journal.disk, journal.directory / BAD_ROWS, lines)
-    elif found is not None:
+    elif stored is not None:
         remove(journal.disk, journal.directory / BAD_ROWS)
 
 
@@ -407,10 +405,10 @@ class _Finish:
         )
         # The scan stays, because a later run with other settings of the training can use it.
         scans = journal.records("scan") if task.source == "trained" else []
-        journal.commit(data, generations.keeps_published, scans)
+        result = journal.commit(data, generations.keeps_published, scans)
         warn_if_late(self._context.state.ends_by)
         _warn_of_many_parts(len(self._parts))
-        write_derived(journal)
+        write_derived(journal, result)
         journal.sweep()
 
     # -- private --

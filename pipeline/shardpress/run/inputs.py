@@ -189,19 +189,17 @@ def _arranged(inputs: Inputs, damages: Mapping[int, Damage], places: Sequence[Pl
     n_uncompared = 0
     for place in places:
         i = place.wanted
-        if i is not None and (place.base is None or i not in damages):
+        damage = None if i is None else damages.get(i)
+        if place.base is not None and (i is None or damage is not None):
+            stored = base.request.shards[place.base]
+            shards.append(_unreadable_shard(inputs.shards[0], stored))
+            facts.append(stored)
+            n_uncompared += shards[-1].n_rows if damage is None else damage.n_rows
+            if damage is not None:
+                uncompared.append({"file": stored.path, "reason": damage.reason})
+        elif i is not None:
             shards.append(inputs.shards[i])
             facts.append(inputs.facts[i])
-            continue
-        assert place.base is not None  # a shard of neither the base nor the input has no place
-        stored = base.request.shards[place.base]
-        shards.append(_unreadable_shard(inputs.shards[0], stored))
-        facts.append(stored)
-        if i is None:
-            n_uncompared += shards[-1].n_rows
-        else:
-            n_uncompared += damages[i].n_rows
-            uncompared.append({"file": stored.path, "reason": damages[i].reason})
     staying = {shard.path for shard in facts}
     bad_shards = [bad for bad in inputs.refused if absolute(bad["file"]) not in staying]
     uncompared += [bad for bad in inputs.refused if bad not in bad_shards]

@@ -176,11 +176,10 @@ def _is_same_work(before: Request, now: Request) -> bool:
     return places[0] == places[1] and before.settings == now.settings
 
 
-def is_complete(journal: Journal, task: Task) -> bool:
-    """Return whether the published result is what the run is asked for."""
-    result = journal.base
+def is_complete(result: Result, task: Task) -> bool:
+    """Return whether the result in the output directory is what the run is asked for."""
     change = task.change
-    if result is None or change.trains or change.has_other_rows or task.encoded:
+    if change.trains or change.has_other_rows or task.encoded:
         return False
     if task.base is None or change.moved(task.base, task.wanted):
         return False
