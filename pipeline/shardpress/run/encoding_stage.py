@@ -95,13 +95,13 @@ class EncodingStage:
     def existing(self, earlier: EarlierResults) -> Encoding:
         """Return the parts that stay in the result, and those that an unfinished run has encoded."""
         kept = self.task.change.kept
-        found = []
+        encoded = []
         for part in earlier.parts(self.key, self.task.identities):
             # A run without a scan may have encoded the first rows of a file before it met a damaged chunk.
-            ranges = [each for each in part.ranges if each.is_unreadable or each.shard not in self.fit.unreadable]
+            ranges = [rows for rows in part.ranges if rows.is_unreadable or rows.shard not in self.fit.unreadable]
             if ranges:
-                found.append(structs.replace(part, ranges=ranges))
-        parts = without_overlaps([*kept, *found], self.task.inputs.shards)
+                encoded.append(structs.replace(part, ranges=ranges))
+        parts = without_overlaps([*kept, *encoded], self.task.inputs.shards)
         published = {part.file for part in kept}
         return Encoding(self.fit, _sorted(parts), _sorted(part for part in parts if part.file not in published))
 
@@ -124,17 +124,17 @@ class EncodingStage:
     def check(self, encoding: Encoding) -> None:
         """Raise `DataError` if too many rows or shards are bad; warn if many rows differ from the training rows."""
         limited = set(self.task.limited)
-        ranges = [each for _, each in in_order(encoding.parts)]
-        limited_ranges = [each for each in ranges if each.shard in limited]
+        ranges = [rows for _, rows in in_order(encoding.parts)]
+        limited_ranges = [rows for rows in ranges if rows.shard in limited]
         self._check_bad_rows(limited_ranges)
         self._check_bad_shards(limited_ranges)
         self._check_lost_extras(limited_ranges)
-        n_outside = sum(each.n_outside for each in ranges)
+        n_outside = sum(rows.n_outside for rows in ranges)
         kept = self.task.kept
         has_verdict = self.task.appends or (kept is not None and bool(kept.facts.appends))
         if has_verdict or n_outside <= _MANY_OUTSIDE * encoding.n_rows:
             return  # the verdict on the rows of an append includes their range
-        worst = farthest((column for each in ranges for column in each.outside), _COLUMNS_LISTED)
+        worst = farthest((column for rows in ranges for column in rows.outside), _COLUMNS_LISTED)
         log.warning(
             "%d of %d rows are outside the range of the model's training rows, farthest in %s. Their features may "
             "be meaningless. Train a model on such rows, or choose how to treat them with --on-drift.",
@@ -200,9 +200,9 @@ class EncodingStage:
         """Raise `DataError` if there are more bad rows than the settings allow, for example outside ``--fit-on``."""
         settings = self.task.settings.bad_data
         limit = self.task.max_bad_rows
-        n_bad = sum(each.n_bad for each in ranges)
+        n_bad = sum(rows.n_bad for rows in ranges)
         if n_bad > limit:
-            worst = max(ranges, key=lambda each: each.n_bad)
+            worst = max(ranges, key=lambda rows: rows.n_bad)
             block = Block(self.task.inputs.shards[worst.shard], worst.start, worst.stop)
             raise DataError(
                 f"{quantity(n_bad, 'bad row')}, most of them in {block}, expected at most {limit} "
@@ -223,10 +223,10 @@ class EncodingStage:
         if self.task.allows_bad_data:
             return
         reasons: dict[str, str] = {}
-        for each in ranges:
-            if each.lost:
+        for rows in ranges:
+            if rows.lost:
                 # Reports of lost values follow those of bad rows.
-                reasons.setdefault(self.task.inputs.shards[each.shard].path, each.bad[-1]["reason"])
+                reasons.setdefault(self.task.inputs.shards[rows.shard].path, rows.bad[-1]["reason"])
         if reasons:
             raise damage_error(reasons, len(self.task.inputs.shards), None)
 
@@ -258,9 +258,9 @@ class EncodingStage:
 
             def keep(new_parts: Sequence[Part]) -> None:
                 for part in new_parts:
-                    ranges = [structs.replace(each, append_id=task.append_ids[each.shard]) for each in part.ranges]
+                    ranges = [structs.replace(rows, append_id=task.append_ids[rows.shard]) for rows in part.ranges]
                     part = structs.replace(part, ranges=ranges)
-                    identities = [task.identities[each.shard] for each in part.ranges]
+                    identities = [task.identities[rows.shard] for rows in part.ranges]
                     context.journal.add(Record.of_part(part, self.key, identities), waits=False)
                     parts.append(part)
                     progress.advance(part.n_rows, stats)

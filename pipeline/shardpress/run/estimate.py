@@ -65,14 +65,14 @@ def stretches(shards: Sequence[Shard], task: Task) -> list[Piece]:
 
 def measure_tasks(tasks: Sequence[Any], n_at_once: int, n_rows_of: Callable[[Any], int]) -> tuple[Pace, list[Any]]:
     """Run tasks for a limited time; return the pace and the results, whose rows `n_rows_of` returns."""
-    found: list[Any] = []
+    results: list[Any] = []
     start = time.monotonic()
     with threads(n_at_once) as pool:
         for first in range(0, len(tasks), n_at_once):
-            found += compute(tasks[first : first + n_at_once], pool, n_at_once)
+            results += compute(tasks[first : first + n_at_once], pool, n_at_once)
             if time.monotonic() - start > SECONDS:
                 break
-    return Pace(sum(map(n_rows_of, found)), time.monotonic() - start), found
+    return Pace(sum(map(n_rows_of, results)), time.monotonic() - start), results
 
 
 def measure_seconds(work: Callable[[], T]) -> tuple[float, T]:
@@ -82,5 +82,5 @@ def measure_seconds(work: Callable[[], T]) -> tuple[float, T]:
     """
     start = time.monotonic()
     compiled = seconds_compiling()
-    found = work()
-    return time.monotonic() - start - (seconds_compiling() - compiled), found
+    result = work()
+    return time.monotonic() - start - (seconds_compiling() - compiled), result

@@ -69,7 +69,7 @@ def name_of_extra(setting: str, path: str, shards: Sequence[Shard]) -> str:
             if path == extra.name or path_from_rows(path, shard.dataset) == (extra.path or extra.name):
                 return extra.name
     known = printable(short_list(sorted(names), _MAX_NAMES))
-    reasons = {each.name: each.reason for shard in shards for each in shard.left_out}
+    reasons = {extra.name: extra.reason for shard in shards for extra in shard.left_out}
     if path in reasons:
         raise DataError(
             f"{setting}: {printable(path)} is left out: {reasons[path]}. Expected one of the extras ({known})."

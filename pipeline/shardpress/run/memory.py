@@ -38,10 +38,10 @@ def available_bytes() -> int:
 def _from_proc(path: str, name: str) -> int:
     try:
         with open(path) as file:
-            found = re.search(rf"^{name}:\s+(\d+) kB", file.read(), re.MULTILINE)
+            match = re.search(rf"^{name}:\s+(\d+) kB", file.read(), re.MULTILINE)
     except OSError:
         return 0
-    return 1024 * int(found[1]) if found else 0
+    return 1024 * int(match[1]) if match else 0
 
 
 def block_bytes(task: Task) -> int:

@@ -31,7 +31,7 @@ def reference_of(
 
     The sources are the rows of the ranges, and `use` (n_rows,) is the `Use` of each of them.
     """
-    starts = np.cumsum([0, *(each.n_rows for each in ranges)])
+    starts = np.cumsum([0, *(rows.n_rows for rows in ranges)])
     chosen = np.unique(np.linspace(0, len(sources) - 1, min(len(sources), _MAX_FILES)).astype(int)).tolist()
     some = [sources[i] for i in chosen]
     use_of_some = np.concatenate([use[starts[i] : starts[i + 1]] for i in chosen])
@@ -60,8 +60,8 @@ def _share_outside(use: np.ndarray, ranges: Sequence[Range]) -> float | None:
     """Return the share of rows outside the training range; None if all rows determined it."""
     if not (use == Use.LEFT_OUT).any():
         return None
-    n_good = sum(each.n_rows - each.n_bad for each in ranges)
-    return sum(each.n_outside for each in ranges) / max(1, n_good)
+    n_good = sum(rows.n_rows - rows.n_bad for rows in ranges)
+    return sum(rows.n_outside for rows in ranges) / max(1, n_good)
 
 
 def verdict_on(
@@ -77,8 +77,8 @@ def verdict_on(
         return None
     try:
         sample = draw_sample(sources, spec)
-        n_outside = sum(each.n_outside for each in ranges)
-        n_good = sum(each.n_rows - each.n_bad for each in ranges)
+        n_outside = sum(rows.n_outside for rows in ranges)
+        n_good = sum(rows.n_rows - rows.n_bad for rows in ranges)
         reference = Reference.of_stored(stored)
         return judge_new_rows(reference, sample, base.model, base.model.columns, n_outside, n_good, _paths(sources))
     except Exception as error:  # the features are complete without a verdict
@@ -91,26 +91,26 @@ def _paths(sources: Sequence[PartSource]) -> list[str]:
     return [source.block.shard.path for source in sources]
 
 
-def check_verdict(found: Verdict | None, directory: Path, on_append_drift: str) -> None:
+def check_verdict(verdict: Verdict | None, directory: Path, on_append_drift: str) -> None:
     """Log a verdict; None if the rows could not be judged. Raise `RowsDrifted` if `on_append_drift` requires it."""
-    verdict = None if found is None else found.verdict
-    is_refused = verdict in _REFUSED[on_append_drift]
+    level = None if verdict is None else verdict.verdict
+    is_refused = level in _REFUSED[on_append_drift]
     where = f"output={printable(directory)}"
     unpublished = f"Their features are not published (--on-append-drift {on_append_drift})."
-    if found is None:
+    if verdict is None:
         if is_refused:
             raise RowsDrifted(
                 f"{where}: the new rows could not be judged (see the warning above), expected a verdict. {unpublished} "
                 "Publish them with --on-append-drift warn."
             )
         return
-    words = " ".join(found.reasons)
+    words = " ".join(verdict.reasons)
     if is_refused:
         raise RowsDrifted(
-            f"{where}: verdict on the new rows: {verdict}. {words} {unpublished} Check the new files. To publish the "
+            f"{where}: verdict on the new rows: {level}. {words} {unpublished} Check the new files. To publish the "
             "features, append with --on-append-drift warn; to train a new model on all files, use --retrain."
         )
-    if verdict == "keep":
+    if level == "keep":
         log.info("append: verdict on the new rows: keep the model. %s", words)
         return
-    log.warning("append: verdict on the new rows: %s. %s", verdict, words)
+    log.warning("append: verdict on the new rows: %s. %s", level, words)

@@ -154,8 +154,8 @@ def _complaints(
     else:
         model = model_name(settings)
         if given_model.n_columns != first.n_inputs:
-            found = f"found {first.n_inputs} in file={printable(first.path)}"
-            yield f"{model}: expects {given_model.n_columns} columns, {found}"
+            actual = f"found {first.n_inputs} in file={printable(first.path)}"
+            yield f"{model}: expects {given_model.n_columns} columns, {actual}"
         n_features = settings.network.n_features
         if given_model.network.n_features != n_features:
             has = f"has {given_model.network.n_features} features"
@@ -176,9 +176,9 @@ def _contradictions(settings: Settings, given_model: Model, model: str) -> Itera
         ("hidden", network.widths[1:-1], settings.network.hidden),
         ("code_activation", network.code, settings.network.code_activation),
     ]
-    for name, has, found in layers:
-        if found != has:
-            yield f"{model}: has {name} {as_typed(has)}, found {name} {as_typed(found)}; omit this setting"
+    for name, has, given in layers:
+        if given != has:
+            yield f"{model}: has {name} {as_typed(has)}, found {name} {as_typed(given)}; omit this setting"
     scaling = [
         ("impute", given_model.scaler.fill is not None, settings.bad_data.impute),
         ("clip_quantile", given_model.scaler.clips, settings.bad_data.clip_quantile),

@@ -170,9 +170,9 @@ class ScanStage:
             return stretch, scan_pieces(settings, stride, fitted)
 
         tasks = [(scan_stretch, stretch) for stretch in stretches(shards, self.task)]
-        pace, found = measure_tasks(tasks, budget.n_threads, lambda each: len(each[0].block))
-        unreadable = merge_stats([part for _, part in found]).unreadable
-        readable = [each for each in found if each[0].number not in unreadable]
+        pace, results = measure_tasks(tasks, budget.n_threads, lambda result: len(result[0].block))
+        unreadable = merge_stats([stats for _, stats in results]).unreadable
+        readable = [(stretch, stats) for stretch, stats in results if stretch.number not in unreadable]
         # As in a run, all rows of an unreadable shard count as bad.
         part = merge_stats([stats_of_unreadable(shards, unreadable), *(part for _, part in readable)])
         scan = ranges.scan_from_stats(part, settings, shards, self.task.fitted)

@@ -29,7 +29,7 @@ from shardpress_kernels.network import Network
 
 @dataclass(frozen=True)
 class Task:
-    """What a run has to do, given its inputs, its settings and the content of the output directory."""
+    """The work of a run, given its inputs, its settings and the content of the output directory."""
 
     inputs: Inputs
     settings: Settings
@@ -45,7 +45,7 @@ class Task:
 
     @property
     def source(self) -> Literal["trained", "given", "kept"]:
-        """Where the model comes from: this run trains it, ``--model`` gives it, or that of the result stays."""
+        """Source of the model: this run trains it, ``--model`` gives it, or that of the result stays."""
         if self.model is None:
             return "trained"
         return "given" if self.base is None or self.change.trains else "kept"
