@@ -16,8 +16,8 @@ def test_all_settings_that_do_not_fit_the_shards_are_listed(tmp_path: Path, capl
     flags = ["--input", str(tmp_path / "x.h5"), "--output", str(tmp_path / "out")]
     assert main([*flags, "--n-features", "4", "--batch-size", "11"]) == 78
     (message,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert mentions(message, "n_features: 4", "1 to 3")
-    assert mentions(message, "batch_size: 11", "1 to 10")
+    assert mentions(message, "--n-features: 4", "1 to 3")
+    assert mentions(message, "--batch-size: 11", "1 to 10")
     assert "Traceback" not in caplog.text
     assert not (tmp_path / "out").exists(), "a refused run writes no files"
 

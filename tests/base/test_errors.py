@@ -2,10 +2,19 @@
 
 import errno
 import os
+import pickle
 
 import pytest
 
-from shardpress.base.errors import ReadFailed, SystemLimit, WriteFailed, printable, system_failures
+from shardpress.base.errors import (
+    ConfigError,
+    Problem,
+    ReadFailed,
+    SystemLimit,
+    WriteFailed,
+    printable,
+    system_failures,
+)
 
 
 def test_names_are_shown_on_one_printable_line():
@@ -14,6 +23,14 @@ def test_names_are_shown_on_one_printable_line():
     for name in ("a\nERROR forged\r\t\x00", "fdp.\u202egnp\u2028\u200b\U000e0041"):
         assert printable(name).isprintable()
         printable(name).encode("utf-8")
+
+
+def test_each_front_end_names_settings_in_its_own_way():
+    problem = Problem(("batch_size",), "9, expected 1 to 3", "Lower it, or {n_features}")
+    error = pickle.loads(pickle.dumps(ConfigError(problem, Problem("file={x}", "is too short"))))
+    expected = "--batch-size: 9, expected 1 to 3. Lower it, or --n-features. file={x}: is too short."
+    assert str(error) == expected
+    assert error.text(str.upper) == expected.replace("--batch-size", "BATCH_SIZE").replace("--n-features", "N_FEATURES")
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,6 @@ def tree(tmp_path: Path) -> Path:
 
     (setting,) = examples("Add a setting")
     insert_before(root / "pipeline/shardpress/settings/config.py", "    seed: Natural", indent(setting, "    "))
-    insert_before(
-        root / "pipeline/shardpress/settings/flags.py", '        *("validation_fraction",', '        "noise",\n'
-    )
 
     command, line = examples("Add a command")
     (root / "pipeline/shardpress/commands/weights.py").write_text(command)

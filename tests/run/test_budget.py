@@ -94,7 +94,7 @@ def test_rows_of_the_training_fit_the_budget_or_are_refused() -> None:
 def test_the_error_about_wide_rows_names_a_sufficient_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only existing rows take memory: fewer rows than a tile, and fewer blocks than threads."""
     wide = [shard(n_inputs=100_000)]
-    with pytest.raises(ConfigError, match=r"memory_budget\b.*\b16777216\b.*--threads") as caught:
+    with pytest.raises(ConfigError, match=r"--memory-budget\b.*\b16777216\b.*--threads") as caught:
         budget_of(wide, 1, memory_budget=16 * MiB, threads=1, **ENCODING)
     least = int(re.findall("[0-9]+", str(caught.value))[1])
     budget_of(wide, 1, memory_budget=least, threads=1, **ENCODING)

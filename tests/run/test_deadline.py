@@ -48,8 +48,8 @@ RESERVED = reserved_seconds(ENCODING, 4)
     ],
 )
 def test_the_deadline_follows_the_time_settings(finish_by: str, after: timedelta) -> None:
-    timing = Config.of(finish_by=finish_by).timing
-    assert deadline_of(timing, NOON.timestamp()) == (NOON + after).timestamp()
+    training = Config.of(finish_by=finish_by).training
+    assert deadline_of(training, NOON.timestamp()) == (NOON + after).timestamp()
 
 
 class Machine:

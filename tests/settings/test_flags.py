@@ -2,8 +2,8 @@
 
 import random
 
-from shardpress.settings import flags as module
-from shardpress.settings.config import SETTINGS, Config, problems
+from shardpress.settings.config import SETTINGS, Config
+from shardpress.settings.conflicts import conflicts
 from shardpress.settings.flags import parse
 from shardpress.settings.kinds import SWITCH, YES_OR_NO
 from shardpress.settings.presets import values_of_preset
@@ -27,13 +27,7 @@ VALUES = {  # by the placeholders of values, or by the names of settings
 }
 
 
-REQUIRED_VALUES = {  # for each setting, the settings that it requires
-    **{name: {"scheduler": "a"} for name in ("insecure_cluster", "mixed_processors")},
-    "missing_indicator": {"impute": "mean"},
-    "target_weight": {"target": "y"},
-    **{name: {"append": True} for name in ("drop_missing", "on_append_drift")},
-    "keep_generations": {"retrain": True},
-}
+NEEDED = {"scheduler": "a", "impute": "mean", "target": "y", "append": True, "retrain": True}
 WITH_FLAG = [name for name, setting in SETTINGS.items() if setting.has_flag]
 LISTS = ("hidden", "devices")  # commas separate the values in one word
 
@@ -51,10 +45,15 @@ def values_of(setting):
     return [value for value in candidates if is_valid(setting, value)]
 
 
+def needed_by(setting):
+    """Return a value of a setting that this one requires."""
+    return {name: NEEDED[name] for name in setting.requires[:1]}
+
+
 def is_valid(setting, value):
-    needed = REQUIRED_VALUES.get(setting.name, {})
+    config = Config().changed(**needed_by(setting), **{setting.name: value})
     try:
-        return setting.checked(value) == value and not problems(Config().changed(**needed, **{setting.name: value}))
+        return setting.checked(value) == value and not any(conflicts(config))
     except ValueError:
         return False
 
@@ -93,7 +92,7 @@ def test_flags_override_environment_file_and_defaults(file):
         values = values_of(SETTINGS[name])
         in_file, in_environment, in_flag = (values * 3)[:3]
         with case(name):
-            needed = REQUIRED_VALUES.get(name, {})
+            needed = needed_by(SETTINGS[name])
             default = Config().changed(**needed)
             lines = [f"{other}: {value}" for other, value in needed.items()]
             lines.append(f"{name}: {list(in_file) if isinstance(in_file, tuple) else in_file}")
@@ -159,8 +158,8 @@ def test_invalid_flags_are_usage_errors(file):
     for name, value in (("epochs", "0"), ("finish-by", "+1e9h"), ("corruption", "0.001")):
         with case(name, value), refused(64, f"{name}: ", value):
             settings(f"--{name}", value)
-    (complaint,) = problems(settings(*file("corruption: 0.001")))
-    assert complaint.startswith("corruption: 0.001, "), "the run refuses it"
+    (problem,) = conflicts(settings(*file("corruption: 0.001")))
+    assert problem.where == ("corruption",), "the run refuses it"
 
 
 # -- printed settings --------------------------------------------------------------------------------------------
@@ -190,8 +189,8 @@ def test_printed_settings_can_be_read_again(file):
     draw = random.Random(0)
     for _ in range(15):
         chosen = {name: some_value(SETTINGS[name], draw) for name in WITH_FLAG if draw.random() < 0.5}
-        while wrong := problems(with_preset(chosen)):  # settings that exclude each other, or that require another one
-            name = wrong[0].split(":")[0].split(" and ")[0]
+        while problem := next(conflicts(with_preset(chosen)), None):
+            name = problem.where[0]
             chosen.pop(name if name in chosen else "preset")
         config = with_preset(chosen)
-        assert settings(*file(as_yaml(config, module._STAGES))) == config
+        assert settings(*file(as_yaml(config))) == config

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shardpress.settings.config import SETTINGS, Config, problems
+from shardpress.settings.config import SETTINGS, Config
+from shardpress.settings.conflicts import conflicts
 from shardpress.settings.flags import parse
 from shardpress.settings.presets import PRESETS, values_of_preset
 
 
 def test_each_preset_sets_every_setting_of_the_model() -> None:
     # Defaults can change, but presets must not.
-    deciding = {each.name for each in SETTINGS.values() if each.affects in ("scan", "model")}
+    deciding = {setting.name for setting in SETTINGS.values() if setting.affects in ("scan", "model")}
     about_data = {"fit_on", "missing_value", "impute", "missing_indicator", "target", "target_weight"}
     of_steps = {"epochs", "batch_size", "seed", "patience"}  # patience has no effect without validation rows
     for name, values in PRESETS.items():
         assert deciding - set(values) == about_data | of_steps, name
-        assert problems(Config.of(**values)) == [], name
+        assert list(conflicts(Config.of(**values))) == [], name
 
 
 def test_other_settings_override_a_preset(file: Callable[[str], list[str]]) -> None:

@@ -7,8 +7,9 @@ the user can do.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 # Messages of libraries that do not define an error class for a lack of memory or threads.
 _OUT_OF_RESOURCES = ("can't start new thread", "failed to map segment", "Cannot allocate memory")
@@ -20,11 +21,51 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 STORAGE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV, errno.EREMOTEIO)
 
 
+def flag(name: str) -> str:
+    """Return the flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Fault in settings, files or rows, with its remedy. Each front end names settings in its own way."""
+
+    where: tuple[str, ...] | str  # names of settings, or a place such as a file
+    words: str  # what was found, and what was expected
+    remedy: str = ""  # names settings in braces: "Raise {epochs}"
+
+    def text(self, spelled: Callable[[str], str]) -> str:
+        """Return sentences in which the names of settings are spelled in this way."""
+        place = self.where if isinstance(self.where, str) else " and ".join(map(spelled, self.where))
+        sentences = [f"{place}: {self.words}." if place else f"{self.words}."]
+        if self.remedy:
+            sentences.append(f"{self.remedy.format_map(_Names(spelled))}.")
+        return " ".join(sentences)
+
+
+class _Names(dict[str, str]):
+    """Names of settings as a front end spells them."""
+
+    def __init__(self, spelled: Callable[[str], str]) -> None:
+        super().__init__()
+        self._spelled = spelled
+
+    def __missing__(self, name: str) -> str:
+        return self._spelled(name)
+
+
 class ShardpressError(Exception):
-    """Base class of all errors. A direct instance of this class is an internal error."""
+    """Base class of all errors, made from a message or from problems. A direct instance is an internal error."""
 
     exit_code = 70
     details = ""  # text that is written to run.log because it is too long for the message
+
+    def text(self, spelled: Callable[[str], str]) -> str:
+        """Return the message, in which the names of settings are spelled in this way."""
+        return " ".join(part.text(spelled) if isinstance(part, Problem) else str(part) for part in self.args)
+
+    def __str__(self) -> str:
+        return self.text(flag)
 
 
 class UsageError(ShardpressError):

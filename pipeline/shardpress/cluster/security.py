@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask.config
 
-from shardpress.base.errors import ConfigError, printable
+from shardpress.base.errors import ConfigError, Problem, printable
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -23,16 +23,13 @@ def _check_address(address: str, is_insecure: bool) -> str:
     """Return an address with its protocol. Raise `ConfigError` if other machines could read or change the traffic."""
     parts = _ADDRESS.fullmatch(address)
     if parts is None:
-        raise ConfigError(
-            f"scheduler: {printable(address)} is not a valid address, expected one like tls://host:8786 or "
-            "tcp://127.0.0.1:8786."
-        )
+        words = f"{printable(address)}, expected an address like tls://host:8786 or tcp://127.0.0.1:8786"
+        raise ConfigError(Problem(("scheduler",), words))
     complete = address if parts["protocol"] else f"tcp://{address}"
     if parts["protocol"] != "tls" and not _is_loopback(parts["host"].strip("[]")) and not is_insecure:
-        raise ConfigError(
-            f"scheduler: {printable(complete)} is on another machine. Without TLS, anyone on the network can run code "
-            "as this user. Use tls:// (docs/scaling.md), or --insecure-cluster on a private network."
-        )
+        words = f"{printable(complete)} is on another machine, where anyone can run code as this user without TLS"
+        remedy = "Use tls:// (docs/scaling.md), or {insecure_cluster} on a private network"
+        raise ConfigError(Problem(("scheduler",), words, remedy))
     return complete
 
 
@@ -80,11 +77,12 @@ def dask_security(address: str) -> Security:
         "tls_client_key": dask.config.get(f"{_TLS}.client.key", None, configuration),
     }
     if not certificates["tls_ca_file"] or not certificates["tls_client_cert"]:
-        raise ConfigError(
-            f"scheduler: {printable(address)} requires a certificate, but Dask's configuration names none. Set "
-            "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ...__CLIENT__CERT and ...__CLIENT__KEY, or distributed.comm.tls "
-            "in ~/.config/dask."
+        words = f"{printable(address)} requires a certificate, but Dask's configuration names none"
+        remedy = (
+            "Set DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ...__CLIENT__CERT and ...__CLIENT__KEY, or distributed.comm.tls "
+            "in ~/.config/dask"
         )
+        raise ConfigError(Problem(("scheduler",), words, remedy))
     try:
         security = IsolatedSecurity(require_encryption=True, **certificates)
         security.get_connection_args("client")  # reads the files

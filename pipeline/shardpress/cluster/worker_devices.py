@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from shardpress.base.driver import find_driver
-from shardpress.base.errors import ConfigError
+from shardpress.base.errors import ConfigError, Problem
 
 _ALL = "all"
 
@@ -22,9 +22,8 @@ def device_names(devices: Sequence[str] | None, environment: Mapping[str, str]) 
     visible = _visible_cards(environment)
     n_cards = _n_cards() if visible is None else len(visible)
     if n_cards == 0:
-        raise ConfigError(
-            "devices: all, but no CUDA card was found. Run `shardpress doctor`, or name devices like opencl0:0."
-        )
+        remedy = "Run `shardpress doctor`, or name devices like opencl0:0"
+        raise ConfigError(Problem(("devices",), "all, but no CUDA card was found", remedy))
     return [f"cuda{i}" for i in range(n_cards)]
 
 
@@ -59,10 +58,8 @@ def _card_identifier(device: str, environment: Mapping[str, str]) -> str:
     if visible is None:
         return str(number)
     if number >= len(visible):
-        raise ConfigError(
-            f"devices: {device}, but CUDA_VISIBLE_DEVICES={','.join(visible)} makes only {len(visible)} of the "
-            "cards visible. Change the variable, or name another device."
-        )
+        words = f"{device}, but CUDA_VISIBLE_DEVICES={','.join(visible)} makes only {len(visible)} of the cards visible"
+        raise ConfigError(Problem(("devices",), words, "Change the variable, or name another device"))
     return visible[number]
 
 

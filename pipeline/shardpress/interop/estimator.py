@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -368,30 +368,24 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         X = flattened(X)
         if is_lazy(X):  # the values are checked later, block by block
             return validate_data(self, X, reset=reset, skip_check_array=True)
-        try:
-            return validate_data(
-                self,
-                X,
-                reset=reset,
-                accept_sparse="csr",  # other sparse matrices are converted
-                dtype=_DTYPES,
-                ensure_all_finite="allow-nan" if self._fills(reset) else True,
-                ensure_min_samples=min_rows,
-                ensure_min_features=2 if reset else 1,  # a single column cannot be compressed
-            )
-        except ValueError as error:
-            if "contains NaN" not in str(error):
-                raise
-            # scikit-learn recommends other estimators here.
+        rows = validate_data(
+            self,
+            X,
+            reset=reset,
+            accept_sparse="csr",  # other sparse matrices are converted
+            dtype=_DTYPES,
+            ensure_all_finite="allow-nan",  # the message of scikit-learn about NaN recommends other estimators
+            ensure_min_samples=min_rows,
+            ensure_min_features=2 if reset else 1,  # a single column cannot be compressed
+        )
+        values = rows.data if issparse(rows) else rows
+        fills = self.impute is not None if reset else self.model_.scaler.fill is not None
+        if not fills and values.dtype.kind == "f" and np.isnan(values.min(initial=0)):
             raise ValueError(
                 'Input X contains NaN, expected finite numbers. Fit with impute="median" (or "mean"), which fills in '
                 "missing values in all rows, or remove such rows."
-            ) from error
-
-    def _fills(self, reset: bool) -> bool:
-        if reset:
-            return self.impute is not None
-        return self.model_.scaler.fill is not None
+            )
+        return rows
 
     def _apply(self, function: Any, X: Any) -> Any:
         check_is_fitted(self)
@@ -451,9 +445,8 @@ def _check_for_theano() -> None:
 
 @contextmanager
 def _as_value_errors() -> Iterator[None]:
-    """Convert errors about parameters and rows to `ValueError`. Replace flags in messages with names of parameters."""
+    """Convert errors about parameters and rows to `ValueError`, with the names of parameters."""
     try:
         yield
     except (ConfigError, DataError) as error:
-        words = re.sub(r"--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), str(error))
-        raise ValueError(words) from error
+        raise ValueError(error.text(_parameter)) from error

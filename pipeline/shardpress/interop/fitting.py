@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.base.errors import DataError
+from shardpress.base.errors import DataError, Problem
 from shardpress.cluster.threads import threads
 from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import Shard, array_shard
@@ -22,11 +22,12 @@ from shardpress.model.encoder import Model
 from shardpress.model.labels import has_label
 from shardpress.model.scaler import Cleaning
 from shardpress.run.budget import make_budget
-from shardpress.run.modeling import refuse, resolve_for, scan_settings, trained_model, training_facts
+from shardpress.run.modeling import resolve_for, scan_settings, trained_model, training_facts
 from shardpress.scan.blocks import ScanSettings
 from shardpress.scan.ranges import Scan, check_usable, describe_bad_rows, scan
-from shardpress.settings.config import Config, problems
-from shardpress.settings.resolve import Settings, unsuitable_settings
+from shardpress.settings.config import Config
+from shardpress.settings.conflicts import conflicts, conflicts_with_rows, refuse
+from shardpress.settings.resolve import Settings
 from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.training.checkpoint import Checkpoint
 from shardpress.training.epochs import Training
@@ -68,12 +69,12 @@ def prepare_fit(
     if y is not None:
         targets = _targets(y, config.inputs.missing_label)
         config = config.changed(target=targets.name)
-    refuse(problems(config))
+    refuse(conflicts(config))
     columns = Columns(row_shape=row_shape)
     shard = replace(array_shard(rows), columns=columns)
     settings, conversion = resolve_for(config, [shard], AS_STORED, model)
     if model is None:
-        refuse(unsuitable_settings(settings, *shard.shape))
+        refuse(conflicts_with_rows(settings, *shard.shape))
     budget = make_budget(settings, [shard], conversion, None)
     scaler = None if model is None else model.scaler
     scanning = scan_settings(settings, budget, scaler, conversion)
@@ -94,9 +95,8 @@ def _scan(shards: Sequence[Shard], settings: ScanSettings, n_threads: int) -> Sc
     with threads(n_threads) as pool:
         found = scan(shards, settings, pool, n_threads)
     if len(found.bad_rows):
-        raise DataError(
-            f"{describe_bad_rows(shards, found, settings)}, expected finite numbers. Remove such rows, or set impute."
-        )
+        words = f"{describe_bad_rows(shards, found, settings)}, expected finite numbers"
+        raise DataError(Problem("", words, "Remove such rows, or set {impute}"))
     return found
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardpress.base import rowmath
-from shardpress.base.errors import DataError
+from shardpress.base.errors import DataError, Problem
 
 # Dtype of prepared rows. Equal values give equal results, whatever dtype stores them, and columns far from zero keep
 # their digits.
@@ -67,9 +67,12 @@ class Preparation:
             return
         row, column = np.argwhere(is_rounded)[0]
         raise DataError(
-            f"{where}: found {rows[row, column]} in row {first_row + row}, column {column}, expected integers up to "
-            "2^53, because rows are scaled in float64. Omit --row-scale, or store smaller numbers, for example in a "
-            "larger unit."
+            Problem(
+                str(where),
+                f"found {rows[row, column]} in row {first_row + row}, column {column}, expected integers up to 2^53, "
+                "because rows are scaled in float64",
+                "Omit {row_scale}, or store smaller numbers, for example in a larger unit",
+            )
         )
 
     def restore(self, rows: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import structs
 
-from shardpress.base.errors import ConfigError, NoInput, printable
+from shardpress.base.errors import ConfigError, NoInput, Problem, printable
 from shardpress.hdf5.shard import Extra, Shard
 from shardpress.output.disk import Disk
 from shardpress.output.journal import Journal
@@ -21,8 +21,14 @@ from shardpress.settings.kinds import as_typed
 
 # Settings that the new rows need in addition to those that affect only the features. The model has all others.
 _INHERITED = (
-    *("dataset", "orientation", "match_columns", "labels", "missing_label"),
-    *("missing_value", "on_bad_data", "max_bad"),
+    "dataset",
+    "orientation",
+    "match_columns",
+    "labels",
+    "missing_label",
+    "missing_value",
+    "on_bad_data",
+    "max_bad",
 )
 _OF_RESULTS = ("scan", "model", "features")
 
@@ -131,14 +137,15 @@ def with_settings_of(config: Config, result: Result) -> Config:
             inherited[name] = tuple(dict.fromkeys([*value, *values[name]]))  # extras can be added to the results
             continue
         if _conflicts(setting, values[name], stored):
-            conflicts.append(f"{name} {as_typed(value)}, found {as_typed(values[name])}")
+            conflicts.append(
+                Problem((name,), f"{as_typed(values[name])}, expected {as_typed(value)} as in the finished run")
+            )
         if is_default and (setting.affects == "features" or name in _INHERITED):
             inherited[name] = value
     if conflicts:
-        raise ConfigError(
-            f"output={printable(result.directory)}: --append uses the settings of the finished run, which has "
-            f"{'; '.join(conflicts)}. Omit these settings, or choose another --output with --model."
-        )
+        words = "an append uses the settings of the finished run"
+        remedy = "Omit these settings, or choose another {output} with {model}"
+        raise ConfigError(*conflicts, Problem(f"output={printable(result.directory)}", words, remedy))
     _check_model(config, result)
     return config.changed(**inherited, fit_on=None)  # the new rows are only encoded
 

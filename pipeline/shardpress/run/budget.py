@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shardpress.base.errors import ConfigError
+from shardpress.base.errors import ConfigError, Problem
 from shardpress.encoding.storage import storage_of
 from shardpress.hdf5.shard import Shard
 from shardpress.model.device import MOST_RESIDENT, TILE_ROWS
@@ -167,11 +167,11 @@ def _check_blocks(
     least = 4 * n_held * held_rows * row_bytes
     if least > memory:
         network_bytes = machine.memory_budget - memory
-        raise ConfigError(
-            f"memory_budget: {machine.memory_budget} bytes, expected at least {least + network_bytes} for {n_held} "
-            f"threads with blocks of {held_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower "
-            "--threads."
+        words = (
+            f"{machine.memory_budget} bytes, expected at least {least + network_bytes} for {n_held} threads with "
+            f"blocks of {held_rows} rows of {row_bytes} bytes each"
         )
+        raise ConfigError(Problem(("memory_budget",), words, "Raise it, or lower {threads}"))
 
 
 def _check_training(machine: MachineSettings, memory: int, held_bytes: int) -> None:
@@ -179,10 +179,11 @@ def _check_training(machine: MachineSettings, memory: int, held_bytes: int) -> N
     least = -(-4 * held_bytes // 3)
     if least > memory:
         network_bytes = machine.memory_budget - memory
-        raise ConfigError(
-            f"memory_budget: {machine.memory_budget} bytes, expected at least {least + network_bytes}, because the "
-            f"training holds {held_bytes} bytes of rows. Raise --memory-budget; models do not depend on it."
+        words = (
+            f"{machine.memory_budget} bytes, expected at least {least + network_bytes}, because the training holds "
+            f"{held_bytes} bytes of rows"
         )
+        raise ConfigError(Problem(("memory_budget",), words, "Raise it; models do not depend on it"))
 
 
 def _part_rows(thread_bytes: int, storage: StorageSettings, n_features: int, n_rows: int, block_rows: int) -> int:
@@ -261,11 +262,12 @@ def _network_bytes(network: Network, n_replicas: int, memory_budget: int) -> int
     n_copies = COPIES_IN_TRAINING if n_replicas else _COPIES_IN_ENCODING
     needed = 4 * network.n_weights * n_copies
     if needed > memory_budget // 2:
-        raise ConfigError(
-            f"memory_budget: {memory_budget} bytes, expected at least {2 * needed} for a network of "
+        words = (
+            f"{memory_budget} bytes, expected at least {2 * needed} for a network of "
             f"{' x '.join(map(str, network.widths))} units: its {network.n_weights} weights, the optimizer's state, "
-            "and copies for checkpoints. Raise --memory-budget, or lower --hidden or --n-features."
+            "and copies for checkpoints"
         )
+        raise ConfigError(Problem(("memory_budget",), words, "Raise it, or lower {hidden} or {n_features}"))
     if n_replicas > 1:
         needed += 4 * network.n_weights * _COPIES_OF_REPLICAS
     return needed

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shardpress.base.errors import ConfigError, DataError, printable, quantity, short_list
+from shardpress.base.errors import ConfigError, DataError, Problem, printable, quantity, short_list
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.hdf5.shard import Extra, Shard, first_rows
@@ -27,9 +27,9 @@ def fitted_rows(config: Config, shards: Sequence[Shard]) -> np.ndarray | None:
 
     If bad data are skipped, no row of a shard is selected whose extra cannot be read.
     """
-    if config.inputs.fit_on is None:
+    if config.training.fit_on is None:
         return None
-    condition = Condition.parse(config.inputs.fit_on)
+    condition = Condition.parse(config.training.fit_on)
     name = _name_of(condition, shards)
     skips = config.bad_data.on_bad_data != "raise"
     starts = first_rows(shards)
@@ -50,9 +50,8 @@ def fitted_rows(config: Config, shards: Sequence[Shard]) -> np.ndarray | None:
         compute([(select, number) for number in range(len(shards))], pool, n_threads)
     n_selected = int(np.count_nonzero(selected))
     if not n_selected:
-        raise ConfigError(
-            f"fit_on: {printable(condition)}: selects none of {quantity(len(selected), 'row')}, expected two or more"
-        )
+        words = f"{printable(condition)}: selects none of {quantity(len(selected), 'row')}, expected two or more"
+        raise ConfigError(Problem(("fit_on",), words))
     log.info("fit_on: %s: selects %d of %s", printable(condition), n_selected, quantity(len(selected), "row"))
     return selected
 
@@ -71,13 +70,10 @@ def name_of_extra(setting: str, path: str, shards: Sequence[Shard]) -> str:
     known = printable(short_list(sorted(names), _MAX_NAMES))
     reasons = {extra.name: extra.reason for shard in shards for extra in shard.left_out}
     if path in reasons:
-        raise DataError(
-            f"{setting}: {printable(path)} is left out: {reasons[path]}. Expected one of the extras ({known})."
-        )
-    raise ConfigError(
-        f"{setting}: {printable(path)}, expected one of the extras ({known}). To use a dataset of another group, add "
-        f"--include {printable(path)}."
-    )
+        words = f"{printable(path)} is left out: {reasons[path]}. Expected one of the extras ({known})"
+        raise DataError(Problem((setting,), words))
+    words = f"{printable(path)}, expected one of the extras ({known})"
+    raise ConfigError(Problem((setting,), words, "To use a dataset of another group, name it with {include} as well"))
 
 
 def _name_of(condition: Condition, shards: Sequence[Shard]) -> str:
@@ -87,7 +83,7 @@ def _name_of(condition: Condition, shards: Sequence[Shard]) -> str:
         for shard in shards:
             check_condition(_extra(shard, name), condition)
     except ValueError as error:
-        raise ConfigError(f"fit_on: {error}") from None
+        raise ConfigError(Problem(("fit_on",), str(error))) from None
     return name
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from shardpress.base.errors import ConfigError
 from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import Shard
 from shardpress.model.encoder import Model
@@ -24,12 +23,6 @@ from shardpress.shards.conversion import Conversion
 from shardpress.training.complaints import measured
 from shardpress.training.epochs import Training
 from shardpress.training.targets import Targets
-
-
-def refuse(complaints: Iterable[str]) -> None:
-    """Raise `ConfigError` with all complaints, if there are any."""
-    if words := "; ".join(complaints):
-        raise ConfigError(words)
 
 
 def resolve_for(
@@ -85,7 +78,7 @@ def training_facts(training: Training, settings: Settings, device: object, targe
     """
     about = {**training.state.summary(), **measured(training)}
     if targets is not None:
-        about["target"] = {**targets.facts(), "fit_on": settings.inputs.fit_on}
+        about["target"] = {**targets.facts(), "fit_on": settings.training.fit_on}
     return {"training": about, "config": settings.flat(), "device": str(device)}
 
 

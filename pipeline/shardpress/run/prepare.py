@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from msgspec import structs
 
-from shardpress.base.errors import ConfigError, printable
+from shardpress.base.errors import ConfigError, Problem, printable
 from shardpress.cluster.pool import check_settings
 from shardpress.hdf5.shard import Shard
 from shardpress.model.encoder import Model
@@ -25,14 +25,15 @@ from shardpress.run.budget import make_budget, n_threads_of, repeated_chunks
 from shardpress.run.difference import Wanted, difference
 from shardpress.run.fitted import fitted_rows, name_of_extra
 from shardpress.run.inputs import matching_of, model_name, open_inputs
-from shardpress.run.modeling import refuse, resolve_for
+from shardpress.run.modeling import resolve_for
 from shardpress.run.request import request_of, schema_of
 from shardpress.run.task import Task
 from shardpress.scan.ranges import n_fitted_rows
-from shardpress.settings.config import Config, problems
+from shardpress.settings.config import Config
+from shardpress.settings.conflicts import conflicts, conflicts_with_rows, refuse
 from shardpress.settings.finish_by import deadline_of
 from shardpress.settings.kinds import as_typed
-from shardpress.settings.resolve import Settings, unsuitable_settings
+from shardpress.settings.resolve import Settings
 from shardpress.shards.conversion import Conversion
 from shardpress.training.targets import Targets, read_targets
 
@@ -44,7 +45,7 @@ def prepare(config: Config, journal: Journal | None = None) -> Task:
 
     `journal` is that of the output directory, if it exists.
     """
-    refuse(problems(config))  # before the inputs, which can take minutes to open
+    refuse(conflicts(config))  # before the inputs, which can take minutes to open
     check_settings(config.cluster)
     result = None if journal is None else journal.base
     base = base_of(journal)
@@ -146,31 +147,31 @@ def _log_settings(config: Config, settings: Settings, given_model: Model | None)
 
 def _complaints(
     settings: Settings, shards: Sequence[Shard], given_model: Model | None, fitted: np.ndarray | None
-) -> Iterator[str]:
-    """Yield a sentence for each conflict between the settings, the inputs and a given model."""
+) -> Iterator[Problem]:
+    """Yield a problem for each conflict between the settings, the inputs and a given model."""
     first = shards[0]
     if given_model is None:
-        yield from unsuitable_settings(settings, n_fitted_rows(shards, fitted), first.n_inputs)
+        yield from conflicts_with_rows(settings, n_fitted_rows(shards, fitted), first.n_inputs)
     else:
         model = model_name(settings)
         if given_model.n_columns != first.n_inputs:
             actual = f"found {first.n_inputs} in file={printable(first.path)}"
-            yield f"{model}: expects {given_model.n_columns} columns, {actual}"
+            yield Problem(model, f"expects {given_model.n_columns} columns, {actual}")
         n_features = settings.network.n_features
         if given_model.network.n_features != n_features:
             has = f"has {given_model.network.n_features} features"
             if not given_model.is_nested:
                 has += " and was trained without --nested"
-            yield f"{model}: {has}, found n_features {n_features}; omit this setting"
+            yield Problem(model, f"{has}, found {n_features}", "Omit {n_features}")
         yield from _contradictions(settings, given_model, model)
     now = time.time()
-    if (deadline_of(settings.timing, now) or now) < now:
-        yield f"finish_by: {settings.timing.finish_by} is in the past, expected a future time"
+    if (deadline_of(settings.training, now) or now) < now:
+        yield Problem(("finish_by",), f"{settings.training.finish_by} is in the past, expected a future time")
     yield from _inside_output(settings, shards)
 
 
-def _contradictions(settings: Settings, given_model: Model, model: str) -> Iterator[str]:
-    """Yield a sentence for each setting that contradicts a given model."""
+def _contradictions(settings: Settings, given_model: Model, model: str) -> Iterator[Problem]:
+    """Yield a problem for each setting that contradicts a given model."""
     network = given_model.network
     layers = [
         ("hidden", network.widths[1:-1], settings.network.hidden),
@@ -178,7 +179,7 @@ def _contradictions(settings: Settings, given_model: Model, model: str) -> Itera
     ]
     for name, has, given in layers:
         if given != has:
-            yield f"{model}: has {name} {as_typed(has)}, found {name} {as_typed(given)}; omit this setting"
+            yield Problem(model, f"has {name} {as_typed(has)}, found {as_typed(given)}", f"Omit {{{name}}}")
     scaling = [
         ("impute", given_model.scaler.fill is not None, settings.bad_data.impute),
         ("clip_quantile", given_model.scaler.clips, settings.bad_data.clip_quantile),
@@ -186,25 +187,25 @@ def _contradictions(settings: Settings, given_model: Model, model: str) -> Itera
     ]
     for name, is_trained_with, value in scaling:
         if value and not is_trained_with:
-            yield f"{model}: was trained without {name}, found {name} {as_typed(value)}; omit this setting"
+            yield Problem(model, f"was trained without {name}, found {as_typed(value)}", f"Omit {{{name}}}")
     preparation = given_model.preparation or Preparation()
     for name in ("row_scale", "transform"):
         value = getattr(settings.scaling, name)
         trained_with = getattr(preparation, name) or "none"
         if value not in ("auto", trained_with):
-            yield f"{model}: was trained with {name} {trained_with}, found {value}; omit this setting"
+            yield Problem(model, f"was trained with {name} {trained_with}, found {value}", f"Omit {{{name}}}")
 
 
-def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]:
-    """Yield a sentence for each input and model in the output directory, where the run could remove it."""
+def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[Problem]:
+    """Yield a problem for each input and model in the output directory, where the run could remove it."""
     output = Path(settings.results.output)
     where = f"output={printable(output)}"
     inputs = files_inside(output, [Path(shard.path) for shard in shards])
     if inputs:
-        yield f"{where}: contains the input file={printable(inputs[0])}, expected another --output"
+        yield Problem(where, f"contains the input file={printable(inputs[0])}", "Choose another {output}")
     if settings.inputs.model:
         model = Path(settings.inputs.model)
         if model.is_dir():
             model = model / INDEX
         if files_inside(output, [model]):
-            yield f"{where}: contains the given model and the results of its training, expected another --output"
+            yield Problem(where, "contains the given model and the results of its training", "Choose another {output}")

@@ -69,7 +69,7 @@ def request_of(
 def _training_request(settings: Settings) -> dict[str, Any]:
     """Return everything that determines the model, except for the scan."""
     training = fingerprint_values(settings, "model")
-    if settings.timing.finish_by:
+    if settings.training.finish_by:
         # A run with a deadline measures how many epochs fit. A run without one must not reuse that model. A second run
         # with a deadline resumes with the number of epochs that the first one decided on.
         training["by_deadline"] = True

@@ -159,10 +159,10 @@ def stored_deadline(journal: Journal, config: Config, now: Request, start: float
     None if the run has no deadline. A run that is resumed keeps the deadline of its first start, unless that deadline
     has passed.
     """
-    ends_by = deadline_of(config.timing, start)
+    ends_by = deadline_of(config.training, start)
     if ends_by is None:
         return None
-    requested = config.timing.finish_by
+    requested = config.training.finish_by
     before = journal.deadline if journal.request is not None and _is_same_work(journal.request, now) else None
     if before is not None and before["finish_by"] == requested:
         if before["ends_by"] > start:

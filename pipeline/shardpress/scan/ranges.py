@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.base.errors import DataError, printable, quantity, short_list
+from shardpress.base.errors import DataError, Problem, printable, quantity, short_list
 from shardpress.base.formats import pack, sum_of_digests, unpack
 from shardpress.cluster.executor import reduce
 from shardpress.hdf5.columns import Columns
@@ -412,13 +412,12 @@ def check_usable(shards: Sequence[Shard], scan_result: Scan, settings: ScanSetti
 
 
 def _no_usable_rows(shards: Sequence[Shard], scan_result: Scan, settings: ScanSettings) -> DataError:
-    advice = ""
+    remedy = ""
     if misses_values(shards, scan_result, settings):
-        advice = " Fill in missing values with --impute median."
-    return DataError(
-        f"{_all_of(shards)}: found no usable rows, because all {scan_result.n_rows} rows contain "
-        f"{_bad_values(scan_result, settings)} or cannot be read.{advice}"
-    )
+        remedy = "Fill in missing values with {impute} median"
+    bad_values = _bad_values(scan_result, settings)
+    words = f"found no usable rows, because all {scan_result.n_rows} rows contain {bad_values} or cannot be read"
+    return DataError(Problem(_all_of(shards), words, remedy))
 
 
 def _all_of(shards: Sequence[Shard]) -> str:

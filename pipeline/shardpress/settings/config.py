@@ -8,9 +8,9 @@ settings have none of them: only ``--preset`` sets them. The device is not a set
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 
 from msgspec import Meta, ValidationError, convert
 
@@ -59,32 +59,8 @@ values of other settings.
 """
 
 
-_EXCLUSIVE = (
-    *(("overwrite", "restart"), ("quiet", "verbose")),
-    *(
-        ("append", "overwrite"),
-        ("append", "restart"),
-        ("retrain", "append"),
-        ("retrain", "restart"),
-        ("retrain", "model"),
-    ),
-    ("workers", "scheduler"),
-    *(("fit_on", "model"), ("target", "model"), ("preset", "model")),
-    *(("row_scale", "missing_value"), ("transform", "missing_value")),  # prepared values cannot be compared with it
-    ("devices", "scheduler"),  # workers of a scheduler have their own devices
-)
-"""Pairs of settings that exclude each other."""
-
-_REQUIRED = {
-    "target_weight": ["target"],
-    "missing_indicator": ["impute"],
-    "drop_missing": ["append", "retrain"],
-    "on_append_drift": ["append"],
-    "keep_generations": ["retrain"],
-    "insecure_cluster": ["scheduler"],
-    "mixed_processors": ["scheduler"],
-}
-"""Settings that have an effect only with one of some other settings."""
+Group = Literal["input", "bad data", "model", "training", "output", "machine", "cluster", "messages"]
+"""Group of settings in ``--help`` and in printed settings."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +73,10 @@ class Setting:
     kind: Kind
     default: object  # None if it depends on other facts; a tuple if the setting takes several values
     affects: Affected
+    group: Group
+    is_common: bool  # whether ``--help`` shows it; ``--help-all`` shows all settings
+    excludes: tuple[str, ...]  # settings that cannot be given as well
+    requires: tuple[str, ...]  # settings one of which it needs in order to have an effect
     help: str  # in full sentences; a fixed default is appended to it
 
     @property
@@ -112,19 +92,31 @@ class Setting:
             raise ValueError(f"{value!r}, expected {self.kind.expected}") from None
 
 
-def _setting(help: str = "", *, default: Any = None, affects: Affected | None = None) -> Any:
-    """Return a field of a slice; without a help text, it has no flag. By default, it affects what the slice affects."""
-    return field(default=default, metadata={"help": help, "affects": affects})
+def _setting(
+    help: str = "",
+    *,
+    default: object = None,
+    affects: Affected | None = None,
+    group: Group | None = None,
+    is_common: bool = False,
+    excludes: tuple[str, ...] = (),
+    requires: tuple[str, ...] = (),
+) -> Any:
+    """Return a field of a slice; without a help text, it has no flag.
+
+    By default, it affects what the slice affects, and belongs to the group of the slice.
+    """
+    facts: dict[str, object] = {"is_common": is_common, "excludes": excludes, "requires": requires, "help": help}
+    if affects is not None:
+        facts["affects"] = affects
+    if group is not None:
+        facts["group"] = group
+    return field(default=default, metadata=facts)
 
 
-def _switch(help: str) -> Any:
-    """Return a field that is off by default."""
-    return _setting(help, default=False)
-
-
-def _slice(type: Any, affects: Affected) -> Any:
+def _slice(type: type[object], affects: Affected, group: Group) -> Any:
     """Return a field of `Config`."""
-    return field(default_factory=type, metadata={"affects": affects})
+    return field(default_factory=type, metadata={"affects": affects, "group": group})
 
 
 @dataclass(frozen=True)
@@ -132,9 +124,14 @@ class _InputSettings:
     """Input files, and the location of rows and columns in them."""
 
     input: tuple[FilePath, ...] = _setting(
-        "Read these HDF5 shards: files, directories or globs.", default=("data/*.h5",)
+        "Read these HDF5 shards: files, directories or globs.",
+        default=("data/*.h5",),
+        is_common=True,
     )
-    dataset: str | None = _setting("Dataset that contains the rows. Default: X, or the only candidate.")
+    dataset: str | None = _setting(
+        "Dataset that contains the rows. Default: X, or the only candidate.",
+        is_common=True,
+    )
     orientation: Literal["rows", "columns"] | None = _setting(
         "Axis of the rows: rows (first axis) or columns (last axis, as MATLAB, Fortran, Julia and R write them). "
         "Required for MATLAB files. Default: rows."
@@ -150,24 +147,24 @@ class _InputSettings:
         "copied.",
         default=(),
         affects="features",
+        is_common=True,
     )
     labels: DatasetPath | None = _setting(
         "Extra with the labels, for the report: it compares the accuracy of a classifier on the features and on "
         "principal components. Default: --target, otherwise the first usable one of --include, y, label, target, "
         "class, or any other; none that is named like a batch or an id.",
         affects="nothing",
+        is_common=True,
     )
     missing_label: Label | None = _setting(
         "Treat this value of --labels and --target as missing, like NaN, empty strings and masked values; for example "
-        "-1 or unknown. Default: no other value, so that -1 and 255 are labels."
-    )
-    fit_on: ConditionText | None = _setting(
-        "Scan and train only on rows whose extra fulfils this condition, for example 'split==train', 'split in "
-        "train,val' or 'quality>0.5' (in quotes, for the shell). All rows are encoded.",
-        affects="scan",
+        "-1 or unknown. Default: no other value, so that -1 and 255 are labels.",
+        is_common=True,
     )
     model: FilePath | None = _setting(
-        "Encode with this model file, or with the model of this output directory; train nothing."
+        "Encode with this model file, or with the model of this output directory; train nothing.",
+        group="model",
+        is_common=True,
     )
 
 
@@ -175,22 +172,26 @@ class _InputSettings:
 class _ScalingSettings:
     """Scaling of the columns."""
 
-    scale: Literal["auto", "range", "std", "common", "none"] = _setting(
-        "Scale each column to [0, 1] (range) or to the same variance (std), divide all columns by one number (common), "
-        "leave them as they are (none), or choose one of the first three (auto).",
-        default="auto",
-    )
     row_scale: Annotated[str, one_of(("auto", "none", *ROW_SCALES))] = _setting(
         "Divide each row by its total, and multiply it by 10,000 (total), or divide it by its median, its Euclidean "
         "norm (norm) or its largest absolute value (max), before the columns are scaled; or leave it as it is (none). "
         "With auto, rows that look like counts are divided by their total, and spectra of different brightness by "
         "their median.",
         default="auto",
+        excludes=("missing_value",),  # prepared values cannot be compared with it
     )
     transform: Annotated[str, one_of(("auto", "none", *TRANSFORMS))] = _setting(
         "After --row-scale and before the columns are scaled, replace each value x by sign(x) log(1 + |x|) (log1p), or "
         "leave it as it is (none). With auto, counts and values with heavy tails are replaced by logarithms.",
         default="auto",
+        is_common=True,
+        excludes=("missing_value",),  # prepared values cannot be compared with it
+    )
+    scale: Literal["auto", "range", "std", "common", "none"] = _setting(
+        "Scale each column to [0, 1] (range) or to the same variance (std), divide all columns by one number (common), "
+        "leave them as they are (none), or choose one of the first three (auto).",
+        default="auto",
+        is_common=True,
     )
 
 
@@ -200,15 +201,13 @@ class NetworkSettings:
 
     n_features: Positive | None = _setting(  # the default depends on the inputs: see `resolve`
         "Number of features of the code. Default: 64, or half the columns if there are fewer than 128. With a --model "
-        "that was trained with --nested: the number of its first features to write."
+        "that was trained with --nested: the number of its first features to write.",
+        is_common=True,
     )
     hidden: Widths | None = _setting(
         "Number of units in each hidden layer between columns and features, or none. Default: one layer of 512, or "
-        "fewer for narrow data or few rows."
-    )
-    output_layer: Annotated[str, one_of(OUTPUT_LAYERS)] | None = _setting(
-        "Layer whose outputs are the features: the code, which is as wide as --n-features, or the last hidden layer, "
-        "which is usually wider (hidden). Default: code, or the layer of --model."
+        "fewer for narrow data or few rows.",
+        is_common=True,
     )
     activation: Annotated[str, one_of(HIDDEN)] = _setting("Activation of the hidden layers.", default="relu")
     code_activation: Annotated[str, one_of(CODES)] | None = _setting(
@@ -218,9 +217,14 @@ class NetworkSettings:
     # Learn one scale factor per feature in the decoder, so that sigmoid features need not saturate. Default: True for
     # sigmoid features.
     decoder_gain: YesOrNo | None = _setting()
-    nested: YesOrNo = _switch(
+    nested: YesOrNo = _setting(
         "Train features whose first 8, 16, 32, ... can be used without the others, so that their number can be chosen "
-        "afterwards. The features are linear."
+        "afterwards. The features are linear.",
+        default=False,
+    )
+    output_layer: Annotated[str, one_of(OUTPUT_LAYERS)] | None = _setting(
+        "Layer whose outputs are the features: the code, which is as wide as --n-features, or the last hidden layer, "
+        "which is usually wider (hidden). Default: code, or the layer of --model."
     )
 
 
@@ -232,13 +236,16 @@ class TrainingSettings:
         "Start from the settings of a known model: the one of the published table, without hidden layers and with two "
         "sigmoid features (reference). Other settings override it.",
         affects="inputs",
+        group="model",
+        excludes=("model",),
     )
     # Initialize the weights from principal components or at random; then the biases from the column means or to zero.
     start: Literal["components", "random"] = _setting(default="components")
     biases: Literal["mean", "zero"] = _setting(default="mean")
     epochs: Positive | None = _setting(
         f"Maximum number of passes over the training rows. Default: {EPOCHS}, or more if {EPOCHS} epochs "
-        f"have fewer than {LEAST_STEPS} steps."
+        f"have fewer than {LEAST_STEPS} steps.",
+        is_common=True,
     )
     batch_size: Positive | None = _setting(
         "Number of rows in one training step. Default: a fiftieth of the rows, but at least 16 and at most 128."
@@ -250,23 +257,40 @@ class TrainingSettings:
     )
     # The learning rate does not change (constant), or increases over the first epoch and then decreases to 0 (linear).
     schedule: Literal["constant", "linear"] = _setting(default="linear")
-    # Rounded to n/256: larger values would become 1, and values from 0 to 0.004 would become 0 (see `problems`).
+    # Rounded to n/256: larger values would become 1, and values from 0 to 0.004 would become 0 (see `conflicts`).
     corruption: Annotated[float, Meta(ge=0, le=0.998)] | None = _setting(
         "Fraction of the entries to hide from the encoder during training; they differ in each step. Default: "
-        f"{MASKED} with a hidden layer and {MANY_INPUTS} columns or more, otherwise 0."
+        f"{MASKED} with a hidden layer and {MANY_INPUTS} columns or more, otherwise 0.",
+        is_common=True,
+    )
+    fit_on: ConditionText | None = _setting(
+        "Scan and train only on rows whose extra fulfils this condition, for example 'split==train', 'split in "
+        "train,val' or 'quality>0.5' (in quotes, for the shell). All rows are encoded.",
+        affects="scan",
+        is_common=True,
+        excludes=("model",),
     )
     target: DatasetPath | None = _setting(
         "Extra with classes (strings or whole numbers) or numbers (floats) that a linear function of the features "
         "learns to predict during training. Rows without a value are used for the reconstruction only. If fewer than "
         "20 % of the rows have a class, a linear classifier of the columns estimates the class of others. Use it with "
-        "--fit-on, because features of the rows that they were trained on are too good."
+        "--fit-on, because features of the rows that they were trained on are too good.",
+        is_common=True,
+        excludes=("model",),
     )
     target_weight: Annotated[float, Meta(gt=0)] | None = _setting(
-        f"Weight of the --target, compared with the reconstruction. Default: {TARGET_WEIGHT}."
+        f"Weight of the --target, compared with the reconstruction. Default: {TARGET_WEIGHT}.",
+        requires=("target",),
     )
     replicas: Positive | None = _setting(
         "Number of copies of the model that train in parallel and are averaged many times per epoch; reduced if each "
         "would have too few steps. Default: 1 if one device trains in minutes, otherwise 8."
+    )
+    finish_by: Time | None = _setting(
+        "Stop training in time to finish the run by this time, for example 06:00, '2030-01-31 06:00' or +8h, which is "
+        "8 hours after the first start. Default: no limit.",
+        affects="inputs",
+        is_common=True,
     )
     seed: Natural = _setting("Seed of all random numbers.", default=0)
 
@@ -291,14 +315,16 @@ class MachineSettings:
 
     threads: Positive | None = _setting("Number of Dask threads. Default: one per processor core.")
     memory_budget: Annotated[Bytes, Meta(ge=2**24)] = _setting(
-        "Host memory for rows and features, for example 4GiB.", default=2 * 2**30
+        "Host memory for rows and features, for example 4GiB.",
+        default=2 * 2**30,
+        is_common=True,
     )
     # Rows that are kept in memory and rows that are streamed train the same model.
     device_memory_budget: Bytes | None = _setting(
         "Device memory for rows, for example 4GiB. Default: half of the free memory, or of the memory that "
         "gpuarray.preallocate reserves."
     )
-    require_device: bool = _switch("Stop if Theano's device cannot be used, instead of using the CPU.")
+    require_device: bool = _setting("Stop if Theano's device cannot be used, instead of using the CPU.", default=False)
 
 
 @dataclass(frozen=True)
@@ -310,6 +336,7 @@ class BadDataSettings:
         "for them and list them in bad_rows.jsonl (skip).",
         default="raise",
         affects="inputs",
+        is_common=True,
     )
     max_bad: BadDataLimit = _setting(  # checked again even if all results are reused
         "With --on-bad-data skip, stop if more of the data are bad: a percentage of the rows or of the shards, or a "
@@ -317,28 +344,37 @@ class BadDataSettings:
         "percentage, because its number of rows is unknown.",
         default="1%",
         affects="nothing",
+        is_common=True,
     )
     missing_value: ExactNumber | None = _setting(  # missing values do not count towards ranges, so the scaling changes
-        "Treat this value as missing, like NaN; for example -9999."
+        "Treat this value as missing, like NaN; for example -9999.",
+        is_common=True,
     )
     impute: Literal["mean", "median"] | None = _setting(
         "Replace missing values by the mean or median of their column; a row without any value stays bad. Default: "
-        "rows with missing values are bad."
+        "rows with missing values are bad.",
+        is_common=True,
     )
-    missing_indicator: YesOrNo = _switch(
+    missing_indicator: YesOrNo = _setting(
         "With --impute, add a column for each column with missing values, which is 1 where the value is missing and 0 "
-        "elsewhere."
+        "elsewhere.",
+        default=False,
+        is_common=True,
+        requires=("impute",),
     )
     clip_quantile: Annotated[float, Meta(ge=0, lt=0.5)] = _setting(
         "Clip this fraction of the values at either end of each column, so that outliers do not stretch its range; for "
         "example 0.001.",
         default=0.0,
+        group="model",
+        is_common=True,
     )
     on_drift: Literal["clip", "pass", "raise"] = _setting(
         "With --model or --fit-on, what to do with rows outside the range of the rows that the model was trained on: "
         "count them (pass), clip them to the range (clip), or stop (raise).",
         default="pass",
         affects="features",
+        group="model",
     )
 
 
@@ -350,9 +386,10 @@ class StorageSettings:
     compression: Literal["none", "lzf", "gzip"] = _setting(
         "Compression of the stored features; lzf is specific to h5py.", default="none"
     )
-    row_error: bool = _switch(
+    row_error: bool = _setting(
         "Store the reconstruction error of each row as well, as the extra error: the mean squared error in scaled "
-        "units, of values before they are clipped. Rows with large errors are unlike the rows of the training."
+        "units, of values before they are clipped. Rows with large errors are unlike the rows of the training.",
+        default=False,
     )
 
 
@@ -360,27 +397,29 @@ class StorageSettings:
 class ClusterSettings:
     """Processes that do the work."""
 
-    workers: Natural = _setting("Number of worker processes on this machine; 0 uses threads of one process.", default=0)
+    workers: Natural = _setting(
+        "Number of worker processes on this machine; 0 uses threads of one process.",
+        default=0,
+        excludes=("scheduler",),
+    )
     devices: Devices | None = _setting(
-        "Start a worker for each of these devices, for example cuda0,cuda1 or all. Default: the device of THEANO_FLAGS."
+        "Start a worker for each of these devices, for example cuda0,cuda1 or all. Default: the device of "
+        "THEANO_FLAGS.",
+        excludes=("scheduler",),  # its workers have their own devices
     )
     scheduler: SchedulerAddress | None = _setting(
         "Run on the Dask cluster with this scheduler: its address, for example tls://host:8786, or the file that it "
         "writes (dask scheduler --scheduler-file)."
     )
-    insecure_cluster: bool = _switch("Allow a connection without TLS to a scheduler on another machine.")
-    mixed_processors: bool = _switch(
-        "Allow workers with different processors. The last bits of results then depend on which worker computed them."
+    insecure_cluster: bool = _setting(
+        "Allow a connection without TLS to a scheduler on another machine.",
+        default=False,
+        requires=("scheduler",),
     )
-
-
-@dataclass(frozen=True)
-class TimingSettings:
-    """The end of the run."""
-
-    finish_by: Time | None = _setting(
-        "Stop training in time to finish the run by this time, for example 06:00, '2030-01-31 06:00' or +8h, which is "
-        "8 hours after the first start. Default: no limit."
+    mixed_processors: bool = _setting(
+        "Allow workers with different processors. The last bits of results then depend on which worker computed them.",
+        default=False,
+        requires=("scheduler",),
     )
 
 
@@ -388,53 +427,83 @@ class TimingSettings:
 class ResultSettings:
     """The output directory, and the messages."""
 
-    output: FolderPath = _setting("Write the results to this directory.", default="features")
+    output: FolderPath = _setting(
+        "Write the results to this directory.",
+        default="features",
+        is_common=True,
+    )
     verify: Literal["digests", "sizes"] = _setting(
         "How to recognize input files and check earlier results: by digests where they are needed (digests), or "
         "without reading them, by name, size and modification time (sizes). --append checks results by size.",
         default="digests",
     )
-    restart: bool = _switch("Discard all results in the output directory and start over.")
-    overwrite: bool = _switch("Allow replacing results that were made from the same input with other settings.")
-    append: bool = _switch(
-        "Encode new and changed files with the model in the output directory, and publish their features with the "
-        "finished results."
+    restart: bool = _setting("Discard all results in the output directory and start over.", default=False)
+    overwrite: bool = _setting(
+        "Allow replacing results that were made from the same input with other settings.",
+        default=False,
+        is_common=True,
+        excludes=("restart",),
     )
-    drop_missing: bool = _switch(
-        "With --append or --retrain, remove the rows of files that are no longer in the input from the results."
+    append: bool = _setting(
+        "Encode new and changed files with the model in the output directory, and publish their features with the "
+        "finished results.",
+        default=False,
+        is_common=True,
+        excludes=("overwrite", "restart"),
+    )
+    drop_missing: bool = _setting(
+        "With --append or --retrain, remove the rows of files that are no longer in the input from the results.",
+        default=False,
+        requires=("append", "retrain"),
     )
     on_append_drift: Literal["warn", "fail", "watch"] = _setting(
         "With --append, the verdicts on the new rows that end the run (80) without publishing their features: none, "
         "but watch and retrain are warnings (warn); retrain, and rows that cannot be judged (fail); or these and "
         "watch, which is the strictest value (watch).",
         default="warn",
+        is_common=True,
+        requires=("append",),
     )
-    retrain: bool = _switch(
+    retrain: bool = _setting(
         "Train a new model on all files, and publish it with its features as the next generation. Earlier generations "
-        "are kept, see --keep-generations."
+        "are kept, see --keep-generations.",
+        default=False,
+        is_common=True,
+        excludes=("append", "restart", "model"),
     )
     keep_generations: Positive = _setting(
-        "With --retrain, number of generations to keep, including the new one.", default=2
+        "With --retrain, number of generations to keep, including the new one.",
+        default=2,
+        requires=("retrain",),
     )
-    quiet: bool = _switch("Print only warnings, errors and the summary.")
-    verbose: bool = _switch("Print details as well.")
+    quiet: bool = _setting(
+        "Print only warnings, errors and the summary.",
+        default=False,
+        group="messages",
+        is_common=True,
+        excludes=("verbose",),
+    )
+    verbose: bool = _setting(
+        "Print details as well.",
+        default=False,
+        group="messages",
+    )
 
 
 @dataclass(frozen=True)
 class Config:
     """All settings of a run, in slices. Each module receives the slice that it uses."""
 
-    inputs: _InputSettings = _slice(_InputSettings, "inputs")
-    scaling: _ScalingSettings = _slice(_ScalingSettings, "scan")
-    network: NetworkSettings = _slice(NetworkSettings, "model")
-    training: TrainingSettings = _slice(TrainingSettings, "model")
-    validation: _ValidationSettings = _slice(_ValidationSettings, "model")
-    machine: MachineSettings = _slice(MachineSettings, "nothing")
-    bad_data: BadDataSettings = _slice(BadDataSettings, "scan")
-    storage: StorageSettings = _slice(StorageSettings, "features")
-    cluster: ClusterSettings = _slice(ClusterSettings, "nothing")
-    timing: TimingSettings = _slice(TimingSettings, "inputs")
-    results: ResultSettings = _slice(ResultSettings, "nothing")
+    inputs: _InputSettings = _slice(_InputSettings, "inputs", "input")
+    network: NetworkSettings = _slice(NetworkSettings, "model", "model")
+    scaling: _ScalingSettings = _slice(_ScalingSettings, "scan", "model")
+    training: TrainingSettings = _slice(TrainingSettings, "model", "training")
+    validation: _ValidationSettings = _slice(_ValidationSettings, "model", "training")
+    bad_data: BadDataSettings = _slice(BadDataSettings, "scan", "bad data")
+    results: ResultSettings = _slice(ResultSettings, "nothing", "output")
+    storage: StorageSettings = _slice(StorageSettings, "features", "output")
+    machine: MachineSettings = _slice(MachineSettings, "nothing", "machine")
+    cluster: ClusterSettings = _slice(ClusterSettings, "nothing", "cluster")
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -477,16 +546,10 @@ def _known_settings() -> dict[str, Setting]:
     for part in fields(Config):
         values = getattr(defaults, part.name)
         types = get_type_hints(type(values), include_extras=True)
-        for each in fields(values):
-            settings[each.name] = Setting(
-                name=each.name,
-                slice=part.name,
-                type=types[each.name],
-                kind=kind_of(types[each.name]),
-                default=each.default,
-                affects=each.metadata["affects"] or part.metadata["affects"],
-                help=each.metadata["help"],
-            )
+        for own in fields(values):
+            type_ = types[own.name]
+            facts = {**part.metadata, **own.metadata}
+            settings[own.name] = Setting(own.name, part.name, type_, kind_of(type_), own.default, **facts)
     return settings
 
 
@@ -494,34 +557,13 @@ SETTINGS: Mapping[str, Setting] = _known_settings()
 """All settings by their names."""
 
 
+def in_groups() -> Iterator[tuple[Group, list[Setting]]]:
+    """Yield each group with its settings that have flags."""
+    for group in get_args(Group):
+        yield group, [setting for setting in SETTINGS.values() if setting.group == group and setting.has_flag]
+
+
 def fingerprint_values(config: Config, result: Affected) -> dict[str, Any]:
     """Return the settings whose values determine a result, by their names."""
     values = config.flat()
     return {name: values[name] for name, setting in SETTINGS.items() if setting.affects == result}
-
-
-def problems(config: Config) -> list[str]:
-    """Return a sentence for each setting that contradicts another one."""
-    values = config.flat()
-    wrong = []
-    if config.training.corruption is not None and 0 < config.training.corruption < 0.004:
-        wrong.append(f"corruption: {config.training.corruption}, expected 0, or from 0.004 to 0.998")
-    for pair in _EXCLUSIVE:
-        if all(values[name] not in (SETTINGS[name].default, "none") for name in pair):
-            wrong.append(f"{' and '.join(pair)}: both are set, expected at most one of them")
-    for name, required in _REQUIRED.items():
-        if values[name] != SETTINGS[name].default and not any(values[other] for other in required):
-            others = " or ".join(required)
-            wrong.append(f"{name}: set without {others}, expected both. Set {others}, or remove {name}.")
-    if config.network.nested and config.network.code_activation not in (None, "linear"):
-        wrong.append(
-            f"code_activation: {config.network.code_activation} with nested, expected linear. Remove one of them."
-        )
-    if config.network.nested and config.network.output_layer == "hidden":
-        wrong.append(
-            "output_layer: hidden with nested, expected code, because only the features of the code are nested. Remove "
-            "one of them."
-        )
-    if config.network.output_layer == "hidden" and config.network.hidden == ():
-        wrong.append("output_layer: hidden without hidden layers, expected one. Set hidden, or remove output_layer.")
-    return wrong

@@ -5,55 +5,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from shardpress.base.commandline import Parser
-from shardpress.base.errors import ConfigError, UsageError, printable
-from shardpress.settings.config import SETTINGS, Config, Setting, problems
+from shardpress.base.errors import ConfigError, UsageError, flag, printable
+from shardpress.settings.config import SETTINGS, Config, Setting, in_groups
 from shardpress.settings.configfile import read_configuration
+from shardpress.settings.conflicts import conflicts
 from shardpress.settings.kinds import SWITCH, YES_OR_NO, Kind, as_typed
 from shardpress.settings.presets import values_of_preset
 from shardpress.settings.printed import as_yaml
 
 _ENVIRONMENT_PREFIX = "SHARDPRESS_"
 
+_Shown = Literal["none", "common", "all"]  # settings on a page
+
 _COMPLAINTS_LISTED = 50  # each line of a file that is not a configuration can cause one
 
-# Groups of settings in --help-all.
-_STAGES = {
-    "input": ("input", "dataset", "orientation", "match_columns", "include", "labels", "missing_label"),
-    "bad data": ("on_bad_data", "max_bad", "missing_value", "impute", "missing_indicator"),
-    "model": (
-        *("model", "preset", "n_features", "hidden", "activation", "code_activation", "nested", "output_layer"),
-        *("row_scale", "transform", "scale", "clip_quantile", "on_drift"),
-    ),
-    "training": (
-        *("epochs", "batch_size", "optimizer", "learning_rate", "corruption"),
-        *("fit_on", "target", "target_weight", "replicas", "finish_by", "seed"),
-        *("validation_fraction", "patience"),
-    ),
-    "output": (
-        *("output", "storage_dtype", "compression", "row_error"),
-        *("verify", "restart", "overwrite", "append", "drop_missing", "on_append_drift"),
-        *("retrain", "keep_generations"),
-    ),
-    "machine": ("threads", "memory_budget", "device_memory_budget", "require_device"),
-    "cluster": ("workers", "devices", "scheduler", "insecure_cluster", "mixed_processors"),
-    "messages": ("quiet", "verbose"),
-}
-
 _FLAGGED = {name: setting for name, setting in SETTINGS.items() if setting.has_flag}
-
-# Settings in --help. The page fits on two screens.
-_COMMON = (
-    *("input", "dataset", "include", "labels", "missing_label"),
-    *("on_bad_data", "max_bad", "missing_value", "impute", "missing_indicator"),
-    *("model", "n_features", "hidden", "transform", "scale", "clip_quantile"),
-    *("epochs", "corruption", "fit_on", "target", "finish_by"),
-    *("output", "overwrite", "append", "on_append_drift", "retrain", "memory_budget", "quiet"),
-)
 
 _OTHER_FLAGS = {
     "--help-all": "Print a page with all settings and exit.",
@@ -62,32 +33,10 @@ _OTHER_FLAGS = {
 }
 """Flags that are not settings, with their help texts."""
 
-_REMOVED = {
-    **dict.fromkeys(
-        ("start", "biases", "schedule", "momentum", "weight_decay", "decoder_gain"),
-        "use --preset reference for the value of the reference model; other models use the default",
-    ),
-    "baseline": "the baseline is always computed if there are validation rows",
-    "block_rows": "the number of rows to read at once follows from the size of a row",
-    "shuffle_window": "rows are shuffled in windows of 256 MiB",
-    "checkpoint_minutes": "checkpoints are written every 5 minutes",
-    "max_bad_rows": "use --max-bad, which limits rows and shards",
-    "max_bad_shards": "use --max-bad, which limits rows and shards",
-    "align_to": "shardpress compare A B --map FILE writes the map, for open_features(as_of=FILE)",
-    "max_hours": "use --finish-by, for example --finish-by +8h",
-    "dashboard": "the address of a dashboard is logged if the scheduler has one",
-    "scheduler_file": "give the file with --scheduler",
-    "follow": "give the files that hold the rows with --input",
-    "format": "shardpress export DIR --to parquet writes the files from the results",
-    "max_feature_error": "use --storage-dtype float16, whose rounding error the report states",
-    "single_file": "shardpress export DIR --to hdf5 writes the file from the results",
-}
-"""For each removed setting of version 0.2, a sentence that says what replaces it."""
-
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], description: str) -> Config:
     """Return the settings of a run from all sources, see `parse_with_settings`."""
-    config, _ = _parse(_parser_of_settings(description), arguments, environment)
+    config, _ = _parse(_parser_of_settings(description, "common"), arguments, environment)
     return config
 
 
@@ -100,7 +49,7 @@ def parse_with_settings(
     command's own arguments, but not to its ``--help`` page. Raise `UsageError` for an invalid flag, and
     `ConfigError` for any other invalid value.
     """
-    _add_settings(parser, shown=())
+    _add_settings(parser, "none")
     return _parse(parser, arguments, environment)
 
 
@@ -109,17 +58,16 @@ def _parse(
 ) -> tuple[Config, argparse.Namespace]:
     own, flags = _parse_flags(parser, arguments)
     if flags.pop("help_all", False):
-        _parser_of_settings(parser.description or "", _FLAGGED).print_help()
+        _parser_of_settings(parser.description or "", "all").print_help()
         raise SystemExit(0)
     is_printed = flags.pop("print_config", False)
     config = _merge(flags, _variables(environment))
-    wrong = problems(config)
-    # --epochs 0 must end with the same exit code as --epochs ten.
-    wrong_names = {name for line in wrong for name in line.split(":")[0].split(" and ")}
-    if wrong_names & flags.keys():
-        raise UsageError("; ".join(wrong))
+    problems = tuple(conflicts(config))
+    # --corruption 0.001 must end with the same exit code as --corruption ten. The run refuses other problems.
+    if any(name in flags for problem in problems for name in problem.where):
+        raise UsageError(*problems)
     if is_printed:
-        sys.stdout.write(as_yaml(config, _STAGES))
+        sys.stdout.write(as_yaml(config))
         raise SystemExit(0)
     return config, own
 
@@ -141,7 +89,7 @@ def _merge(flags: dict[str, Any], variables: dict[str, str]) -> Config:
     if path:
         values |= convert_settings(read_configuration(path), f"config={printable(path)}: key ", ConfigError)
     values |= convert_settings(variables, "environment: ", ConfigError, _variable)
-    values |= convert_settings(flags, "", UsageError, _flag)
+    values |= convert_settings(flags, "", UsageError, flag)
     return Config.of(**{**values_of_preset(values.get("preset")), **values})
 
 
@@ -149,30 +97,27 @@ def _variable(name: str) -> str:
     return _ENVIRONMENT_PREFIX + name.upper()
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _parser_of_settings(description: str, shown: Iterable[str] = _COMMON) -> Parser:
+def _parser_of_settings(description: str, shown: _Shown) -> Parser:
     """Return a parser of all settings. Its ``--help`` page shows some of them, in groups."""
     parser = Parser(description=description)
     _add_settings(parser, shown)
     return parser
 
 
-def _add_settings(parser: Parser, shown: Iterable[str]) -> None:
-    """Add all settings to a parser. The names in `shown` are those of settings on its ``--help`` page."""
-    names = set(shown)
-    is_short = len(names) < len(_FLAGGED)
-    for flag, text in _OTHER_FLAGS.items():
-        kind: dict[str, Any] = {"metavar": "FILE"} if flag == "--config" else {"action": "store_true"}
-        parser.add_argument(flag, default=argparse.SUPPRESS, help=text if names else argparse.SUPPRESS, **kind)
-    for title, stage in _STAGES.items():
+def _add_settings(parser: Parser, shown: _Shown) -> None:
+    """Add all settings to a parser, some of them to its ``--help`` page."""
+    for other, text in _OTHER_FLAGS.items():
+        kind: dict[str, Any] = {"metavar": "FILE"} if other == "--config" else {"action": "store_true"}
+        parser.add_argument(
+            other, default=argparse.SUPPRESS, help=argparse.SUPPRESS if shown == "none" else text, **kind
+        )
+    for title, settings in in_groups():
         group = parser.add_argument_group(title)
-        for name in stage:
-            text = _help(SETTINGS[name], is_short) if name in names else argparse.SUPPRESS
+        for setting in settings:
+            is_shown = shown == "all" or (shown == "common" and setting.is_common)
+            text = _help(setting, is_short=shown == "common") if is_shown else argparse.SUPPRESS
             # Sources other than the flags provide the values of the rest.
-            group.add_argument(_flag(name), default=argparse.SUPPRESS, help=text, **_argument(SETTINGS[name]))
+            group.add_argument(flag(setting.name), default=argparse.SUPPRESS, help=text, **_argument(setting))
 
 
 def _help(setting: Setting, is_short: bool) -> str:
@@ -207,7 +152,7 @@ def _advice(unknown: Sequence[str]) -> str:
         device = printable(value or "".join(unknown[1:2]) or "cuda")
         return f" Theano chooses the device: set the environment variable THEANO_FLAGS=device={device}."
     if name.startswith("-"):
-        return _suggestion(name, _flag, "help", "help_all", "print_config")
+        return _suggestion(name, flag, "help", "help_all", "print_config")
     return f" Did you mean --input {printable(unknown[0])}?"
 
 
@@ -291,8 +236,6 @@ def _suggestion(name: str, spelled: Callable[[str], str], *more: str) -> str:
     name = name.strip("-").replace("-", "_")
     if not name:
         return ""
-    if name in _REMOVED:
-        return f" It was removed: {_REMOVED[name]}."
     known = [*more, *_FLAGGED]
     if name != "config":  # a file cannot name another file
         known.append("config")

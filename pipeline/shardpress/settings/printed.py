@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from shardpress.base.errors import printable, short_list
-from shardpress.settings.config import SETTINGS, Config, Setting
+from shardpress.settings.config import SETTINGS, Config, Setting, in_groups
 from shardpress.settings.kinds import Kind, as_typed
 from shardpress.settings.presets import values_of_preset
 
@@ -34,15 +34,16 @@ def summary_line(config: Config) -> str:
     return ", ".join(f"{name} {_short_value(SETTINGS[name], values[name])}" for name in [*_ALWAYS, *changed])
 
 
-def as_yaml(config: Config, stages: Mapping[str, Sequence[str]]) -> str:
-    """Return a YAML file of all settings with their help texts, in stages; those with their defaults are comments."""
+def as_yaml(config: Config) -> str:
+    """Return a YAML file of all settings with their help texts, in groups; those with their defaults are comments."""
     values = config.flat()
     defaults = _defaults(config)
     lines = [_HEAD]
-    for title, names in stages.items():
+    for title, settings in in_groups():
         lines.append(f"\n# {f' {title} ':-^{_WIDTH - 2}}\n")
-        for name in names:
-            lines += _lines_of_setting(SETTINGS[name], values[name], is_default=values[name] == defaults[name])
+        for setting in settings:
+            value = values[setting.name]
+            lines += _lines_of_setting(setting, value, is_default=value == defaults[setting.name])
     return "".join(lines)
 
 
@@ -77,7 +78,7 @@ def _lines_of_setting(setting: Setting, value: Any, *, is_default: bool) -> Iter
 def _yaml_lines(name: str, value: Any) -> list[str]:
     """Return lines of YAML; characters that libyaml can interpret as the end of a line are escaped."""
     values = value if isinstance(value, list) else [value]
-    is_plain = all(str(each).isprintable() for each in values)
+    is_plain = all(str(item).isprintable() for item in values)
     return yaml.safe_dump({name: value}, allow_unicode=is_plain, width=math.inf).splitlines(keepends=True)
 
 

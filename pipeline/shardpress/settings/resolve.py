@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -190,18 +189,6 @@ def _default_hidden(n_rows: int, n_inputs: int, n_features: int, units_per_input
     if largest < smallest:
         return ()
     return (min(largest, max(MOST_UNITS, smallest)),)
-
-
-def unsuitable_settings(settings: Settings, n_rows: int, n_inputs: int) -> Iterator[str]:
-    """Yield a sentence for each setting that does not suit training on this number of rows and columns."""
-    n_features = settings.network.n_features
-    batch_size = settings.training.batch_size
-    if n_features >= n_inputs:
-        yield f"n_features: {n_features}, expected 1 to {n_inputs - 1} for these rows"
-    if settings.network.output_layer == "hidden" and not settings.network.hidden:
-        yield f"output_layer: hidden, expected code, since {n_rows} rows are too few for a hidden layer; or set hidden"
-    if batch_size > n_rows:
-        yield f"batch_size: {batch_size}, expected 1 to {n_rows} for these rows"
 
 
 def largest_network(settings: Settings, n_columns: int, head: Head | None = None) -> Network:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from shardpress.base import signals
-from shardpress.base.errors import TrainingDiverged
+from shardpress.base.errors import Problem, TrainingDiverged
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.training.averaging import Average, Weights, outer_step
 from shardpress.training.checkpoint import Checkpoint, Epoch, TrainingState, join_groups
@@ -377,9 +377,8 @@ def _check_cost(state: TrainingState, cost: float, where: str) -> None:
         first = cost
     if not math.isfinite(cost) or cost > _DIVERGED * max(first, _SMALL):
         words = "none" if last is None else f"{last:.4g}"
-        raise TrainingDiverged(
-            f"training diverged at {where}: cost {cost:.4g}, last finite cost {words}. Lower --learning-rate."
-        )
+        words = f"cost {cost:.4g}, last finite cost {words}"
+        raise TrainingDiverged(Problem(f"training diverged at {where}", words, "Lower {learning_rate}"))
     state.watch = [first, cost]
 
 

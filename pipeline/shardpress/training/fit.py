@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shardpress.base.errors import DataError, quantity
+from shardpress.base.errors import DataError, Problem, quantity
 from shardpress.base.progress import activity
 from shardpress.hdf5.shard import Shard
 from shardpress.model.device import autoencoder_of, training_step_of
@@ -157,7 +157,7 @@ def _read_data(
     order = Order(starts, left_out, sizes.window_rows, seed)
     if not order.n_rows:
         counts = f"{scan.n_rows} rows, {len(scan.bad_rows)} bad, {len(validation_numbers)} for validation"
-        raise DataError(f"no rows to train on: {counts}. Lower --validation-fraction.")
+        raise DataError(Problem("no rows to train on", counts, "Lower {validation_fraction}"))
     cleaning = Cleaning(scan.scaler, config.bad_data.missing_value)
     reader = Reader(shards, conversion, sizes.n_threads, cleaning)
     rows = _rows(reader, sizes)

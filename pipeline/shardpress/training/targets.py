@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardpress.base.errors import ConfigError, printable
+from shardpress.base.errors import ConfigError, Problem, printable
 from shardpress.base.formats import digest
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
@@ -120,9 +120,8 @@ def read_targets(
 def _read(shard: Shard, extra: Extra, missing: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Return the values of an extra, and a mask of the rows that have one."""
     if extra.dtype.kind not in "biufSO":
-        raise ConfigError(
-            f"target: {printable(extra.name)} has the dtype {extra.dtype}, expected one number or string for each row"
-        )
+        words = f"{printable(extra.name)} has the dtype {extra.dtype}, expected one number or string for each row"
+        raise ConfigError(Problem(("target",), words))
     if extra.layout is None:
         return np.zeros(shard.n_rows, dtype=np.int64), np.zeros(shard.n_rows, dtype=bool)
     pieces = [_plain(extra, values, missing) for values in read_in_pieces(Block(shard, 0, shard.n_rows), extra)]
@@ -169,18 +168,18 @@ def targets_of(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarr
     """
     share = sum(int(np.count_nonzero(mask)) for mask in known) / max(1, n_fitted)
     if not share:
-        raise ConfigError(f"target: {printable(name)} has no value in the rows to train on, expected one in some rows")
+        raise ConfigError(
+            Problem(("target",), f"{printable(name)} has no value in the rows to train on, expected one in some rows")
+        )
     are_floats = any(each.dtype.kind == "f" for each in values)
     distinct = _distinct(values, known, _MAX_WHOLE if are_floats else MAX_CLASSES)
     if are_floats and (distinct is None or not all(float(value).is_integer() for value in distinct)):
         return _numbers(name, values, known, share)
     if distinct is None:
-        raise ConfigError(
-            f"target: {printable(name)} has more than {MAX_CLASSES} different values, expected at most {MAX_CLASSES} "
-            "classes, or floats to predict numbers"
-        )
+        words = f"has more than {MAX_CLASSES} different values, expected at most {MAX_CLASSES} classes, or floats"
+        raise ConfigError(Problem(("target",), f"{printable(name)} {words} to predict numbers"))
     if len(distinct) < 2:
-        raise ConfigError(f"target: {printable(name)} has only one value, expected two classes or more")
+        raise ConfigError(Problem(("target",), f"{printable(name)} has only one value, expected two classes or more"))
     classes = sorted(distinct)
     names = tuple(map(text_of, classes))
     codes = np.concatenate([_codes(each, mask, classes) for each, mask in zip(values, known, strict=True)])
@@ -224,7 +223,9 @@ def _numbers(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarray
         mean = present.mean()
         deviation = present.std()
     if not (np.isfinite(deviation) and deviation > 0):
-        raise ConfigError(f"target: {printable(name)} does not vary, or overflows float64, expected numbers that vary")
+        raise ConfigError(
+            Problem(("target",), f"{printable(name)} does not vary, or overflows float64, expected numbers that vary")
+        )
     scaled = np.where(has_target, (all_values - mean) / deviation, np.nan).astype(np.float32)
     stored = np.where(has_target, all_values, np.nan).astype("<f8")
     return Targets(name, Head("numbers", 1), scaled, (), share, digest([stored.tobytes()]))
