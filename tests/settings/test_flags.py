@@ -120,6 +120,34 @@ def test_a_tilde_is_expanded_in_every_path(file, tmp_path, monkeypatch):
             assert settings(*arguments, **variables).flat()[name] == f"{tmp_path}/x", name
 
 
+# -- the file ----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_not_yaml_is_refused_by_name(file, tmp_path):
+    assert settings(*file("# nothing")) == Config()
+    with refused(78, "settings.yaml", "`epochs: 20`"):
+        settings(*file("- epochs"))
+    for text in ["a: [", "epochs: 2001-99-99", "[" * 3000, "a: \x01", "? [a]\n: 1", "quiet: !!bool perhaps", "a: !x 3"]:
+        with case(text), refused(78, "settings.yaml", "YAML"):
+            settings(*file(text))
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\xfa")
+    for path in (tmp_path / "x.yaml", tmp_path / "nowhere.yaml", tmp_path):
+        with case(path), refused(78, str(path)):
+            settings("--config", str(path))
+
+
+def test_a_tag_runs_no_code(file, tmp_path):
+    with refused(78, "YAML"):
+        settings(*file(f"output: !!python/object/apply:os.mkdir [{tmp_path}/made]"))
+    assert not (tmp_path / "made").exists()
+
+
+def test_repeated_keys_are_refused_at_any_depth(file):
+    for text in ["epochs: 3\nepochs: 3", "1: 2\n'1': 3", "epochs: {b: {c: 1, c: 2}}", "epochs: 3\n<<: {epochs: 4}"]:
+        with case(text), refused(78, "YAML", "twice"):
+            settings(*file(text))
+
+
 # -- values ------------------------------------------------------------------------------------------------------
 
 
