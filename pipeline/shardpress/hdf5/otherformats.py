@@ -38,7 +38,7 @@ _ZARR_ANNDATA = _Format(_ZARR, "import anndata; anndata.read_zarr({old}).write_h
 _EMPTY = _Format("an empty file. Copy or download it again.")
 _TEXT = _Format("a text file. Check the path.")
 _FORMATS = {  # by patterns of the first bytes; the first pattern that matches counts
-    rb"(?i:\s*version https://git-lfs)": _Format("a Git LFS pointer. Run `git lfs pull`."),
+    rb"(?i:\s*version https://git-lfs)": _Format("a Git LFS pointer. Replace it", "git lfs pull"),
     rb"(?i:\s*<(!doctype )?html)": _Format("a web page. Download the file again."),
     rb"PAR1[\x00-\x1f]": _Format(
         f"a Parquet file. {_TABLE}",
@@ -72,42 +72,53 @@ _FORMATS = {  # by patterns of the first bytes; the first pattern that matches c
 
 def describe(path: str, head: bytes) -> str | None:
     """Return the format of a file and what to do, given its first bytes, or None if the format is unknown."""
+    known = _format_of(head)
+    return None if known is None else _in_words(known, path)
+
+
+def describe_path(path: str, is_convertible: bool = False) -> str | None:
+    """Return the format of a directory or a file as `describe` does, or None for a link, a device, or HDF5.
+
+    With `is_convertible`, return None unless a command helps.
+    """
+    mode = os.lstat(path).st_mode
+    known = None
+    if stat.S_ISDIR(mode):
+        known = _format_of_directory(path)
+    elif stat.S_ISREG(mode):
+        known = _format_of(_head(path))
+    if known is None or (is_convertible and not known.command):
+        return None
+    return _in_words(known, path)
+
+
+def _format_of(head: bytes) -> _Format | None:
     if not head:
-        return _in_words(_EMPTY, path)
-    for pattern, found in _FORMATS.items():
+        return _EMPTY
+    for pattern, known in _FORMATS.items():
         if re.match(pattern, head, re.DOTALL):
-            return _in_words(found, path)
+            return known
     try:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)  # accepts a character that is cut off
     except UnicodeDecodeError:
         return None
     if re.search(r"[\x00-\x08\x0e-\x1f]", text):
         return None
-    return _in_words(_text_format(text, len(head) == HEAD_BYTES), path)
+    return _text_format(text, len(head) == HEAD_BYTES)
 
 
-def describe_path(path: str) -> str | None:
-    """Return the format of a directory or a file as `describe` does, or None for a link, a device, or HDF5."""
-    mode = os.lstat(path).st_mode
-    if stat.S_ISDIR(mode):
-        return _describe_directory(path)
-    if not stat.S_ISREG(mode):
-        return None
-    return describe(path, _head(path))
-
-
-def _describe_directory(path: str) -> str | None:
+def _format_of_directory(path: str) -> _Format | None:
     if os.path.lexists(os.path.join(path, ".zarray")):
-        return _in_words(_ZARR_ARRAY, path)
+        return _ZARR_ARRAY
     for name in ("zarr.json", ".zattrs", ".zgroup"):
         metadata = os.path.join(path, name)
         if not os.path.lexists(metadata):
             continue
         head = b"" if os.path.islink(metadata) else _head(metadata)
         if re.search(rb'"encoding-type"\s*:\s*"anndata"', head):
-            return _in_words(_ZARR_ANNDATA, path)
+            return _ZARR_ANNDATA
         is_array = re.search(rb'"node_type"\s*:\s*"array"', head)
-        return _in_words(_ZARR_ARRAY if is_array else _ZARR_GROUP, path)
+        return _ZARR_ARRAY if is_array else _ZARR_GROUP
     return None
 
 

@@ -53,7 +53,7 @@ def find(patterns: Sequence[str]) -> list[Source]:
     NoInput
         If a pattern matches nothing, or a directory holds no such file.
     NotPermitted
-        If the permissions of a directory prevent entering or listing it, or if it contains a link out of it.
+        If the permissions of a directory prevent entering or listing it.
     DataError
         If a file is found twice, because its rows would be counted twice.
     """
@@ -103,17 +103,10 @@ def _matches(pattern: str) -> list[Source]:
 def _files(pattern: str) -> list[Path]:
     path = Path(pattern)
     if os.path.isdir(pattern):
-        entries = [path / name for name in _list_directory(pattern)]
-        # Only links can lead out of the directory, because these names have no slashes.
-        _check_inside(pattern, [entry for entry in entries if entry.is_symlink()])
-        return entries
+        return [path / name for name in _list_directory(pattern)]
     if os.path.lexists(pattern):  # check this before globs, because files may have names such as a[1].h5
-        return [path]  # links to other directories are allowed here, because the user has given the path
-    entries = [Path(name) for name in glob.glob(pattern)]
-    # The user has given the part before the first wildcard, so this part may be a link.
-    root = os.path.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])
-    _check_inside(root, entries)
-    return entries
+        return [path]
+    return [Path(name) for name in glob.glob(pattern)]
 
 
 def _check_reachable(pattern: str) -> None:
@@ -167,24 +160,23 @@ def _other_format(directory: str, names: Sequence[str]) -> str | None:
     """Return advice for a directory that is an array of another format, or for a file in it that can be converted."""
     for name in ("", *names[:_DESCRIBED]):
         try:
-            known = describe_path(os.path.join(directory, name))
+            known = describe_path(os.path.join(directory, name), is_convertible=True)
         except OSError:  # perhaps the permissions of this file
             continue
-        if known is not None and "`" in known:  # a command
+        if known is not None:
             return f"{printable(name) or 'It'} is {known}"
     return None
 
 
 def _names_and_others(directory: str) -> tuple[list[str], list[str]]:
     """Return the names of HDF5 files, and of all other entries that are not hidden."""
-    root_path = os.path.realpath(directory)
     names = []
     others = []
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.name.startswith("."):  # for example ._1.h5, which macOS writes for 1.h5
                 continue
-            if os.path.splitext(entry.name)[1] in _ENDINGS or _is_hdf5(entry, root_path):
+            if os.path.splitext(entry.name)[1] in _ENDINGS or _is_hdf5(entry):
                 names.append(entry.name)
             elif entry.is_dir(follow_symlinks=False):
                 others.append(f"{entry.name}/")
@@ -193,16 +185,9 @@ def _names_and_others(directory: str) -> tuple[list[str], list[str]]:
     return names, others
 
 
-def _is_hdf5(entry: os.DirEntry[str], root_path: str) -> bool:
-    """Return whether an entry is a regular file with HDF5's signature. Links out of the directory are not followed."""
+def _is_hdf5(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a regular file with HDF5's signature, or a link to one."""
     where = f"file={printable(entry.path)}"
-    if entry.is_symlink() and not _lies_in(root_path, os.path.realpath(entry.path)):
-        log.warning(
-            "%s: left out, since it is a link out of the directory. If this is intended, give the file itself with "
-            "--input.",
-            where,
-        )
-        return False
     try:
         return entry.is_file() and _has_signature(entry.path)
     except OSError as error:
@@ -222,47 +207,17 @@ def _has_signature(path: str) -> bool:
         FILES.close(descriptor)
 
 
-def _lies_in(directory: str, path: str) -> bool:
-    """Return whether a path is in or below a directory, given the results of `os.path.realpath`."""
-    return os.path.commonpath([directory, path]) == directory
-
-
-def _check_inside(directory: str, entries: Sequence[Path]) -> None:
-    """Refuse links out of the directory: a user who can write to it could choose the files that another user reads."""
-    root_path = os.path.realpath(directory)
-    for entry in entries:
-        place = os.path.realpath(entry)
-        if not _lies_in(root_path, place):
-            raise NotPermitted(
-                f"file={printable(entry)}: a link out of the directory {printable(directory or '.')} to "
-                f"{printable(place)}, expected files in the directory. If this is intended, give the "
-                "file itself with --input."
-            )
-
-
 # -- output directories ------------------------------------------------------------------------------------------
 
 
 def _parts(directory: Path) -> list[Source]:
     """Return the rows in parts that the index of an output directory names; other files in it are unfinished."""
-    where = f"input={printable(directory)}"
     result = Result.open(directory, is_foreign=True)
-    for part in result.parts:
-        _check_in_directory(Path(part.file), directory, where)
     sources = []
     for part, first, n_rows in stretches_of(result.ranges):
         rows = None if n_rows == part.n_rows else (first, n_rows)
         sources.append(Source(directory / part.file, rows, part.n_rows, part.entry.n_bytes, part.entry.blake3))
     return sources
-
-
-def _check_in_directory(part: Path, directory: Path, where: str) -> None:
-    """Refuse a part that has been replaced by a link."""
-    if any(os.path.islink(directory / each) for each in (part, *part.parents[:-1])):
-        raise NotPermitted(
-            f"{where}: its part {printable(part)} is outside the directory, expected a file in it. Do not use "
-            "this output."
-        )
 
 
 def _natural_key(name: str) -> list[tuple[bool, int, str]]:
