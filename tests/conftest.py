@@ -4,7 +4,6 @@ import gc
 import importlib.util
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,14 +61,6 @@ def same_environment() -> Iterator[None]:
 def _environment() -> dict[str, str]:
     """Return the environment variables, except for those that pytest and the first import of scikit-learn set."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_CURRENT", "KMP_"))}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def same_import_path() -> Iterator[None]:
-    """Restore `sys.path`: Dask adds scratch directories of workers, which a later run would refuse."""
-    before = list(sys.path)
-    yield
-    sys.path[:] = before
 
 
 @pytest.fixture

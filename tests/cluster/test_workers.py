@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -118,7 +117,6 @@ def test_a_result_counts_even_if_its_worker_dies(monkeypatch: pytest.MonkeyPatch
 
 def test_workers_may_be_absent_while_no_task_needs_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch jobs of workers may end and be replaced while the driver trains for hours."""
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "dask-scratch-space" not in entry])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "work").mkdir()
     with pool_of(1, patience=0.0) as pool:

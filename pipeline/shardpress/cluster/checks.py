@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any
 from distributed import Client, Worker, WorkerPlugin
 
 from shardpress.base.errors import ConfigError, DeviceError, TryAgain, printable, quantity, short_list
-from shardpress.cluster.probe import Probe, differences, packages, problems_of_scratch
+from shardpress.cluster.probe import Probe, differences, packages
 from shardpress.cluster.stats import facts_of, process_name
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class _Check(WorkerPlugin):
 
     def problems(self) -> list[str]:
         """Return how this process differs from the driver."""
-        return differences(self._driver, self._probe.facts()) + problems_of_scratch()
+        return differences(self._driver, self._probe.facts())
 
     async def setup(self, worker: Worker) -> None:
         """Check a worker. This blocks its event loop, but for less time than the scheduler waits for a heartbeat."""
@@ -112,16 +112,12 @@ def check_workers(
 
 def _examine_scheduler(client: Client) -> _Answer:
     try:
-        problems = client.run_on_scheduler(_problems_of_scheduler, packages())
+        problems = differences(packages(), client.run_on_scheduler(packages))
     except OSError:  # the connection is lost
         raise
     except Exception as error:  # the packages of the scheduler can raise any exception
         problems = [_no_answer(error)]
     return _Answer("scheduler", problems=tuple(problems))
-
-
-def _problems_of_scheduler(driver: Mapping[str, str]) -> list[str]:
-    return differences(driver, packages()) + problems_of_scratch()
 
 
 async def _examine(check: _Check, start_device: Callable[[], Any], dask_worker: Worker) -> _Answer:
@@ -166,9 +162,8 @@ def _refuse(answers: Sequence[_Answer]) -> None:
     n_refused = sum(len(each) for each in names.values())
     raise ConfigError(
         f"{n_refused} of {len(answers)} processes of the cluster differ from this process. {lists}. "
-        "Start the scheduler and all workers with the same packages and paths, and with private directories "
-        "(--local-directory, DASK_TEMPORARY_DIRECTORY). Processors of several kinds are allowed with "
-        "--mixed-processors."
+        "Start the scheduler and all workers with the same packages and paths. Processors of several kinds are allowed "
+        "with --mixed-processors."
     )
 
 

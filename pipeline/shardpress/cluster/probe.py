@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +17,12 @@ from pathlib import Path
 from shardpress.base.errors import printable
 from shardpress.base.packages import version_of
 from shardpress.base.sourceroots import SOURCE_ROOTS
-from shardpress_kernels.trust import untrusted_above
 
 # Packages whose versions determine what a task computes, or whether it can be sent.
 _PACKAGES = ("numpy", "Theano", "scipy-openblas32", "h5py", "dask", "distributed")
 _SOURCES = ("shardpress/**/*.py", "shardpress_kernels/**/*.py", "shardpress_kernels/native/*")
 # Instruction sets that affect which code compilers, OpenBLAS and our kernels select.
 _INSTRUCTION_SET = re.compile(r"(avx|fma|f16c|amx|sve|asimd)\w*")
-_SCRATCH = "dask-scratch-space"  # name of the directories that Dask adds to `sys.path`
 
 
 @dataclass(frozen=True)
@@ -63,19 +60,6 @@ def differences(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[
     return [
         f"{name} {actual.get(name)}, expected {text}" for name, text in expected.items() if actual.get(name) != text
     ]
-
-
-def problems_of_scratch() -> list[str]:
-    """Return whether this process imports from a Dask directory into which other users could put a module."""
-    for entry in sys.path:
-        if _SCRATCH in entry:
-            try:
-                problem = untrusted_above(os.path.join(entry, "module"))
-            except OSError as error:
-                problem = str(error)
-            if problem is not None:
-                return [f"scratch directory {printable(entry)}, but {printable(problem)}"]
-    return []
 
 
 def packages() -> dict[str, str]:

@@ -132,6 +132,7 @@ class ClusterPool(Executor):
         self._numbers = count()
         self._pending: set[Future[Any]] = set()
         self._failure: BaseException | None = None
+        self._is_aborted = False
 
     def facts(self) -> dict[str, Any]:
         cluster = self._cluster
@@ -155,7 +156,7 @@ class ClusterPool(Executor):
                 log.info("cluster: the Dask dashboard is at %s", self._client.dashboard_link)
         except (OSError, CancelledError, RuntimeError) as error:
             # Dask raises a plain RuntimeError for requests after the connections have been closed.
-            if isinstance(error, RuntimeError) and "closed" not in str(error):
+            if isinstance(error, RuntimeError) and self._client.status == "running" and not self._is_aborted:
                 raise
             raise self._failure or _lost_connection() from error
 
@@ -238,6 +239,7 @@ class ClusterPool(Executor):
     def _abort_connections(self) -> None:
         """Close the connections of the client, so that calls that wait for the scheduler raise an error."""
         client: Any = self._client
+        self._is_aborted = True
 
         async def abort() -> None:
             if client.scheduler_comm is not None:
