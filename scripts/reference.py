@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code:
         return code
     output = Path(options.output)
-    history = load_model(output).about["training"]["history"]
-    costs = [epoch["cost"] for epoch in history]
+    history = load_model(output).about.training.history
+    costs = [epoch.cost for epoch in history]
     print(table(costs))
     plot(output, options.data, costs)
     print(f"The plot is in {output / 'reference.png'}.")

@@ -21,7 +21,7 @@ from shardpress.settings.printed import summary_line
 
 if TYPE_CHECKING:
     from shardpress.output.disk import Disk
-    from shardpress.run.summary import Summary
+    from shardpress.run.outcome import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: 
         config = parse(command[1:], os.environ, description)
         _set_level(config)
         with system_failures():
-            summary = _run(config, command, disk, run_log)
+            outcome = _run(config, command, disk, run_log)
     except ShardpressError as error:
         return _report_failure(error, run_log)
     except KeyboardInterrupt as stopped:
@@ -88,9 +88,9 @@ def _main(description: str, command: Sequence[str], disk: Disk | None, run_log: 
         log.critical("internal error of shardpress; please report it with this traceback", exc_info=True)
         _last_line(error, _AGAIN)
         return ShardpressError.exit_code
-    run_log.write(str(summary))
+    run_log.write(str(outcome))
     with suppress(OSError):  # standard output may be closed
-        print(summary, flush=True)
+        print(outcome, flush=True)
     return 0
 
 
@@ -114,7 +114,7 @@ def _report_failure(error: ShardpressError, run_log: RunLog) -> int:
     return error.exit_code
 
 
-def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> Summary:
+def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> Outcome:
     # Log this before slow imports, so that the user immediately sees that the run has started, and its settings.
     others = "are those of the finished run" if config.results.append else "have their defaults (--verbose lists them)"
     log.info("shardpress %s: %s; other settings %s", version("shardpress"), summary_line(config), others)

@@ -51,11 +51,11 @@ from scripts.benchmarks.harness import (
     interleave,
     median_ratio,
     python_of,
-    report_of,
     seconds_of,
 )
 from scripts.benchmarks.instruction_sets import INSTRUCTION_SETS, missing
 from scripts.benchmarks.othertree import THIS_TREE, Tree, other_tree
+from shardpress.result.finished import Result
 from shardpress_kernels.network import Head, Network
 
 IN_MEMORY = ("ours", "blas", "jax", "torch", "torch-compile")
@@ -515,7 +515,7 @@ def encode_shards(bench: Bench, folder: Path, model: Path, n_rows: int, n_shards
         output = folder / str(i)
         flags = ("--input", shards, "--model", model, "--memory-budget", "512MiB", "--output", output)
         peaks.append(extract(*flags, **bench.variables))
-        seconds.append(sum(report_of(output)["summary"]["seconds"].values()) / n_rows)
+        seconds.append(Result.open(output).facts.summary.total_seconds / n_rows)
         empty_files(output)
     empty_files(shards)
     return median(seconds), median(peaks)

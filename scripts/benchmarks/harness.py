@@ -21,7 +21,6 @@ import numpy as np
 
 from scripts.benchmarks.instruction_sets import hide, limits
 from scripts.benchmarks.othertree import THIS_TREE, Tree
-from shardpress.result.finished import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".venv-peers/bin/python"
@@ -120,11 +119,6 @@ def script(name: str, *arguments: object, **variables: str) -> None:
     """Run a program of scripts/ with additional environment variables, and discard its output."""
     command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
     subprocess.run(command, check=True, env={**os.environ, **variables}, stdout=subprocess.DEVNULL)
-
-
-def report_of(output: Path) -> dict[str, Any]:
-    """Return the report of a run of this tree."""
-    return Result.open(output).report()
 
 
 def synthetic_shards(folder: Path, gigabytes: float, n_shards: int) -> Path:

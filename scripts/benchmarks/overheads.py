@@ -102,7 +102,7 @@ def training(folder: Path, shards: Path) -> Pair:
         fresh(folder / "trained")
         without = patch.object(CheckpointPolicy, "save", lambda policy, training: None)
         with nullcontext() if has_checkpoints else without:
-            return run_pipeline(config, ["overheads"]).seconds["training"]
+            return run_pipeline(config, ["overheads"]).summary.seconds["training"]
 
     return {"without checkpoints": partial(train, False), "with checkpoints": partial(train, True)}
 

@@ -29,10 +29,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from scripts.benchmarks.harness import one_of, print_head, print_row, report_of, script
+from scripts.benchmarks.harness import one_of, print_head, print_row, script
 from shardpress.model.scaler import Scaler
 from shardpress.result.features import open_features
-from shardpress.result.finished import load_model
+from shardpress.result.finished import Result, load_model
 
 FOLDER = Path("quality")
 TEST_SHARE = 0.2
@@ -184,7 +184,7 @@ def measure(name: str, seed: int, settings: Sequence[str]) -> Numbers:
     run_quietly("--input", train_file, "--output", output, *sizes, *settings)
     run_quietly("--input", test_file, "--output", test_output, "--model", output)
     model = load_model(output)
-    report = report_of(output)
+    summary = Result.open(output).facts.summary
     _, classes = load(train_file)
     test_rows, test_classes = load(test_file)
     features = open_features(output).features.compute()
@@ -192,9 +192,9 @@ def measure(name: str, seed: int, settings: Sequence[str]) -> Numbers:
     numbers: Numbers = {
         "error": squared_error(scale(test_rows, model.scaler), model.decode(test_features)),
         "probe": probe((features, classes), (test_features, test_classes)),
-        "epochs": len(report["training"]["history"]),
-        "seconds": report["summary"]["seconds"]["training"],
-        "rows_per_second": report["summary"]["n_rows"] / report["summary"]["seconds"]["encoding"],
+        "epochs": len(model.about.training.history),
+        "seconds": summary.seconds["training"],
+        "rows_per_second": summary.n_rows / summary.seconds["encoding"],
         **judge_baselines(name),
     }
     with (FOLDER / "results.jsonl").open("a") as file:

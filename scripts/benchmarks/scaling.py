@@ -33,7 +33,6 @@ from scripts.benchmarks.harness import (
     fresh,
     interleave,
     median_ratio,
-    report_of,
     script,
     seconds_of,
     synthetic_shards,
@@ -212,8 +211,8 @@ def seconds_by_stage(output: Path, shards: Path, model: Path, *flags: object) ->
     """Scan and encode, and return the seconds of each stage and of the whole process."""
     inputs = ("--input", shards, "--model", model, "--on-bad-data", "skip")  # with --model, only "skip" causes a scan
     total = seconds_of(lambda: script("extract.py", "--quiet", *inputs, "--output", fresh(output), *flags))
-    stages = report_of(output)["stages"]
-    return {**{name: stage["seconds"] for name, stage in stages.items()}, "total": total}
+    stages = Result.open(output).facts.report.stages
+    return {**{name: stage.seconds for name, stage in stages.items()}, "total": total}
 
 
 def crowds(options: argparse.Namespace) -> dict[str, Any]:
@@ -300,9 +299,9 @@ def seconds_per_training_row(options: argparse.Namespace) -> float:
     network = ("--preset", "reference", "--n-features", 64, "--hidden", 512, "--corruption", 0.0625)
     flags = (*network, "--optimizer", "adam", "--learning-rate", 0.001, "--epochs", 2, "--threads", 1, "--quiet")
     script("extract.py", "--input", inputs, "--output", output, *flags, **ONE_CORE)
-    report = report_of(output)
-    n_rows = 2 * (1 - report["config"]["validation_fraction"]) * report["inputs"]["n_rows"]
-    return float(report["stages"]["training"]["processor_seconds"] / n_rows)
+    facts = Result.open(output).facts
+    n_rows = 2 * (1 - facts.config["validation_fraction"]) * facts.report.inputs.n_rows
+    return facts.report.stages["training"].processor_seconds / n_rows
 
 
 def seconds_per_replica(model: Model) -> float:

@@ -26,7 +26,7 @@ def test_infinite_errors_are_outliers_with_all_of_the_error() -> None:
     errors = np.ones(300)
     errors[7] = np.inf
     assert np.flatnonzero(outliers(errors)).tolist() == [7]
-    assert largest_share(errors) == {"position": 7, "share": 1.0}
+    assert largest_share(errors) == (7, 1.0)
 
 
 @each("n_at_once", [1, 7, 300, 1000])

@@ -96,7 +96,7 @@ PROGRAM = """
     flags += ["--optimizer", "adagrad", "--noise", "0.5", "--dataset", "table", "--output", "out", "--epochs", "3"]
     facts["exit code"] = main(["run", "--quiet", "--input", "x.h5", *flags])
     model = load_model("out")
-    facts["costs"] = [each["cost"] for each in model.about["training"]["history"]]
+    facts["costs"] = [epoch.cost for epoch in model.about.training.history]
 
     rows = np.load("rows.npy")
     p = {name: array.astype(np.float64) for name, array in model.parameters.items()}

@@ -244,7 +244,7 @@ def test_minus_one_is_a_class_unless_it_is_the_missing_label(tmp_path: Path) -> 
         given = None if missing is None else int(missing)
         fitted = TiedAutoencoder(**QUICK, target_weight=1, missing_label=given).fit(x, y)
         assert same_models(fitted, load_model(output))
-        assert fitted.model_.about["training"]["target"]["n_classes"] == n_classes
+        assert fitted.model_.about.training.target.n_classes == n_classes
         assert any("--missing-label -1" in each for each in fitted.complaints_) == (missing is None)
         assert TiedAutoencoder.from_run(output).missing_label == missing
     masked = np.ma.masked_array(np.maximum(y, 0), mask=y < 0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from shardpress.hdf5.columns import Columns
+from shardpress.model.about import About
 from shardpress.model.preparation import Preparation
 from shardpress.model.scaler import Scaler
 from shardpress.result.finished import read_model_file
@@ -37,7 +38,7 @@ SCALER = Scaler(np.array([0.0, -5.0, 7.0, 3.0]), np.array([1.0, 5.0, 7.0, 3.5]))
 
 
 def model_of(network, scaler=SCALER):
-    return replace(hostilemodels.model_of(network), scaler=scaler, about={"words": "größer"})
+    return replace(hostilemodels.model_of(network), scaler=scaler, about=About(device="größer"))
 
 
 def saved(folder, model, arrays=None, attributes=None):
@@ -111,7 +112,7 @@ def test_the_folded_encoder_needs_only_numpy(tmp_path, network):
 def test_first_features_are_those_of_the_whole_model():
     rows = np.random.default_rng(1).normal(size=(9, 4))
     for network in (Network((4, 3), code="linear"), Network((4, 6, 5, 3), "relu", "linear", gain=True)):
-        model = replace(model_of(network), about={"config": {"nested": True}})
+        model = replace(model_of(network), about=About({"nested": True}))
         features = model.encode(rows)
         for n in (1, 2, 3):
             first = model.with_first_features(n)
@@ -175,7 +176,7 @@ def test_what_changes_features_is_stored_and_fingerprinted(tmp_path):
         assert (found.network, found.preparation) == (each_model.network, each_model.preparation)
         assert (found.fingerprint, found.about) == (each_model.fingerprint, each_model.about)
         np.testing.assert_array_equal(found.encode(rows), each_model.encode(rows))
-    assert replace(model, about={"other": "words"}).fingerprint == model.fingerprint
+    assert replace(model, about=About(device="other")).fingerprint == model.fingerprint
 
 
 def test_names_of_columns_are_stored_but_do_not_change_the_fingerprint(tmp_path):

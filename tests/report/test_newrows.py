@@ -7,7 +7,6 @@ how many changes are found, and false alarms for independent rows.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from shardpress.model.scaler import Scaler
 from shardpress.report.newrows import Verdict, judge_new_rows
 from shardpress.report.reference import Reference
 from shardpress.report.sampling import Sample
+from shardpress.result.records import plain
 from shardpress.training.components import principal_components
 from shardpress_kernels.network import Network
 from tests.support.cases import each, sample
@@ -88,7 +88,7 @@ def test_few_rows_or_directions_cause_no_alarm(n_reference: int, n_new: int, ran
     assert reference.basis.shape[1] <= min(rank, n_reference // 10)
     verdict = judged(reference, model, rows[len(rows) - n_new :])
     assert verdict.verdict == "keep"
-    json.dumps(asdict(verdict), allow_nan=False)
+    json.dumps(plain(verdict), allow_nan=False)
 
 
 @each("factor", [10, 1e30])
@@ -136,7 +136,7 @@ def test_columns_that_rarely_change_are_not_stuck() -> None:
     new = rows[400:].copy()
     new[:] = new[0]
     stuck = judged(reference_of(model, rows[:400]), model, new).stuck_columns
-    assert [each["column"] for each in stuck] == [0, 3]
+    assert [column.column for column in stuck] == [0, 3]
 
 
 def test_constant_missing_indicators_are_not_stuck() -> None:
@@ -148,7 +148,7 @@ def test_constant_missing_indicators_are_not_stuck() -> None:
     parameters = {name: np.full(shape, 0.1, dtype=np.float32) for name, shape in network.shapes.items()}
     model = Model(scaler, network, parameters)
     verdict = judged(reference_of(model, rows[:400], 800), model, np.nan_to_num(rows[400:]))
-    assert verdict.stuck_columns == ()
+    assert verdict.stuck_columns == []
     assert any("is missing" in reason for reason in verdict.reasons)
 
 

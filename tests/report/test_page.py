@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from shardpress.report.page.build import html_of, page_of, text_of
 from shardpress.report.page.document import Figure, Page, Table
-from shardpress.report.page.quality import quality
 from shardpress.report.page.svg import Scale
 from shardpress.report.page.verdict import action_needed
+from shardpress.result.facts import Append, AppendCounts, Judgment, Level, Summary, Verdict, WarningFacts
+from shardpress.result.finished import Report
 from tests.support.cases import each
 from tests.support.logged import mentions
 from tests.support.pages import Parsed, largest
+from tests.support.runfacts import REPORT
 
 DIGEST = "0a" * 32
-NO_WARNINGS = {"n": 0, "first": []}
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return json.loads(json.dumps(largest(tmp_path_factory.mktemp("largest"))))
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return largest(tmp_path_factory.mktemp("largest"))
 
 
 @pytest.fixture(scope="module")
-def page(report: dict[str, Any]) -> Page:
+def page(report: Report) -> Page:
     return page_of(report)
 
 
@@ -85,18 +88,29 @@ def test_tables_and_headings_are_well_formed(page: Page, parsed: Parsed) -> None
     assert all(item.table.caption in text for item in items if isinstance(item, Figure))
 
 
-def test_attention_section_comes_first_and_has_each_problem_once(report: dict[str, Any], page: Page) -> None:
+def changed(report: Report, summary: Summary | None = None, appends: Sequence[Append] = (), **facts: Any) -> Report:
+    """Return a report with other facts that only the report needs, another summary, and appends."""
+    before = report.facts
+    now = structs.replace(before, summary=summary or before.summary, appends=list(appends))
+    return replace(report, facts=structs.replace(now, report=structs.replace(before.report, **facts)))
+
+
+def good(report: Report) -> Judgment:
+    return structs.replace(report.facts.report.judgment, is_good=True)
+
+
+def test_attention_section_comes_first_and_has_each_problem_once(report: Report, page: Page) -> None:
     first, second, *_ = page.sections
-    assert (first.title, second.title) == (action_needed(report).title, quality(report).title)
+    assert (first.title, second.title) == (action_needed(report.facts).title, "Quality of the features")
     tables = [item for item in first.items if isinstance(item, Table)]
     assert [len(table.rows) for table in tables] == [10] * 4  # bad rows and shards, drift by column and by shard
     assert " 999 " in page.verdict
-    good = {"judgment": {**report["judgment"], "is_good": True}, "warnings": NO_WARNINGS, "bad": {}, "taken_over": []}
-    (nothing,) = action_needed(report | good | {"drift": None}).items
-    assert nothing not in action_needed(report | good).items, "rows outside the range are listed without a warning"
+    without = changed(report, judgment=good(report), warnings=REPORT.warnings, bad=REPORT.bad, taken_over=[])
+    (nothing,) = action_needed(changed(without, drift=None).facts).items
+    assert nothing not in action_needed(without.facts).items, "rows outside the range are listed without a warning"
     shortened = "Trained 17 of 20 epochs to end by 06:00."
-    summary = report["summary"] | {"gave_up": shortened}
-    text = text_of(page_of(report | {"summary": summary, "taken_over": ["scan-of-17-shards"]}))
+    summary = structs.replace(report.facts.summary, gave_up=shortened)
+    text = text_of(page_of(changed(report, summary, taken_over=["scan-of-17-shards"])))
     assert [text.count(words) for words in (shortened, "scan-of-17-shards")] == [1, 1]
 
 
@@ -119,19 +133,14 @@ def test_outliers_are_at_the_ends_of_an_axis() -> None:
     ],
 )
 def test_the_first_line_has_the_worst_verdict_of_recent_appends(
-    report: dict[str, Any], verdicts: tuple[str | None, ...], n_warnings: int, status: str, has_sentence: bool
+    report: Report, verdicts: tuple[Level | None, ...], n_warnings: int, status: str, has_sentence: bool
 ) -> None:
     """A verdict to watch is logged as a warning, but needs no action."""
-    counts = {"made": "now", "n_new": 1, "n_changed": 0, "n_dropped": 0, "n_rows": 9}
-    drifts = [word and {"verdict": word, "reasons": []} for word in verdicts]
-    summary = {**report["summary"], "appended": counts, "verdict": verdicts[-1]}
-    judgment = {**report["judgment"], "is_good": True}
-    page = page_of(
-        {
-            **{**report, "summary": summary, "judgment": judgment, "warnings": {"n": n_warnings, "first": []}},
-            "appends": [{"id": i + 1, "drift": drift, **counts} for i, drift in enumerate(drifts)],
-        }
-    )
+    drifts = [None if verdict is None else Verdict(verdict, [], 9, 9) for verdict in verdicts]
+    appends = [Append(1, 0, 0, 9, id=i + 1, made="now", drift=drift) for i, drift in enumerate(drifts)]
+    summary = structs.replace(report.facts.summary, appended=AppendCounts(1, 0, 0, 9), verdict=verdicts[-1])
+    warnings = WarningFacts(n_warnings, [])
+    page = page_of(changed(report, summary, appends, judgment=good(report), warnings=warnings))
     assert page.status == status
     worst = max(range(len(drifts)), key=lambda i: ["keep", "watch", "retrain"].index(verdicts[i] or "keep"))
     assert mentions(page.verdict, verdicts[worst], f"append {worst + 1}") == has_sentence

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +11,10 @@ import pytest
 from sklearn.decomposition import PCA
 
 from shardpress.hdf5.shard import Block
+from shardpress.model.about import About
 from shardpress.report.baselines import are_correct
 from shardpress.report.sampling import Sample, SampleSpec, draw_sample, training_stretches
+from shardpress.result.records import to_json
 from shardpress.shards.open import open_shards
 from tests.support.cases import each
 from tests.support.pages import make_parts, measured, model_of
@@ -59,13 +60,13 @@ def test_errors_and_worst_rows_are_found_by_file_and_row(tmp_path: Path) -> None
     parts = make_parts(tmp_path, model, rows, 100)
     _, facts = measured(model, parts)
     errors = np.square(rows - model.decode(model.encode(rows).astype(np.float32))).mean(axis=1)
-    assert facts["mean_error"] == pytest.approx(errors.mean(), rel=1e-6)
-    assert facts["n_rows"] == 300 == sum(facts["errors"]["counts"])
-    assert facts["errors"]["quantiles"]["1"] == pytest.approx(errors.max(), rel=1e-6)
-    worst = facts["worst"][0]
-    assert (worst["row"], worst["column"], worst["file"]) == (217, 4, parts[0].block.shard.path)
-    assert "probe" not in facts
-    assert len(json.dumps(facts)) < 100_000
+    assert facts.mean_error == pytest.approx(errors.mean(), rel=1e-6)
+    assert facts.n_rows == 300 == sum(facts.errors.counts)
+    assert facts.errors.quantiles["1"] == pytest.approx(errors.max(), rel=1e-6)
+    worst = facts.worst[0]
+    assert (worst.row, worst.column, worst.file) == (217, 4, parts[0].block.shard.path)
+    assert facts.probe is None
+    assert len(to_json(facts)) < 100_000
 
 
 @each("axes, expected", [((36,), None), ((8, 9, 1), [8, 9]), ((8, 9, 3), [8, 9, 3])])
@@ -76,8 +77,8 @@ def test_rows_of_image_shape_are_shown_as_images(
     rows = np.linspace(0, 1, 8 * width, dtype=np.float32).reshape(8, *axes)
     model = model_of(width, min(3, width))
     _, facts = measured(model, make_parts(tmp_path, model, rows, 8))
-    assert facts["pairs"]["shape"] == expected
-    assert np.shape(facts["points"]["inputs"]) == (8, 2)
+    assert facts.pairs.shape == expected
+    assert np.shape(facts.points.inputs) == (8, 2)
 
 
 # -- the first features of a nested model ------------------------------------------------------------------------------
@@ -91,26 +92,27 @@ NESTED_ROWS = (0.5 + NESTED_ROWS / 20).astype(np.float32)
 
 
 def test_errors_and_accuracies_are_those_of_the_first_features(tmp_path: Path) -> None:
-    model = replace(model_of(24, 20), about={"config": {"nested": True}})
+    model = replace(model_of(24, 20), about=About({"nested": True}))
     (part,) = make_parts(tmp_path, model, NESTED_ROWS, 600, y=CLASSES)
     is_odd = np.arange(600) % 2 == 1
     sample, facts = measured(model, [replace(part, trained=is_odd, fitted=is_odd)])
-    assert (facts["n_fitted"], facts["rows_of_widths"]) == (300, {"n": 300, "are_held_out": True})
-    widths = facts["widths"]
-    assert [width["n_features"] for width in widths] == [8, 16, 20]
+    assert facts.widths is not None
+    assert (facts.widths.n_fitted, facts.widths.n_rows, facts.widths.are_held_out) == (300, 300, True)
+    widths = facts.widths.widths
+    assert [width.n_features for width in widths] == [8, 16, 20]
     rows = sample.scaled[~sample.trained].astype(np.float64)
     W = model.parameters["W"].astype(np.float64)
     pca = PCA(20).fit(sample.scaled[sample.trained].astype(np.float64))
     scores = pca.transform(rows)
     for width in widths:
-        n = width["n_features"]
+        n = width.n_features
         features = sample.features[:, :n].astype(np.float64)
         decoded = features[~sample.trained] @ W[:, :n].T + model.parameters["b_output"]
-        assert width["error"] == pytest.approx(np.square(decoded - rows).mean(), rel=1e-6)
+        assert width.error == pytest.approx(np.square(decoded - rows).mean(), rel=1e-6)
         expected = np.square(scores[:, :n] @ pca.components_[:n] + pca.mean_ - rows).mean()
-        assert width["components"] == pytest.approx(expected, rel=1e-3)
-        assert width["score"] == pytest.approx(are_correct(features, sample.extras["y"], ~sample.trained).mean())
-    accuracies = [width["components_score"] for width in widths]
+        assert width.components == pytest.approx(expected, rel=1e-3)
+        assert width.score == pytest.approx(are_correct(features, sample.extras["y"], ~sample.trained).mean())
+    accuracies = [width.components_score for width in widths]
     assert accuracies[-1] > accuracies[0] + 0.1
 
 
@@ -129,9 +131,10 @@ def test_components_are_those_of_training_rows_in_any_parts(tmp_path: Path, part
     assert drawn is not None
     np.testing.assert_array_equal(drawn.rows, np.flatnonzero(fitted))
     sample, facts = measured(model, parts)
-    probe = facts["probe"]
-    assert (facts["n_fitted"], probe["n_train"] + probe["n_test"]) == (4500, 4000)
-    assert facts["n_rows"] == len(sample.rows) <= 2000
+    probe = facts.probe
+    assert probe is not None
+    assert (probe.n_fitted, probe.n_train + probe.n_test) == (4500, 4000)
+    assert facts.n_rows == len(sample.rows) <= 2000
     some = SampleSpec(model, memory_bytes=2**20)
     fewer = draw_sample(parts, some, training_stretches(parts, some))
     assert fewer is not None
@@ -151,13 +154,13 @@ def test_rows_of_classifiers_are_those_with_a_label(tmp_path: Path, share: float
     is_trained = np.arange(1000) % 10 > 0
     parts = [replace(part, trained=is_trained) for part in parts]
     _, facts = measured(model, parts)
-    probe = facts.get("probe")
+    probe = facts.probe
     if share < 0.01:
         assert probe is None
         return
     is_usable = is_labelled & np.isfinite(rows[:, 0])
     is_test = np.tile(~is_trained, 5)
-    assert (probe["n_train"], probe["n_test"]) == ((is_usable & ~is_test).sum(), (is_usable & is_test).sum())
+    assert (probe.n_train, probe.n_test) == ((is_usable & ~is_test).sum(), (is_usable & is_test).sum())
 
 
 def test_rows_beside_a_damaged_chunk_are_sampled(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_wrong_features_end_the_run_and_are_recomputed(
 
 def test_intact_output_is_verified(workspace: Workspace, out: Path, capsys: Any) -> None:
     assert workspace.run(out) == 0
-    assert 0 < Result.open(out).facts.verification["of_tolerance"] < 1
+    assert 0 < Result.open(out).facts.verification.of_tolerance < 1
     os.utime(workspace.shards / "0.h5", (0, 0))  # the rows are recognized
     capsys.readouterr()
     assert main(["verify", str(out), "--json"]) == 0
@@ -167,7 +167,7 @@ def test_all_ranges_and_input_files_of_a_part_are_checked(
     assert len(part.ranges) == 3
     assert sorted(in_result) != in_result
     assert part.n_live < part.n_rows
-    assert verify(str(out), 1000).faults == ()
+    assert verify(str(out), 1000).faults == []
 
     def increase(file: h5py.File, row: int) -> None:
         file["features"][row, 0] += 0.1
@@ -181,7 +181,7 @@ def test_all_ranges_and_input_files_of_a_part_are_checked(
     damaged.write_bytes(b"text")
     edit(edited)
     found = verify(str(out), 1000)
-    assert (found.faults, found.rows.n_rows) == ((), SIZES[0] + 9)
+    assert (found.faults, found.rows.n_rows) == ([], SIZES[0] + 9)
     assert {each.file for each in found.unchecked} == {str(damaged), str(edited)}
 
 
@@ -208,4 +208,4 @@ def test_rows_of_a_partly_unreadable_shard_are_no_fault(workspace: Workspace, ou
     flags = ["--on-bad-data", "skip", "--max-bad", "100%"]
     assert workspace.run(out, *flags) == 0
     found = verify(str(out), 1000)
-    assert (found.faults, found.unchecked, found.rows.n_rows, found.rows.n_bad) == ((), (), N_ROWS, 56)
+    assert (found.faults, found.unchecked, found.rows.n_rows, found.rows.n_bad) == ([], [], N_ROWS, 56)

@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from shardpress.model.encoder import Model
 from shardpress.model.labels import LabelChoice
 from shardpress.report import worst
-from shardpress.report.facts import sample_facts
+from shardpress.report.overview import sample_facts
 from shardpress.report.sampling import PartSource, SampleSpec
 from tests.support.cases import case
 from tests.support.logged import mentions
@@ -70,14 +70,14 @@ def test_outliers_that_own_a_feature_are_the_worst_rows(
         with case(n_values), caplog.at_level(logging.WARNING):
             facts = sample_facts(parts, SampleSpec(model), LabelChoice(), has_errors=True)
             assert facts is not None
-            assert sorted(row["row"] for row in facts["worst"][:5]) == PLANTED
-            assert all(row["leverage"] > 0.1 for row in facts["worst"][:5])
-            assert [row["row"] for row in facts["owners"]] == PLANTED
-            assert len({row["feature"] for row in facts["owners"]}) == 5
+            assert sorted(row.row for row in facts.worst[:5]) == PLANTED
+            assert all(row.leverage > 0.1 for row in facts.worst[:5])
+            assert [row.row for row in facts.owners] == PLANTED
+            assert len({row.feature for row in facts.owners}) == 5
             (message,) = caplog.messages
             path = parts[0].block.shard.path
             assert all(mentions(message, f"file={path} dataset=X row={row}") for row in PLANTED)
-            assert facts["n_of_worst"] == N - 2
+            assert facts.n_of_worst == N - 2
 
 
 def test_features_without_outliers_change_no_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -89,6 +89,6 @@ def test_features_without_outliers_change_no_order(tmp_path: Path, caplog: pytes
     with caplog.at_level(logging.WARNING):
         facts = sample_facts(parts, SampleSpec(model), LabelChoice(), has_errors=True)
     assert facts is not None
-    assert facts["owners"] == []
+    assert facts.owners == []
     assert not caplog.messages
-    assert [row["row"] for row in facts["worst"]] == np.argsort(-errors)[:10].tolist()
+    assert [row.row for row in facts.worst] == np.argsort(-errors)[:10].tolist()

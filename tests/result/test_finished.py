@@ -17,6 +17,7 @@ from shardpress.hdf5.child import ask as ask_module
 from shardpress.hdf5.sealed import FORMAT
 from shardpress.interop.estimator import TiedAutoencoder
 from shardpress.result.alignment import LinearMap
+from shardpress.result.facts import Append, BadFile, ScanFacts
 from shardpress.result.features import open_features
 from shardpress.result.finished import Result, Use, load_model, result_bytes
 from shardpress.result.records import (
@@ -45,7 +46,8 @@ from tests.support.hostilemodels import (
     without_footer,
     write_model,
 )
-from tests.support.parts import finished, run_facts
+from tests.support.parts import finished
+from tests.support.runfacts import REPORT, SUMMARY, run_facts
 
 RUN = "shardpress/run"
 NAME = "shardpress-output/"
@@ -67,13 +69,13 @@ PARTS = [
 FACTS = run_facts(
     config={"input": [ODD_NAME], "epochs": 3},
     request=Request(SHARDS, {"scale": 1}, {"epochs": 2}, {"dtype": "float32"}),
-    summary={"cost": float("nan"), "least": float("-inf"), "n_rows": 9},
-    bad_shards=[{"file": ODD_NAME, "reason": "truncated"}],
+    summary=replace(SUMMARY, cost=float("nan"), mean=float("-inf")),
+    bad_shards=[BadFile(ODD_NAME, "truncated")],
     generation=3,
     generations=[Generation(2, "f" * 64, 9, "0" * 64)],
     maps=[MapFacts(2, "f" * 64, [0.5, None], 9, 3), MapFacts(1, "f" * 64)],
-    appends=[{"id": 1}],
-    report={"host": "a"},
+    appends=[Append(1, 0, 0, 9, id=1, made="now", drift=None)],
+    report=replace(REPORT, scan=ScanFacts("range", {3: 0.5})),
 )
 MODEL = model_of()
 MAPS = {2: LinearMap(np.arange(6.0).reshape(3, 2), np.arange(2.0), "a" * 64, "b" * 64)}

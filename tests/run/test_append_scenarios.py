@@ -74,7 +74,7 @@ class Month:
         """Append files, and return the verdict on their rows."""
         self.arrive(n_files, kind)
         assert self.run("--append") == 0
-        return Result.open(self.output).facts.appends[-1]["drift"]
+        return Result.open(self.output).facts.appends[-1].drift
 
 
 @pytest.fixture
@@ -87,10 +87,10 @@ def month(empty: Workspace, monkeypatch: pytest.MonkeyPatch) -> Month:
 
 
 # Whether a verdict names what has changed.
-REASONS: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "shifted": lambda found: found["mean_shift"] > 0.5 or found["outside_share"] > 0.1,
-    "rotated": lambda found: found["covariance_shift"] > 1,
-    "stuck": lambda found: STUCK in [column["column"] for column in found["stuck_columns"]],
+REASONS: dict[str, Callable[[Any], bool]] = {
+    "shifted": lambda found: found.mean_shift > 0.5 or found.outside_share > 0.1,
+    "rotated": lambda found: found.covariance_shift > 1,
+    "stuck": lambda found: STUCK in [column.column for column in found.stuck_columns],
 }
 
 
@@ -100,7 +100,7 @@ def test_without_held_out_rows_there_is_no_verdict(month: Month) -> None:
     for strictness in ("fail", "watch"):
         assert month.run("--validation-fraction", "0", "--append", "--on-append-drift", strictness) == 80
     assert month.run("--validation-fraction", "0", "--append") == 0
-    assert Result.open(month.output).facts.appends[-1]["drift"] is None
+    assert Result.open(month.output).facts.appends[-1].drift is None
     assert "held out no rows" in text_of(page_of(Result.open(month.output).report()))
 
 
@@ -110,13 +110,13 @@ def test_an_append_can_end_before_drifted_rows_are_published(month: Month) -> No
     assert month.run() == 0
     trained = month.output.rename(month.output.with_name("trained"))
     assert month.run("--model", str(trained)) == 0
-    assert month.append(n_files=1)["verdict"] == "keep"
+    assert month.append(n_files=1).verdict == "keep"
     month.arrive(n_files=1, kind="foreign")
     before = features_of(month.output)
     assert month.run("--append", "--on-append-drift", "fail") == 80
     assert features_of(month.output) == before
     assert month.run("--append", "--on-append-drift", "warn") == 0
-    assert Result.open(month.output).facts.appends[-1]["drift"]["verdict"] == "retrain"
+    assert Result.open(month.output).facts.appends[-1].drift.verdict == "retrain"
 
 
 def test_rows_to_watch_are_published_unless_watch_is_set(month: Month) -> None:
@@ -128,7 +128,7 @@ def test_rows_to_watch_are_published_unless_watch_is_set(month: Month) -> None:
     assert month.run("--append", "--on-append-drift", "watch") == 80
     assert features_of(month.output) == before
     assert month.run("--append", "--on-append-drift", "fail") == 0
-    assert Result.open(month.output).facts.appends[-1]["drift"]["verdict"] == "watch"
+    assert Result.open(month.output).facts.appends[-1].drift.verdict == "watch"
     month.arrive(n_files=1, kind="foreign")
     before = features_of(month.output)
     assert month.run("--append", "--on-append-drift", "watch") == 80
@@ -147,13 +147,13 @@ def test_verdicts_are_reliable(month: Month, tmp_path: Path) -> None:
         month.arrive(n_files=20)
         assert month.run() == 0
         unchanged = [month.append(n_files=1), month.append(n_files=10)]
-        false_alarms += any(found["verdict"] != "keep" for found in unchanged)
+        false_alarms += any(found.verdict != "keep" for found in unchanged)
         for kind, is_right in REASONS.items():
             found = month.append(n_files=1, kind=kind)
-            hits[kind] += found["verdict"] != "keep" and is_right(found)
+            hits[kind] += found.verdict != "keep" and is_right(found)
         text = text_of(page_of(Result.open(month.output).report()))
         assert "Appended rows" in text
         assert f"olumn {STUCK}" in text
-        later_alarms += month.append(n_files=1)["verdict"] != "keep"  # earlier drift does not move the reference
+        later_alarms += month.append(n_files=1).verdict != "keep"  # earlier drift does not move the reference
     assert max(false_alarms, later_alarms) <= 0.05 * len(SEEDS)
     assert min(hits[kind] for kind in REASONS) >= 0.95 * len(SEEDS)

@@ -71,10 +71,10 @@ def test_one_model_can_write_the_hidden_layer_or_the_code(tmp_path: Path) -> Non
     x = model.scaler.transform(ROWS).astype(np.float64)
     hidden = np.maximum(x @ model.parameters["W_1"] + model.parameters["b_hidden_1"], 0)
     np.testing.assert_allclose(features, hidden, rtol=0, atol=1e-5)
-    report = Result.open(tmp_path / "out").report()
+    facts = Result.open(tmp_path / "out").facts
     error = np.square(model.decode(features) - x).mean()
-    assert error == pytest.approx(report["sample"]["mean_error"], rel=0.1)
-    assert (report["summary"]["n_features"], report["summary"]["n_components"]) == (48, 6)
+    assert error == pytest.approx(facts.report.sample.mean_error, rel=0.1)
+    assert (facts.summary.n_features, facts.summary.n_components) == (48, 6)
     assert main(["verify", str(tmp_path / "out")]) == 0
     code = run(tmp_path, "code", "--model", str(tmp_path / "out"), "--output-layer", "code")
     expected = hidden @ model.parameters["W_2"] + model.parameters["b_hidden_2"]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shardpress.model.about import TrainingFacts
 from shardpress.result.finished import Result
 from shardpress.run import deadline
 from shardpress.run.estimate import reserved_seconds
@@ -102,12 +103,13 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(monkeypatch)
 
 
-def training_of(output: Path) -> dict[str, Any]:
-    found: dict[str, Any] = Result.open(output).report()["training"]
-    return found
+def training_of(output: Path) -> TrainingFacts:
+    training = Result.open(output).report().training
+    assert training is not None
+    return training
 
 
-def training_after(workspace: Workspace, out: Path, flags: list[str]) -> dict[str, Any]:
+def training_after(workspace: Workspace, out: Path, flags: list[str]) -> TrainingFacts:
     """Run with these flags, and return the facts about the training."""
     assert workspace.run(out, *flags) == 0
     return training_of(out)
@@ -119,14 +121,14 @@ def test_a_deadline_equals_a_run_of_the_epochs_that_fit(workspace: Workspace, tm
     assert workspace.run(out, *machine.flags(3.5)) == 0
     assert workspace.run(other, "--epochs", "3", "--patience", "0", *SHORT_EPOCHS) == 0
     assert features_of(out) == features_of(other)
-    chosen = training_of(out)["deadline"]
-    assert (chosen["n_epochs"], chosen["of"]) == (3, 8)
-    costs = [[line["cost"] for line in training_of(each)["history"]] for each in (out, other)]
+    chosen = training_of(out).deadline
+    assert (chosen.n_epochs, chosen.of) == (3, 8)
+    costs = [[epoch.cost for epoch in training_of(each).history] for each in (out, other)]
     assert costs[0] == costs[1]
-    assert mentions(Result.open(out).facts.summary["gave_up"], "3 of 8")
+    assert mentions(Result.open(out).facts.summary.gave_up, "3 of 8")
     # The deadline differs, but the earlier decision is kept.
     assert workspace.run(out, *MANY_EPOCHS, *SHORT_EPOCHS) == 78
-    assert len(training_after(workspace, out, machine.flags(6.5))["history"]) == 3
+    assert len(training_after(workspace, out, machine.flags(6.5)).history) == 3
 
 
 # -- interrupted runs ------------------------------------------------------------------------------------------------
@@ -141,9 +143,9 @@ def test_an_interrupted_run_uses_what_is_left_of_its_time(workspace: Workspace, 
     assert "of 6 epochs" in workspace.plan(out, *flags).facts["model"]
     machine.now += 2 * EPOCH
     training = training_after(workspace, out, flags)
-    assert training["deadline"]["n_epochs"] == len(training["history"]) == 4
+    assert training.deadline.n_epochs == len(training.history) == 4
     machine.restart()
-    assert len(training_after(workspace, out, [*flags, "--restart"])["history"]) == 6
+    assert len(training_after(workspace, out, [*flags, "--restart"]).history) == 6
 
 
 @pytest.mark.slow
@@ -157,8 +159,8 @@ def test_a_resumed_run_ends_training_at_the_same_step(workspace: Workspace, tmp_
         with case(n_commits):
             assert workspace.run(out, *flags, disk=FullAfter("checkpoint", n_commits)) == 74
             assert workspace.run(out, *flags) == 0
-            assert training_of(out)["history"][0]["cost"] == training_of(expected)["history"][0]["cost"]
-            assert training_of(out)["deadline"]["last_epoch_part"] == 6 / STEPS_PER_EPOCH
+            assert training_of(out).history[0].cost == training_of(expected).history[0].cost
+            assert training_of(out).deadline.last_epoch_part == 6 / STEPS_PER_EPOCH
             assert features_of(out) == features_of(expected)
 
 
@@ -189,8 +191,8 @@ def test_a_training_uses_its_time_and_ends_early_enough(
     assert machine.plans[0] == plan
     assert n_steps in (None, machine.n_steps)
     n_trained = machine.n_steps / STEPS_PER_EPOCH
-    assert len(training["history"]) == math.ceil(n_trained)
-    gave_up = Result.open(out).facts.summary["gave_up"]
+    assert len(training.history) == math.ceil(n_trained)
+    gave_up = Result.open(out).facts.summary.gave_up
     left = ends_by - machine.now - RESERVED
     assert left >= 0
     if n_trained == of:
@@ -208,8 +210,8 @@ def test_a_training_without_time_ends_after_one_step_with_a_warning(
 ) -> None:
     no_time = ["--finish-by", "+1e-7h"]
     training = training_after(workspace, out, [*MANY_EPOCHS, *no_time])
-    assert (len(training["history"]), training["deadline"]["n_epochs"]) == (1, 1)
-    assert training["deadline"]["last_epoch_part"] == 1 / 3
+    assert (len(training.history), training.deadline.n_epochs) == (1, 1)
+    assert training.deadline.last_epoch_part == 1 / 3
     assert workspace.run(out.with_name("encoded"), "--model", str(out), *no_time) == 0
     late = [line for line in caplog.records if line.levelname == "WARNING" and "deadline: " in line.getMessage()]
     assert len(late) == 2

@@ -56,8 +56,8 @@ def test_the_rows_of_the_comparison_are_those_of_the_validation(empty: Workspace
     empty.add_shard("4.h5", arrays[4])
     assert empty.run(out, "--append") == 0
     result = Result.open(out)
-    training = result.model.about["training"]
-    expected = training["history"][training["best_epoch"]]["validation_cost"]
+    training = result.model.about.training
+    expected = training.history[training.best_epoch].validation_cost
     assert result.statistics()["error/mean"] == pytest.approx(expected, rel=1e-5)
 
 

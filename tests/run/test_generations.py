@@ -192,7 +192,7 @@ def test_the_report_says_what_a_classifier_keeps(runs: Workspace, out: Path) -> 
     assert runs.run(out, *RETRAIN) == 0
     (found,) = Result.open(out).facts.maps
     assert found.classifier is not None
-    assert found.classifier["labels"] == "y"
-    assert found.classifier["n_test"] == pytest.approx(90, abs=10)  # a third of the rows with a label
-    assert found.classifier["mapped"] > 0.95 * found.classifier["accuracy"] > 0.8
+    assert found.classifier.labels == "y"
+    assert found.classifier.n_test == pytest.approx(90, abs=10)  # a third of the rows with a label
+    assert found.classifier.mapped > 0.95 * found.classifier.accuracy > 0.8
     assert "accuracy of mapped features" in text_of(page_of(Result.open(out).report()))

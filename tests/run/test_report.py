@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shardpress.commands.registry import main
-from shardpress.report import facts
+from shardpress.report import overview
 from shardpress.report.page import build
 from shardpress.result.finished import Result, Use
 from tests.support.bad_shards import Shards
@@ -35,8 +35,8 @@ def test_the_page_can_be_made_again_from_the_result(
     assert (tmp_path / "again.html").read_text() == page
     capsys.readouterr()
     assert main(["report", str(out), "--json"]) == 0
-    report = Result.open(out).report()
-    assert json.loads(capsys.readouterr().out) == report
+    report = Result.open(out).report().as_json()
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(report))
     n_fitted = report["training"]["baseline"]["n_fitted"]
     assert 0 < n_fitted < report["summary"]["n_rows"]
     assert f"principal components of {n_fitted} training rows" in page
@@ -54,7 +54,7 @@ def test_a_failure_of_the_report_does_not_fail_the_run(
     def broken(*_arguments: object) -> None:
         raise ValueError("broken")
 
-    for module, name in ((facts, "draw_sample"), (facts, "measure"), (build, "page_of")):
+    for module, name in ((overview, "draw_sample"), (overview, "measure"), (build, "page_of")):
         with monkeypatch.context() as patched:
             patched.setattr(module, name, broken)
             assert workspace.run(out, "--restart") == 0, name
@@ -84,17 +84,17 @@ def test_another_missing_label_only_changes_the_report(shards: Shards) -> None:
         assert shards.run(*settings) == 0
         assert shards.run(*settings, output=other) == 0
         result = Result.open(shards.output)
-        assert result.report()["sample"] == Result.open(other).report()["sample"]
-        assert result.report()["sample"]["points"]["names"] == names
+        assert result.facts.report.sample == Result.open(other).facts.report.sample
+        assert result.facts.report.sample.points.names == names
         assert result.parts == before.parts
-        assert ("looks like" in result.report()["judgment"]["classifier"]) == (not settings)
+        assert ("looks like" in result.facts.report.judgment.classifier) == (not settings)
     assert shards.run(*flags) == 0
     shards.add(shards.arrays[0][:40])
     write_shard(shards.folder / "2.h5", shards.arrays[0][:40], extras={"y": np.arange(40) % 2})
     assert shards.run("--append") == 0
-    assert Result.open(shards.output).report()["sample"]["points"]["names"] == ["0", "1"]
+    assert Result.open(shards.output).facts.report.sample.points.names == ["0", "1"]
     assert shards.run("--append", "--missing-label", "0") == 0
-    assert Result.open(shards.output).report()["sample"]["points"]["names"] == ["-1", "1"]
+    assert Result.open(shards.output).facts.report.sample.points.names == ["-1", "1"]
 
 
 def test_a_repair_keeps_bad_rows_and_the_comparison(shards: Shards) -> None:
@@ -105,10 +105,10 @@ def test_a_repair_keeps_bad_rows_and_the_comparison(shards: Shards) -> None:
     shards.rewrite(1, rows)
     flags = ("--on-bad-data", "skip", "--max-bad", "2")
     assert shards.run(*flags) == 0
-    first = Result.open(shards.output).report()
+    first = Result.open(shards.output).report().as_json()
     assert first["last"] is None
     assert shards.run(*flags, "--overwrite", "--seed", "1") == 0
-    report = Result.open(shards.output).report()
+    report = Result.open(shards.output).report().as_json()
     assert report["last"]["summary"] == first["summary"]
     path = str(shards.folder / "1.h5")
     found = [(each["file"], each["row"], each["column"], each["value"]) for each in report["bad"]["rows"]["first"]]
@@ -116,7 +116,7 @@ def test_a_repair_keeps_bad_rows_and_the_comparison(shards: Shards) -> None:
     assert any(mentions(line, "2 of 60") for line in report["warnings"]["first"])
     (shards.output / Result.open(shards.output).parts[-1].file).unlink()
     assert shards.run(*flags, "--seed", "1") == 0
-    repaired = Result.open(shards.output).report()
+    repaired = Result.open(shards.output).report().as_json()
     for name in ("bad", "scan", "last", "summary", "stages", "taken_over"):
         assert repaired[name] == report[name], name
     page = (shards.output / "report.html").read_text()
@@ -133,26 +133,26 @@ def test_drift_is_reported_by_column_and_shard_after_resuming(shards: Shards, mo
     shards.add(rows)
     flags = ["--model", model, "--on-drift", "clip"]
     assert shards.run(*flags) == 0
-    drift = Result.open(shards.output).report()["drift"]
-    assert (drift["n_rows"], drift["n_outside"], drift["on_drift"]) == (70, 2, "clip")
-    columns = [(each["column"], each["n_values"], each["value"]) for each in drift["columns"]]
+    drift = Result.open(shards.output).facts.report.drift
+    assert (drift.n_rows, drift.n_outside, drift.on_drift) == (70, 2, "clip")
+    columns = [(column.column, column.n_values, column.value) for column in drift.columns]
     assert columns == [(2, 2, 900), (0, 1, -500)]
-    assert [(Path(each["file"]).name, each["n_outside"]) for each in drift["shards"]] == [("1.h5", 2)]
+    assert [(Path(shard.file).name, shard.n_outside) for shard in drift.shards] == [("1.h5", 2)]
     (shards.output / Result.open(shards.output).parts[0].file).unlink()
     assert shards.run(*flags) == 0
-    assert Result.open(shards.output).report()["drift"] == drift
+    assert Result.open(shards.output).facts.report.drift == drift
 
 
 def test_a_damaged_validation_row_is_named(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     shards.fill(500, 500)
     assert shards.run() == 0
-    assert Result.open(shards.output).report()["summary"]["outlier"] is None
+    assert Result.open(shards.output).facts.summary.outlier is None
     damaged = int(np.flatnonzero(Result.open(shards.output).use() == Use.VALIDATION)[-1]) - 500
     rows = shards.arrays[1].copy()
     rows[damaged] = 1e4 * np.abs(rows[damaged])
     shards.rewrite(1, rows)
     assert shards.run("--overwrite") == 0
-    report = Result.open(shards.output).report()
+    report = Result.open(shards.output).report().as_json()
     path = str(shards.folder / "1.h5")
     for outlier in (report["summary"]["outlier"], report["sample"]["outlier"]):
         assert (outlier["file"], outlier["row"]) == (path, damaged)

@@ -56,18 +56,17 @@ class Cells:
     def facts(self) -> dict[str, Any]:
         """Return what the report states about rows, model and appends."""
         result = Result.open(self.output)
-        report = result.report()
+        report = result.report().as_json()
         sample = report["sample"]
-        summary = report["summary"].items()
-        summary = {name: value for name, value in summary if name not in ("judgment", "n_parts", "output")}
+        summary = {name: value for name, value in report["summary"].items() if name not in ("n_parts", "output")}
         places = [{**place, "label": None, "file": Path(place["file"]).name} for place in sample["worst"]]
         probe = {name: sample["probe"][name] for name in ("n_train", "n_test", "n_components")}
         names = ("last", "appends", "warnings", "drift", "bad", "scan", "stages", "device", "taken_over")
-        found = {name: report.get(name) for name in names}
+        found = {name: report[name] for name in names}
         return {**found, "summary": summary, "worst": places, "probe": probe, "use": result.use().tolist()}
 
     def judgment(self) -> dict[str, Any]:
-        report = Result.open(self.output).report()
+        report = Result.open(self.output).report().as_json()
         return {"labels": report["sample"]["probe"]["labels"], **report["judgment"]}
 
 
@@ -107,7 +106,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert cells.run("--labels", "kind") == 0
         cells.add(3, shift=2.5)
         assert cells.run("--append") == 0
-    assert Result.open(cells.output).facts.appends[-1]["drift"]["verdict"] == "retrain"
+    assert Result.open(cells.output).facts.appends[-1].drift.verdict == "retrain"
     return cells.output.parent
 
 

@@ -78,11 +78,12 @@ def test_the_report_lists_the_worst_of_all_rows(shards: Shards, monkeypatch: pyt
     errors = open_features(shards.output).extras["error"].compute()
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(errors)), [500, *range(799, 808)])
     report = Result.open(shards.output).report()
-    worst = report["sample"]["worst"]
+    sample = report.facts.report.sample
+    worst = sample.worst
     order = np.argsort(-np.nan_to_num(errors))[:10]
-    assert [each["error"] for each in worst] == errors[order].tolist()
+    assert [row.error for row in worst] == errors[order].tolist()
     files = [(str(shards.folder / f"{row // 400}.h5"), row % 400) for row in order]
-    assert [(each["file"], each["row"]) for each in worst] == files
-    assert [each["column"] for each in worst[:3]] == [3, 2, 1]
-    assert report["sample"]["n_rows"] == 20
+    assert [(row.file, row.row) for row in worst] == files
+    assert [row.column for row in worst[:3]] == [3, 2, 1]
+    assert sample.n_rows == 20
     assert "Worst rows of all 798 " in text_of(page_of(report))

@@ -84,8 +84,8 @@ def test_interruptions_threads_and_blocks_change_no_bit(
     shards = folder / "few"
     bits = bits_of(expected(kind))
     if kind == "nested":
-        target = load_model(expected(kind)).about["training"]["target"]
-        assert target["share"] == pytest.approx(1 / 15, abs=0.001)
+        target = load_model(expected(kind)).about.training.target
+        assert target.share == pytest.approx(1 / 15, abs=0.001)
     assert run(shards, tmp_path / "streamed", *KINDS[kind], *STREAMED) == 0
     assert bits_of(tmp_path / "streamed") == bits
     output = tmp_path / "interrupted"

@@ -13,6 +13,7 @@ import pytest
 from shardpress.interop.onnx import encoder_onnx
 from shardpress.result.features import open_features
 from shardpress.result.finished import Result, load_model
+from shardpress.result.records import plain
 from tests.support import standin
 from tests.support.bad_shards import Shards
 from tests.support.cases import case
@@ -57,7 +58,7 @@ def test_rows_and_targets_that_are_left_out_have_no_influence(shards: Shards, st
     add(other, kind=kinds, rows=rows)
     for some in (shards, other):
         assert some.run(*ON_TRAIN, *LEARNING) == 0
-    assert load_model(shards.output).about["training"]["target"]["n_classes"] == 3
+    assert load_model(shards.output).about.training.target.n_classes == 3
     assert load_model(shards.output).fingerprint == load_model(other.output).fingerprint
     assert shards.run(*ON_TRAIN, *LEARNING, "--target-weight", "5", "--overwrite") == 0
     assert load_model(shards.output).fingerprint != load_model(other.output).fingerprint
@@ -117,9 +118,9 @@ def test_the_missing_label_is_no_target_and_an_append_keeps_it(
     assert shards.run(*LEARNING, "--append") == 0
     result = Result.open(shards.output)
     assert result.facts.config["missing_label"] == "-1"
-    assert result.report()["sample"]["points"]["names"] == ["0", "1", "2"]
+    assert result.facts.report.sample.points.names == ["0", "1", "2"]
     assert shards.run(*LEARNING, "--retrain") == 0
-    assert load_model(shards.output).about["training"]["target"]["n_classes"] == 4
+    assert load_model(shards.output).about.training.target.n_classes == 4
 
 
 def test_useless_targets_are_refused(shards: Shards) -> None:
@@ -139,9 +140,9 @@ def test_random_labels_score_at_chance_on_rows_that_are_left_out(shards: Shards)
     rng = np.random.default_rng(0)
     add(shards, n=900, rows=rng.normal(size=(900, 4)).astype(np.float32), kind=rng.integers(0, 2, 900))
     assert shards.run(*ON_TRAIN, *LEARNING, "--target-weight", "5") == 0
-    probe = Result.open(shards.output).report()["sample"]["probe"]
-    assert probe["labels"] == "kind"
-    assert abs(probe["features"] - 0.5) < 0.1
+    probe = Result.open(shards.output).facts.report.sample.probe
+    assert probe.labels == "kind"
+    assert abs(probe.features - 0.5) < 0.1
 
 
 @pytest.mark.slow
@@ -151,14 +152,15 @@ def test_supervised_features_are_marked(shards: Shards, tmp_path: Path, caplog: 
     for name, flags, fit_on in (("all", [], None), ("some", ON_TRAIN, "split == train")):
         output = tmp_path / name
         assert shards.run(*LEARNING, *flags, output=output) == 0
-        mark = {"name": "kind", "kind": "classes", "fit_on": fit_on}
-        assert open_features(output).manifest["target"] == mark
-        assert Result.open(output).report()["target"] == mark
+        target = Result.open(output).report().target
+        assert target is not None
+        assert (target.name, target.kind, target.fit_on) == ("kind", "classes", fit_on)
+        assert open_features(output).manifest["target"] == plain(target)
         exported = onnx.load_model_from_string(encoder_onnx(load_model(output)))
         properties = {each.key: each.value for each in exported.metadata_props}
-        assert json.loads(properties["target"]) == mark
+        assert json.loads(properties["target"]) == plain(target)
     assert mentions(caplog.text, "WARNING", "target", "kind", "--fit-on")
-    assert mentions(Result.open(tmp_path / "all").report()["judgment"]["classifier"], "--fit-on")
+    assert mentions(Result.open(tmp_path / "all").facts.report.judgment.classifier, "--fit-on")
     assert shards.run("--model", str(tmp_path / "all"), output=tmp_path / "new") == 0
-    assert open_features(tmp_path / "new").manifest["target"] == {**mark, "fit_on": None}
+    assert open_features(tmp_path / "new").manifest["target"]["name"] == "kind"
     assert load_model(tmp_path / "new").network.head is None

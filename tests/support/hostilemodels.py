@@ -28,7 +28,7 @@ def model_of(network: Network = NETWORK, seed: int = 0) -> Model:
     parameters = {name: rng.normal(size=shape).astype(np.float32) for name, shape in network.shapes.items()}
     low = rng.normal(size=network.n_inputs)
     scaler = Scaler(low, low + 2, low + 1, clips=True)
-    return Model(scaler, network, parameters, {"config": {}, "training": {"history": []}})
+    return Model(scaler, network, parameters)
 
 
 def write_model(folder: Path, name: str = "model.h5") -> Path:

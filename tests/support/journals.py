@@ -13,7 +13,7 @@ from shardpress.output.journal import Journal, Record
 from shardpress.result.finished import result_bytes
 from shardpress.result.records import Part, Range, Request, ShardFacts, Stat
 from tests.support.hostilemodels import model_of
-from tests.support.parts import run_facts
+from tests.support.runfacts import run_facts
 
 KEY = "part-000000-000000000000"
 OTHER = "part-000000-000000000016"

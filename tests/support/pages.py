@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,19 +11,40 @@ from typing import Any
 
 import h5py
 import numpy as np
+from msgspec import structs
 
 from shardpress.hdf5.shard import Block
+from shardpress.model.about import About, BaselineErrors, Epoch, TrainingFacts
 from shardpress.model.encoder import Model
 from shardpress.model.labels import LabelChoice
 from shardpress.model.scaler import Scaler
-from shardpress.report.facts import input_facts
 from shardpress.report.judgment import judge
 from shardpress.report.measures import measure
+from shardpress.report.overview import input_facts
 from shardpress.report.page.build import html_of, page_of
 from shardpress.report.sampling import PartSource, Sample, SampleSpec, draw_sample
+from shardpress.result.facts import (
+    BadDataFacts,
+    BadFile,
+    BadFiles,
+    BadRow,
+    BadRows,
+    ClusterFacts,
+    ColumnDrift,
+    Drift,
+    LastRun,
+    SampleFacts,
+    ShardDrift,
+    StageFacts,
+    WarningFacts,
+    Work,
+    WorkerFacts,
+)
+from shardpress.result.finished import Report
 from shardpress.settings.config import Config
 from shardpress.shards.open import open_shards
 from shardpress_kernels.network import Network
+from tests.support.runfacts import REPORT, SUMMARY, run_facts
 
 EMPTY = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -58,64 +79,74 @@ def make_parts(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **e
     return parts
 
 
-def measured(model: Model, parts: list[PartSource]) -> tuple[Sample, dict[str, Any]]:
-    """Return the sample of parts, and the numbers of a report about it."""
+def measured(model: Model, parts: list[PartSource]) -> tuple[Sample, SampleFacts]:
+    """Return the sample of parts, and measurements of it."""
     spec = SampleSpec(model)
     sample = draw_sample(parts, spec)
     assert sample is not None
     return sample, measure(sample, parts, spec, LabelChoice())
 
 
-def largest(folder: Path) -> dict[str, Any]:
-    """Return the numbers of a report on noisy colour images, with long names, many epochs and every kind of warning."""
+def largest(folder: Path) -> Report:
+    """Return a report on noisy colour images, with long names, many epochs and every kind of warning."""
     rng = np.random.default_rng(0)
-    model = replace(model_of(32 * 32 * 3, 256), about={"config": {"nested": True}})
+    model = replace(model_of(32 * 32 * 3, 256), about=About({"nested": True}))
     n = 200
     names = [f"{i}<script>&\"' " + "x" * 200 for i in range(40)]
     parts = make_parts(
         folder, model, rng.random((n, 32, 32, 3), np.float32), n, y=np.array([names[i % 40] for i in range(n)], "S")
     )
-    summary = {"n_rows": 10**12, "n_inputs": 32 * 32 * 3, "n_features": 256, "n_bad": 10**9, "n_parts": 10**6}
-    summary |= {"n_bad_shards": 10**6, "n_outside": 10**9, "cost": 0.02, "components": 0.01, "mean": 0.1}
-    summary |= {"device": "x" * 999, "seconds": {"scan": 1e5, "training": 1e6, "encoding": 1e5, "report": 2.0}}
-    shards = {"n": 10**6, "first": [{"file": "f<b>" * 999, "reason": "r" * 9999}] * 10}
-    rows = {"n": 10**9, "first": [{"file": "f" * 999, "row": 10**12, "column": 9, "value": "<nan>" * 99}] * 10}
+    seconds = {"scan": 1e5, "training": 1e6, "encoding": 1e5, "report": 2.0}
+    summary = structs.replace(
+        SUMMARY, n_rows=10**12, n_inputs=32 * 32 * 3, n_features=256, n_components=256, n_bad=10**9, n_parts=10**6
+    )
+    summary = structs.replace(summary, n_outside=10**9, cost=0.02, components=0.01, mean=0.1, device="x" * 999)
+    summary = structs.replace(summary, seconds=seconds)
+    shard = BadFile("f<b>" * 999, "r" * 9999)
+    row = BadRow("f" * 999, "X", 10**12, 9, None, "<nan>" * 99)
     config = {**Config().flat(), "input": ["/a/long/path" * 20] * 10_000}
-    stage = {"seconds": 1e5, "processor_seconds": 1e5, "n_cores": 2, "n_rows": 10**12, "n_bytes": 10**15}
-    stage |= {"bound_by": {"device": 0.25, "processor": 0.25, "disk": 0.25, "other": 0.25}}
-    history = [{"epoch": i, "cost": 0.1 / (i + 1), "validation_cost": 0.2, "seconds": 1.0} for i in range(10_000)]
-    worker: dict[str, Any] = {"name": "w<b>" * 99, "host": "h" * 999, "pid": 10**6, "device": "cuda<0>" * 99}
-    done = {"n_tasks": 10**6, "n_rows": 10**12, "seconds": 1e5}
-    worker["stages"] = {"scan": done, "training": done, "encoding": done}
-    column = {"column": 10**5, "name": "n<b>" * 99, "n_values": 10**12, "value": 1e300, "low": -1e-300, "high": 1e300}
-    column |= {"excess": 1e300, "n_shards": 10**6}
-    _, facts = measured(model, parts)
-    return {
-        "made": "now",
-        "host": "h<b>" * 99,
-        "directory": "/d<b>" * 99,
-        "command": "extract.py " + "/a/path " * 10_000,
-        "config": config,
-        "device": {"reason": "r" * 9999},
-        "versions": {"python": "3.11"},
-        "fingerprints": {"model": "0" * 64},
-        "inputs": input_facts([parts[0].block.shard]),
-        "summary": summary,
-        "stages": dict.fromkeys(summary["seconds"], stage),
-        "cluster": {"kind": "scheduler", "address": "tls:" * 99, "workers": [worker] * 1000},
-        "taken_over": ["the scan"],
-        "warnings": {"n": 999, "first": ["w<i>" * 9999] * 50},
-        "bad": {"rows": rows, "shards": shards},
-        "drift": {
-            **{"on_drift": "pass", "n_rows": 10**12, "n_outside": 10**11, "n_columns": 10**4, "n_shards": 10**6},
-            **{"is_whole": False, "columns": [column] * 10},
-            "shards": [{"file": "f<b>" * 999, "n_rows": 10**9, "n_outside": 10**8}] * 10,
-        },
-        "last": {"summary": summary, "config": {**config, "input": ["/b"] * 10_000}, "made": "then"},
-        "sample": facts,
-        "judgment": asdict(judge(summary, facts, config)),
-        "training": {"history": history, "baseline": {"components": 0.01, "mean": 0.1, "n_fitted": 10**12}},
-    }
+    shares = {"device": 0.25, "processor": 0.25, "disk": 0.25, "other": 0.25}
+    work = Work(10**6, 10**12, 1e5)
+    worker = WorkerFacts(
+        "w<b>" * 99, "h" * 999, 10**6, "cuda<0>" * 99, dict.fromkeys(("scan", "training", "encoding"), work)
+    )
+    column = ColumnDrift(10**5, "n<b>" * 99, 1e300, -1e-300, 1e300, 10**12, 1e300, 10**6)
+    _, sample = measured(model, parts)
+    report = structs.replace(
+        REPORT,
+        host="h<b>" * 99,
+        directory="/d<b>" * 99,
+        inputs=input_facts([parts[0].block.shard]),
+        stages=dict.fromkeys(seconds, StageFacts(1e5, 1e5, 2, shares, 10**12, 10**15)),
+        cluster=ClusterFacts("scheduler", [worker] * 1000, "tls:" * 99),
+        taken_over=["the scan"],
+        warnings=WarningFacts(999, ["w<i>" * 9999] * 50),
+        bad=BadDataFacts(BadFiles(10**6, [shard] * 10), BadRows(10**9, [row] * 10), 0),
+        drift=Drift(
+            on_drift="pass",
+            n_rows=10**12,
+            n_outside=10**11,
+            n_columns=10**4,
+            n_shards=10**6,
+            is_whole=False,
+            columns=[column] * 10,
+            shards=[ShardDrift("f<b>" * 999, 10**9, 10**8)] * 10,
+        ),
+        last=LastRun("then", summary, {**config, "input": ["/b"] * 10_000}),
+        sample=sample,
+        judgment=judge(summary, sample, Config()),
+    )
+    facts = run_facts(
+        config=config,
+        made="now",
+        command="extract.py " + "/a/path " * 10_000,
+        versions={"python": "3.11"},
+        summary=summary,
+        report=report,
+    )
+    history = [Epoch(i, 0.1 / (i + 1), 0.2, 1.0) for i in range(10_000)]
+    training = TrainingFacts(0, history, 0.1, sample.units, BaselineErrors(256, 10**12, 0.01, 0.1, is_worse=True))
+    return Report(facts, "0" * 64, training, None)
 
 
 class Parsed(HTMLParser):

@@ -13,14 +13,13 @@ from shardpress.encoding.storage import PLAIN
 from shardpress.hdf5.categories import attribute_value, read_categories
 from shardpress.hdf5.shard import Extra
 from shardpress.output.lock import locked
+from shardpress.result.facts import Append
 from shardpress.result.finished import Use, result_bytes
 from shardpress.result.records import (
     Entry,
-    Keys,
     Part,
     Range,
     Request,
-    RunFacts,
     ShardFacts,
     Stat,
     in_order,
@@ -29,6 +28,7 @@ from shardpress.result.records import (
 from shardpress_kernels.network import Network
 from tests.support.helpers import numbered
 from tests.support.hostilemodels import model_of
+from tests.support.runfacts import run_facts
 
 EXTRAS = {
     "y": np.array([3, 1, 2], np.uint8),
@@ -94,7 +94,9 @@ def finished_parts(directory, parts, model=None, append_ids=None, used=None, **f
         for start, stop in ranges:
             shards.append(ShardFacts(f"/in/{len(shards)}.h5", "X", [stop - start, 4], "f8", Stat(9, 0, 0, 0)))
     facts.setdefault("request", Request(shards, {}, {}, {}))
-    facts.setdefault("appends", [{"id": number} for number in sorted(set(numbers) - {0})])
+    facts.setdefault(
+        "appends", [Append(0, 0, 0, 0, id=number, made="", drift=None) for number in sorted(set(numbers) - {0})]
+    )
     pairs = in_order(found)
     use = np.repeat(
         [Use.LATER if each.append_id else Use.TRAINING for _, each in pairs], [each.n_rows for _, each in pairs]
@@ -116,24 +118,6 @@ def finished_parts(directory, parts, model=None, append_ids=None, used=None, **f
         )
         journal.commit(data)
     return directory
-
-
-def run_facts(**fields):
-    """Return facts about a run, which are empty by default."""
-    defaults = {
-        "config": {},
-        "request": Request([], {}, {}, {}),
-        "keys": Keys("model", "features"),
-        "made": "2000-01-01 00:00:00+00:00",
-        "command": "shardpress run",
-        "device": "cpu",
-        "versions": {},
-        "storage": {},
-        "bad_shards": [],
-        "summary": {},
-        "verification": {},
-    }
-    return RunFacts(**{**defaults, **fields})
 
 
 def _part_of(number, data, rows, first_shard, append_id):

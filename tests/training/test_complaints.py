@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from shardpress.model.about import About, BaselineErrors, Epoch, TrainingFacts
 from shardpress.settings.config import Config
 from shardpress.settings.resolve import network_of, resolve
 from shardpress.training.complaints import complaints, count_units, kept_start
@@ -24,8 +25,9 @@ def random_features(n_rows: int, n_features: int) -> np.ndarray:
 
 
 UNITS = count_units(random_features(100, 20), "sigmoid")
-BASELINE = {"n_components": 20, "components": 0.01, "mean": 0.1, "is_worse": False}
-WORSE: dict[str, Any] = {"baseline": {**BASELINE, "is_worse": True}, "units": asdict(UNITS)}
+BASELINE = BaselineErrors(20, 1000, components=0.01, mean=0.1, is_worse=False)
+GOOD = TrainingFacts(0, [], 0.1, UNITS, BASELINE)
+WORSE = replace(GOOD, baseline=replace(BASELINE, is_worse=True))
 
 
 # -- units -------------------------------------------------------------------------------------------------------
@@ -69,26 +71,27 @@ def test_a_duplicate_repeats_an_earlier_feature() -> None:
 # -- warnings ----------------------------------------------------------------------------------------------------
 
 
-def warnings_about(about: Mapping[str, Any], **settings: Any) -> list[str]:
+def warnings_about(training: TrainingFacts, **settings: Any) -> list[str]:
     config = CONFIG.changed(**settings)
-    return list(complaints(about, config.training, network_of(config.network, 4)))
+    return list(complaints(About(training=training), config.training, network_of(config.network, 4)))
 
 
 def test_bad_features_and_bad_units_cause_warnings() -> None:
     (warning,) = warnings_about(WORSE)
     assert mentions(warning, "20 principal components", "0.01")
-    assert warnings_about({**WORSE, "baseline": BASELINE}) == []
+    assert warnings_about(GOOD) == []
     assert warnings_about(WORSE, corruption=0.25) == [], "corruption is expected to increase the error"
     for kind in ("dead", "saturated", "duplicate"):
-        assert warnings_about({"units": asdict(replace(UNITS, **{kind: 2}))}) == []
-        (warning,) = warnings_about({"units": asdict(replace(UNITS, **{kind: 3}))})
+        assert warnings_about(replace(GOOD, units=replace(UNITS, **{kind: 2}))) == []
+        (warning,) = warnings_about(replace(GOOD, units=replace(UNITS, **{kind: 3})))
         assert mentions(warning, "3 of 20")
         assert "--" in warning
 
 
-def history(costs: Sequence[float], validation: Sequence[float] | None = None) -> dict[str, Any]:
+def history(costs: Sequence[float], validation: Sequence[float] | None = None) -> TrainingFacts:
     pairs = zip(costs, validation or [None] * len(costs), strict=True)
-    return {"history": [{"cost": cost, "validation_cost": each} for cost, each in pairs]}
+    epochs = [Epoch(i, cost, of_validation, 1.0) for i, (cost, of_validation) in enumerate(pairs)]
+    return replace(GOOD, history=epochs)
 
 
 FALLING = np.linspace(1, 0.5, 20).tolist()
@@ -118,10 +121,10 @@ def test_only_a_training_run_that_still_improves_causes_a_warning() -> None:
 def test_a_kept_start_from_components_is_said(
     best_epoch: int, start: str, widths: tuple[int, ...], is_said: bool
 ) -> None:
-    history = [{"validation_cost": cost} for cost in (0.5, 0.4)]
-    training = {"best_epoch": best_epoch, "history": history, "start_cost": 0.375}
-    sentence = kept_start({"training": training, "config": {"start": start}}, Network(widths, code="linear"))
+    network = Network(widths, code="linear")
+    training = replace(history([0.5, 0.4], [0.5, 0.4]), best_epoch=best_epoch, start_cost=0.375)
+    sentence = kept_start(About({"start": start}, training), network)
     assert (sentence != "") == is_said
     assert not is_said or mentions(sentence, "principal components", "0.375", "0.4")
-    untrained = {"training": {**training, "history": []}, "config": {"start": start}}
-    assert (kept_start(untrained, Network(widths, code="linear")) != "") == is_said
+    untrained = About({"start": start}, replace(training, history=[]))
+    assert (kept_start(untrained, network) != "") == is_said

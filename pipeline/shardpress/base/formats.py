@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
+import msgspec
 import numpy as np
 from blake3 import blake3
 
@@ -30,6 +31,10 @@ _DIRECTORY_ENTRY = b"PK\1\2"  # signature of an entry in the central directory o
 _MOST_MEMBERS = 10_000
 _MAX_QUOTED = 500  # maximum number of characters that a message quotes
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base class of facts that a result stores as JSON."""
 
 
 class Digested:

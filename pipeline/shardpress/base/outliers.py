@@ -6,13 +6,13 @@ and then has a small error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from shardpress.base.errors import printable
+from shardpress.base.formats import Facts
 
 MOST_OF_ALL = 0.5
 """Share of all errors from which a message names the row that has it."""
@@ -49,12 +49,33 @@ def outliers(squares: np.ndarray) -> np.ndarray:
     return is_outlier
 
 
-def largest_share(errors: np.ndarray) -> dict[str, Any]:
+class Outlier(Facts, frozen=True):
+    """The row with the largest error, and the mean errors of all rows without outliers."""
+
+    row: int
+    share: float  # of all errors
+    cost: float
+    mean: float  # for the column means
+    components: float | None = None  # for principal components
+    file: str | None = None
+
+    @property
+    def has_most(self) -> bool:
+        """Whether messages name the row, because it has most of the squared error."""
+        return self.share >= MOST_OF_ALL
+
+    def __str__(self) -> str:
+        """Return the location of the row for a message: its file, if it is known, and its number."""
+        where = "" if self.file is None else f"file={printable(self.file)} "
+        return f"{where}row={self.row}"
+
+
+def largest_share(errors: np.ndarray) -> tuple[int, float]:
     """Return the position of the row with the largest of the errors (n_rows,), and its share of their sum."""
     largest = int(errors.argmax())
     total = errors.sum(dtype=np.float64)
     share = float(errors[largest] / total) if np.isfinite(total) else 1.0
-    return {"position": largest, "share": share}
+    return largest, share
 
 
 # -- leverage --------------------------------------------------------------------------------------------------------
@@ -115,10 +136,3 @@ def owners(shares: np.ndarray, n_rows: int) -> np.ndarray:
     is_needed = sums - np.take_along_axis(shares, largest, axis=0) <= MOST_OF_ALL
     is_owned = (sums > MOST_OF_ALL).any(axis=0)
     return np.unique(largest[is_needed & is_owned])
-
-
-def place_of(outlier: Mapping[str, Any]) -> str:
-    """Return the location of a row for a message: its file, if it is known, and its number."""
-    if "file" not in outlier:
-        return f"row={outlier['row']}"
-    return f"file={printable(outlier['file'])} row={outlier['row']}"

@@ -15,7 +15,7 @@ from distributed import Client, Worker, WorkerPlugin
 
 from shardpress.base.errors import ConfigError, DeviceError, TryAgain, printable, quantity, short_list
 from shardpress.cluster.probe import Probe, differences, packages
-from shardpress.cluster.stats import facts_of, process_name
+from shardpress.cluster.stats import KnownWorker, process_name
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ class _Answer:
 
 def check_workers(
     client: Client, probe: Probe, start_device: Callable[[], Any], requires_device: bool, keeps_others: bool
-) -> list[dict[str, Any]]:
-    """Check the scheduler and all its workers, and later those that join. Return facts about the workers to use.
+) -> list[KnownWorker]:
+    """Check the scheduler and all its workers, and later those that join. Return the workers to use.
 
     Workers without their configured device are retired, unless `keeps_others`.
 
@@ -107,7 +107,7 @@ def check_workers(
     for name in LOGGERS:
         _retry(client, partial(client.forward_logging, name, logging.WARNING))
     _retry(client, partial(client.register_plugin, check))
-    return [facts_of(each.process, each.name, each.device) for each in usable]
+    return [KnownWorker(answer.process, answer.name, answer.device) for answer in usable]
 
 
 def _examine_scheduler(client: Client) -> _Answer:

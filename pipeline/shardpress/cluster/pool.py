@@ -13,6 +13,7 @@ from shardpress.cluster.security import scheduler_address
 from shardpress.cluster.stats import WorkerStats
 from shardpress.cluster.threads import threads
 from shardpress.cluster.worker_devices import device_names, worker_environment
+from shardpress.result.facts import ClusterFacts
 from shardpress.settings.config import ClusterSettings
 
 if TYPE_CHECKING:
@@ -40,9 +41,8 @@ class _LocalPool:
         with threads(n_threads) as pool:
             yield pool, n_threads + 1
 
-    def facts(self) -> dict[str, Any]:
-        """Return plain values for reports: ``kind``, and ``workers`` as `WorkerStats.summary` returns them."""
-        return {"kind": "threads", "workers": []}
+    def facts(self) -> ClusterFacts:
+        return ClusterFacts("threads", [])
 
 
 def check_settings(settings: ClusterSettings) -> None:

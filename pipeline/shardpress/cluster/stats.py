@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
-from typing import Any
+from typing import NamedTuple
 
 from shardpress.base.errors import quantity
+from shardpress.result.facts import Work, WorkerFacts
 
 _MAX_RATES = 8
 """Largest number of workers whose rates are all logged. For more workers, three rates are logged as a summary."""
@@ -20,10 +21,12 @@ def process_name() -> str:
     return f"{platform.node()}:{os.getpid()}"
 
 
-def facts_of(process: str, name: str, device: str | None) -> dict[str, Any]:
-    """Return plain values for reports about a worker with this name in the scheduler."""
-    host, _, pid = process.rpartition(":")
-    return {"name": name, "host": host, "pid": int(pid), "device": device}
+class KnownWorker(NamedTuple):
+    """A worker process."""
+
+    process: str  # as `process_name` returns it
+    name: str  # in the scheduler
+    device: str | None
 
 
 class WorkerStats:
@@ -35,8 +38,8 @@ class WorkerStats:
 
     def __init__(self) -> None:
         self._start = time.monotonic()  # of the current stage
-        self._current: dict[str, dict[str, Any]] = {}  # work of each process in the current stage
-        self._stages: dict[str, dict[str, dict[str, Any]]] = {}  # the same for each stage
+        self._current: dict[str, Work] = {}  # work of each process in the current stage
+        self._stages: dict[str, dict[str, Work]] = {}  # the same for each stage
 
     def begin(self, stage: str) -> None:
         """Start a stage, to which the next results belong. Discard its earlier statistics."""
@@ -44,35 +47,36 @@ class WorkerStats:
         self._current = {}
         self._stages[stage] = self._current
 
-    def add(self, process: str, result: Any) -> None:
+    def add(self, process: str, result: object) -> None:
         """Count a task, and the rows of its result if the result has an attribute ``n_rows``."""
-        work = self._current.setdefault(process, {"n_tasks": 0, "n_rows": 0, "seconds": 0.0})
-        work["n_tasks"] += 1
-        work["n_rows"] += getattr(result, "n_rows", 0)
-        work["seconds"] = time.monotonic() - self._start  # until the last result
+        before = self._current.get(process, Work(0, 0, 0.0))
+        n_rows = before.n_rows + getattr(result, "n_rows", 0)
+        self._current[process] = Work(before.n_tasks + 1, n_rows, time.monotonic() - self._start)
 
     def __str__(self) -> str:
         """Return the rates of the workers in the current stage, the slowest first. Empty before the first result."""
         if not self._current:
             return ""
         seconds = max(time.monotonic() - self._start, 1e-9)
-        rates = sorted(work["n_rows"] / seconds for work in self._current.values())
+        rates = sorted(work.n_rows / seconds for work in self._current.values())
         workers = quantity(len(rates), "worker")
         if len(rates) <= _MAX_RATES:
             return f"{workers} at {_rates_text(rates)} rows/s"
         summary = [rates[0], median(rates), rates[-1]]
         return f"{workers} at {_rates_text(summary)} rows/s (least, median, most)"
 
-    def summary(self, workers: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
-        """Return facts and work of the known workers (see `facts_of`), and of others that have run tasks."""
-        facts = {f"{worker['host']}:{worker['pid']}": dict(worker) for worker in workers}
+    def facts(self, workers: Sequence[KnownWorker] = ()) -> list[WorkerFacts]:
+        """Return the work of the known workers, and of others that have run tasks."""
+        by_process = {worker.process: worker for worker in workers}
         for processes in self._stages.values():
             for process in processes:
-                facts.setdefault(process, facts_of(process, process, None))
-        return [{**worker, "stages": self._work_of(process)} for process, worker in facts.items()]
+                by_process.setdefault(process, KnownWorker(process, process, None))
+        return [self._facts_of(worker) for worker in by_process.values()]
 
-    def _work_of(self, process: str) -> dict[str, dict[str, Any]]:
-        return {name: processes[process] for name, processes in self._stages.items() if process in processes}
+    def _facts_of(self, worker: KnownWorker) -> WorkerFacts:
+        host, _, pid = worker.process.rpartition(":")
+        stages = {name: works[worker.process] for name, works in self._stages.items() if worker.process in works}
+        return WorkerFacts(worker.name, host, int(pid), worker.device, stages)
 
 
 def _rates_text(rates: Sequence[float]) -> str:

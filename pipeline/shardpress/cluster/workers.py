@@ -28,7 +28,8 @@ from shardpress.base.signals import Stopped
 from shardpress.cluster.checks import check_workers
 from shardpress.cluster.probe import Probe
 from shardpress.cluster.security import dask_security, scheduler_address
-from shardpress.cluster.stats import WorkerStats
+from shardpress.cluster.stats import KnownWorker, WorkerStats
+from shardpress.result.facts import ClusterFacts
 from shardpress.settings.config import ClusterSettings
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class ClusterPool(Executor):
         self.n_remote_threads = 0  # determines the size of batches
         self._client = client
         self._cluster = cluster
-        self._known: list[dict[str, Any]] = []  # facts about the workers at the start (see `stats.facts_of`)
+        self._known: list[KnownWorker] = []  # at the start
         # All tasks are in one group, so that the scheduler queues them until a thread is free. The death of a worker
         # therefore affects only a few tasks.
         self._group = f"task-{uuid4().hex}"
@@ -134,9 +135,8 @@ class ClusterPool(Executor):
         self._failure: BaseException | None = None
         self._is_aborted = False
 
-    def facts(self) -> dict[str, Any]:
-        cluster = self._cluster
-        return {"kind": cluster.kind, "address": cluster.address, "workers": self.stats.summary(self._known)}
+    def facts(self) -> ClusterFacts:
+        return ClusterFacts(self._cluster.kind, self.stats.facts(self._known), self._cluster.address)
 
     def check_workers(self, probe: Probe, start_device: Callable[[], Any], requires_device: bool) -> None:
         """Wait for a worker, and check all workers. See `checks.check_workers`."""

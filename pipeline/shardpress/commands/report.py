@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
 
     result = Result.open(options.directory)
     if options.json:
-        print_json(result.report())
+        print_json(result.report().as_json())
     elif options.text:
         print(text_of(page_of(result.report())), end="")
     elif options.html is not None:

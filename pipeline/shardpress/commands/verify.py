@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 
 from shardpress.base.errors import VerificationFailed
 from shardpress.commands.parsing import add_directory, add_json_flag, print_json, whole_number
@@ -34,10 +33,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check an output, and print the result."""
     from shardpress.report.verify import verify
+    from shardpress.result.records import plain
 
     verification = verify(options.directory, options.rows)
     if options.json:
-        print_json(asdict(verification))
+        print_json(plain(verification))
     else:
         print(verification)
     return VerificationFailed.exit_code if verification.faults else 0

@@ -21,7 +21,7 @@ from shardpress.base.formats import check_version, digest
 from shardpress.hdf5.child.ask import Refusal, ask
 from shardpress.hdf5.files import opened, read_at, translated_error, with_retries
 
-FORMAT = "shardpress-output/6"
+FORMAT = "shardpress-output/7"
 """Name and version of the format of an output directory and its files."""
 GROUP = "shardpress"
 """Name of the group with everything except the rows."""

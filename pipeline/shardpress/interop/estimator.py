@@ -122,8 +122,9 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     Attributes
     ----------
     model_ : Model
-        Model with the scaling, the network and the parameters. ``model_.about["training"]`` contains the cost of each
-        epoch. ``Path("model.h5").write_bytes(model_.to_hdf5())`` writes a file for ``shardpress run --model model.h5``.
+        Model with the scaling, the network and the parameters. ``model_.about.training.history`` contains the cost of
+        each epoch. ``Path("model.h5").write_bytes(model_.to_hdf5())`` writes a file for ``shardpress run --model
+        model.h5``.
     n_iter_ : int
         Number of training epochs.
     complaints_ : list of str
@@ -394,7 +395,7 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     def _set_model(self, model: Model) -> None:
         self.model_ = model
-        self.n_iter_ = len(model.about.get("training", {}).get("history", []))
+        self.n_iter_ = 0 if model.about.training is None else len(model.about.training.history)
 
     def _train(self, fit: Any) -> None:
         """Train, and set the fitted attributes."""
@@ -409,7 +410,7 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         if hasattr(self, "_checkpoint"):  # it belongs to an earlier call of `partial_fit`
             del self._checkpoint
         self._set_model(model)
-        self.complaints_ = list(complaints(model.about["training"], fit.config.training, model.network))
+        self.complaints_ = list(complaints(model.about, fit.config.training, model.network))
         if fit.targets is not None and fit.targets.remark:
             self.complaints_.append(fit.targets.remark)
 
@@ -421,7 +422,7 @@ def _parameter(name: str) -> str:
 
 def _parameters_of(model: Model, names: Iterable[str]) -> dict[str, Any]:
     network = model.network
-    config = model.about.get("config", {})
+    config = model.about.config
     stored = {name: config[name] for name in names if name in config}
     return {
         **stored,

@@ -22,7 +22,7 @@ from shardpress.model.encoder import Model
 from shardpress.model.labels import has_label
 from shardpress.model.scaler import Cleaning
 from shardpress.run.budget import make_budget
-from shardpress.run.modeling import resolve_for, scan_settings, trained_model, training_facts
+from shardpress.run.modeling import about_training, resolve_for, scan_settings, trained_model
 from shardpress.scan.blocks import ScanSettings
 from shardpress.scan.ranges import Scan, check_usable, describe_bad_rows, scan
 from shardpress.settings.config import Config
@@ -54,7 +54,7 @@ class _Fit:
             with training_loop(self.training) as steps:
                 for _ in steps:
                     pass
-            about = training_facts(self.training, self.config, self.device, self.targets)
+            about = about_training(self.training, self.config, self.device, self.targets)
         return trained_model(self.training, self.scan.scaler, self.columns, self.conversion, about)
 
 

@@ -16,6 +16,7 @@ from shardpress.interop.onnxgraph import Graph
 from shardpress.interop.onnxrows import add_scaling
 from shardpress.model.encoder import Model
 from shardpress.result.alignment import LinearMap
+from shardpress.result.records import plain
 from shardpress_kernels.activations import ACTIVATIONS
 
 # These versions are from 2022, and all later runtimes support them.
@@ -72,7 +73,7 @@ def encoder_onnx(model: Model, to_other: LinearMap | None = None, source: str | 
     )
     properties = {"fingerprint": model.fingerprint}
     if model.target is not None:
-        properties["target"] = json.dumps(model.target)
+        properties["target"] = json.dumps(plain(model.target))
     if to_other is not None:
         properties["as_of"] = to_other.encoder_to
     if source is not None:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
 import h5py
+import msgspec
 import numpy as np
 
 from shardpress.base.errors import DataError
 from shardpress.hdf5.columns import NO_COLUMNS, Columns
 from shardpress.hdf5.sealed import sealed, write_json
+from shardpress.model.about import NOTHING_KNOWN, About, TargetFacts
 from shardpress.model.preparation import Preparation
 from shardpress.model.scaler import Cleaning, Scaler
 from shardpress_kernels.activations import ACTIVATIONS
@@ -44,7 +46,7 @@ class Model:
         Layers and activations.
     parameters : mapping of str to ndarray, float32
         Parameters of the network, with the names and shapes in ``network.shapes``.
-    about : mapping
+    about : About
         Description of how the model was made, as plain values that JSON can represent.
     offset : ndarray of shape (n_columns,), float64, or None
         Integers to subtract from integer rows before `encode`, in the dtype of the rows: see
@@ -59,7 +61,7 @@ class Model:
     scaler: Scaler
     network: Network
     parameters: Mapping[str, np.ndarray]
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: About = NOTHING_KNOWN
     offset: np.ndarray | None = None
     columns: Columns = NO_COLUMNS
     preparation: Preparation | None = None
@@ -82,24 +84,12 @@ class Model:
     @property
     def is_nested(self) -> bool:
         """Whether the first features can be used without the others (``--nested``)."""
-        return self.about.get("config", {}).get("nested") is True
+        return self.about.config.get("nested") is True
 
     @property
-    def target(self) -> dict[str, str | None] | None:
-        """The extra whose values trained the features, and the condition that selected the rows; otherwise None.
-
-        The keys are ``name``, ``kind`` (``classes`` or ``numbers``) and ``fit_on``. The condition is None if all rows
-        were used.
-        """
-        target = self.about.get("training", {}).get("target")
-        if not isinstance(target, Mapping):
-            return None
-        fit_on = target.get("fit_on")
-        return {
-            "name": str(target.get("name")),
-            "kind": str(target.get("kind")),
-            "fit_on": None if fit_on is None else str(fit_on),
-        }
+    def target(self) -> TargetFacts | None:
+        """The extra whose values trained the features, if there is one."""
+        return None if self.about.training is None else self.about.training.target
 
     @cached_property
     def fingerprint(self) -> str:
@@ -188,7 +178,7 @@ class Model:
         group.attrs.update(self._attributes())
         for name, array in self._arrays().items():
             group[name] = array
-        write_json(group, ABOUT, json.dumps(self.about).encode())
+        write_json(group, ABOUT, json.dumps(msgspec.to_builtins(self.about)).encode())
         if self.columns.has_names:
             write_json(group, COLUMNS, self.columns.to_json())
 

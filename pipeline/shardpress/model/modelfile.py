@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import h5py
+import msgspec
 import numpy as np
 
 from shardpress.base.errors import short_list
 from shardpress.base.formats import parse_bounded
 from shardpress.hdf5.columns import NO_COLUMNS, Columns
+from shardpress.model.about import About
 from shardpress.model.encoder import ABOUT, COLUMNS, Model
 from shardpress.model.preparation import Preparation, preparation_of
 from shardpress.model.scaler import Scaler
@@ -62,15 +64,11 @@ def read_model(group: h5py.Group) -> Model:
     return model
 
 
-def _about(group: h5py.Group) -> dict[str, Any]:
-    """Return the facts about the training, checked as far as callers rely on their form."""
-    about = parse_bounded(group[ABOUT][()].tobytes())
-    is_valid = isinstance(about, dict)
-    for name in ("config", "training"):
-        is_valid = is_valid and isinstance(about.get(name, {}), dict)
-    if not is_valid or not isinstance(about.get("training", {}).get("history", []), list):
-        raise ValueError(f"{ABOUT} is invalid, expected a JSON object with the objects config and training")
-    return about
+def _about(group: h5py.Group) -> About:
+    try:
+        return msgspec.convert(parse_bounded(group[ABOUT][()].tobytes()), About)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{ABOUT} is invalid: {error}") from error
 
 
 def _text(attributes: Mapping[str, Any], name: str) -> str:

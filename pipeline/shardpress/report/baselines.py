@@ -7,9 +7,7 @@ is predicted by both models, so the error bar is that of the mean of paired diff
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,10 +15,9 @@ from shardpress.base.outliers import outliers
 from shardpress.base.ridge import fit_ridge, inverse_of_deviations
 from shardpress.model.labels import Labels, Numbers
 from shardpress.report.sampling import Sample
+from shardpress.result.facts import BaselineScore, LinearProbe, ScoreName
 from shardpress.training.components import Components, blocks, principal_components
 
-BASELINES = ("components", "standardized", "columns")
-"""Keys of the baselines: principal components of the scaled and of the standardized columns, and the columns."""
 MIN_TEST_ROWS = 30  # with fewer rows, a score would be meaningless
 _STANDARD_ERRORS = 2
 
@@ -34,7 +31,7 @@ class Prediction:
     """
 
     name: str  # of the extra
-    score_name: str  # ``accuracy`` or ``R2``
+    score_name: ScoreName
     has_value: np.ndarray  # bool (n_rows,), the rows that train or test the model
     values: np.ndarray  # (n_with_value,), int64 codes of labels, or float64 numbers
     is_test: np.ndarray  # bool (n_with_value,)
@@ -86,7 +83,7 @@ def prediction_of(wanted: Labels | Numbers, is_test: np.ndarray, is_usable: np.n
     return found if not found.is_regression or np.ptp(found.test_values) > 0 else None
 
 
-def score_of(wanted: Labels | Numbers) -> str:
+def score_of(wanted: Labels | Numbers) -> ScoreName:
     """Return the name of the score that measures a prediction of values."""
     return "R2" if isinstance(wanted, Numbers) else "accuracy"
 
@@ -137,40 +134,34 @@ def _squares(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return of_columns / len(rows), of_rows
 
 
-def probe_facts(sample: Sample, components: FittedComponents, prediction: Prediction) -> dict[str, Any]:
-    """Return the scores of a linear model on features and baselines, and the error bars of their differences.
-
-    ``constant`` is the score of the most frequent label, or of the mean.
-    """
+def linear_probe(sample: Sample, components: FittedComponents, prediction: Prediction) -> LinearProbe:
+    """Return the scores of a linear model on features and baselines."""
     rows = sample.scaled[prediction.has_value]
     features = sample.features[prediction.has_value]
     n_components = min(features.shape[1], rows.shape[1], components.scaled.n_rows)
     on_features = prediction.losses(features)
-    others = {
-        "components": prediction.losses(components.scaled.coordinates(rows, n_components)),
-        "standardized": prediction.losses(components.standardized_coordinates(rows, n_components)),
-        "columns": prediction.losses(rows),
-        "constant": prediction.constant_losses(),
-    }
-    return {
-        "labels": prediction.name,
-        "score": prediction.score_name,
-        "n_train": len(prediction.train_values),
-        "n_test": len(prediction.test_values),
-        "n_components": n_components,
-        "features": float(1 - on_features.mean()),
-        **{name: float(1 - losses.mean()) for name, losses in others.items()},
-        "margins": _margins(on_features, others),
-    }
+    scaled = prediction.losses(components.scaled.coordinates(rows, n_components))
+    standardized = prediction.losses(components.standardized_coordinates(rows, n_components))
+    return LinearProbe(
+        labels=prediction.name,
+        score_name=prediction.score_name,
+        n_train=len(prediction.train_values),
+        n_test=len(prediction.test_values),
+        n_components=n_components,
+        n_fitted=components.scaled.n_rows,
+        features=float(1 - on_features.mean()),
+        components=_score(scaled, on_features),
+        standardized=_score(standardized, on_features),
+        columns=_score(prediction.losses(rows), on_features),
+        constant=_score(prediction.constant_losses(), on_features),
+    )
 
 
-def _margins(on_features: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return the error bar of the difference between each score and the score on features, given losses (n_test,)."""
-    margins = {}
-    for name, losses in others.items():
-        differences = losses - on_features
-        margins[name] = float(_STANDARD_ERRORS * differences.std() / np.sqrt(len(differences)))
-    return margins
+def _score(losses: np.ndarray, on_features: np.ndarray) -> BaselineScore:
+    """Return the score with these losses (n_test,), and the error bar of its difference from the score on features."""
+    differences = losses - on_features
+    margin = float(_STANDARD_ERRORS * differences.std() / np.sqrt(len(differences)))
+    return BaselineScore(float(1 - losses.mean()), margin)
 
 
 # -- linear models -------------------------------------------------------------------------------------------------

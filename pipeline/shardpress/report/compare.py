@@ -59,8 +59,13 @@ class _Comparison:
     def facts(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         facts = asdict(self)
+        alignment = self.alignment
         del facts["alignment"]
-        return {**facts, "map": None if self.alignment is None else self.alignment.facts()}
+        facts["map"] = None
+        if alignment is not None:
+            of_map = {"r2": alignment.known_r2, "n_rows": alignment.n_rows, "n_held_out": alignment.n_held_out}
+            facts["map"] = of_map
+        return facts
 
     def __str__(self) -> str:
         changed = ""

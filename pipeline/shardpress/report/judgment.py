@@ -7,13 +7,15 @@ almost all of the squared error, do not change the judgment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from shardpress.base.outliers import MOST_OF_ALL, place_of
-from shardpress.report.baselines import BASELINES
+from shardpress.base.errors import printable
+from shardpress.base.outliers import Outlier
+from shardpress.report.baselines import MIN_TEST_ROWS
 from shardpress.report.words import cut, score
+from shardpress.result.facts import Judgment, LinearProbe, NoTest, SampleFacts, Summary
+from shardpress.settings.config import Config
 from shardpress.training.components import NOTHING
 
 _SAME = 0.02  # errors with a smaller relative difference count as equal; another seed can cause this difference
@@ -22,194 +24,186 @@ _NARROW = 64  # most columns of the tables for which wide features, and more fea
 _MAX_NAME = 40  # characters of the name of the labels
 
 
-@dataclass(frozen=True)
-class Judgment:
-    """Judgment of the features. A sentence that does not apply is an empty string."""
-
-    is_good: bool  # whether nothing speaks against the features
-    error: str  # sentences on the reconstruction error
-    outlier: str  # sentence on the row with most of the error, unless the summary has it
-    classifier: str  # sentence on the linear classifier or regression
-    explained: str  # sentence on the explained variance, if it is next to nothing
-    suggestion: str  # sentence that suggests what to try
-
-    @property
-    def remark(self) -> str:
-        """Sentences for the last line of the log, which contains the reconstruction error as a number."""
-        parts = (self.outlier, self.classifier, self.explained, self.suggestion)
-        return " ".join(part for part in parts if part)
-
-
-def judge(
-    summary: Mapping[str, Any],
-    sample: Mapping[str, Any] | None,
-    config: Mapping[str, Any],
-) -> Judgment:
-    """Return the judgment of the features of a run.
-
-    In the summary, ``cost``, ``components`` and ``mean`` are errors or None, and ``outlier``, if there is one, contains
-    them without outliers. `sample` contains the measurements of a sample of rows.
-    """
-    sample = sample or {}
+def judge(summary: Summary, sample: SampleFacts | None, config: Config) -> Judgment:
+    """Return the judgment of the features of a run."""
     errors = _errors_of(summary, sample)
-    explained = _explained_sentence(_usual(errors))
-    probe = sample.get("probe") or {}
+    explained = _explained_sentence(errors)
     better: list[str] = []
     is_useless = False
-    classifier = probe.get("no_test", "")
-    if probe and not classifier:
-        better = _better_baselines(probe)
-        is_useless = not _is_better_than_constant("features", probe)
-        classifier = _probe_sentence(probe, better, summary["n_inputs"], sample["n_fitted"])
-    classifier = f"{classifier} {sample.get('labels_remark', '')}".strip()
-    is_good = not (explained or better or is_useless)
+    classifier = ""
     suggestion = ""
-    if is_useless and not better and not _is_better_than_constant("columns", probe):
-        suggestion = _no_information(probe, config)
-    elif not is_good:
-        suggestion = _suggestion(config, summary, better, probe)
-    error = _error_sentence(errors, _code_width(summary))
-    outlier = _remark_on_outlier(errors) if summary.get("outlier") is None else ""
-    return Judgment(is_good, error, outlier, classifier, explained, suggestion)
+    if sample is not None and sample.probe is not None:
+        probe = sample.probe
+        better = _better_baselines(probe)
+        is_useless = not _is_better_than_constant(probe.features, probe)
+        classifier = _probe_sentence(probe, better, summary.n_inputs)
+        if is_useless and not better and not _is_better_than_constant(probe.columns.score, probe):
+            suggestion = _no_information(probe, config)
+        elif better or is_useless or explained:
+            suggestion = _suggestion(config, summary, better, probe.labels)
+    elif explained:
+        suggestion = _suggestion(config, summary, better, "")
+    if sample is not None:
+        if sample.no_test is not None:
+            classifier = _no_test_sentence(sample.no_test)
+        classifier = f"{classifier} {sample.labels_remark}".strip()
+    return Judgment(
+        is_good=not (explained or better or is_useless),
+        error=_error_sentence(errors, summary.n_components),
+        outlier=_remark_on_outlier(errors.outlier) if summary.outlier is None else "",
+        classifier=classifier,
+        explained=explained,
+        suggestion=suggestion,
+    )
 
 
 # -- the reconstruction error --------------------------------------------------------------------------------------
 
 
-def _errors_of(summary: Mapping[str, Any], sample: Mapping[str, Any]) -> dict[str, Any]:
+class _Errors(NamedTuple):
+    """Mean squared errors of features, principal components and column means, each of which can be unknown."""
+
+    cost: float | None
+    components: float | None
+    mean: float | None
+    outlier: Outlier | None
+
+    @property
+    def usual(self) -> _Errors:
+        """The errors without outliers."""
+        if self.outlier is None:
+            return self
+        return _Errors(self.outlier.cost, self.outlier.components, self.outlier.mean, None)
+
+
+def _errors_of(summary: Summary, sample: SampleFacts | None) -> _Errors:
     """Return the errors of the validation rows, or those of the sample if there are none, and their outlier."""
-    errors = {name: summary.get(name) for name in ("cost", "components", "mean", "outlier")}
-    if errors["cost"] is not None and errors["components"] is not None:
-        return errors
-    cost = sample.get("mean_error", errors["cost"])
-    return {"cost": cost, "components": None, "mean": sample.get("of_mean"), "outlier": sample.get("outlier")}
+    if summary.cost is not None and summary.components is not None:
+        return _Errors(summary.cost, summary.components, summary.mean, summary.outlier)
+    if sample is None:
+        return _Errors(summary.cost, None, None, None)
+    return _Errors(sample.mean_error, None, sample.of_mean, sample.outlier)
 
 
-def _usual(errors: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the errors without outliers."""
-    return {**errors, **(errors["outlier"] or {})}
-
-
-def _explained_sentence(usual: Mapping[str, Any]) -> str:
-    if usual["cost"] is None or not usual["mean"]:
+def _explained_sentence(errors: _Errors) -> str:
+    usual = errors.usual
+    if usual.cost is None or not usual.mean:
         return ""
-    share = 1 - usual["cost"] / usual["mean"]
+    share = 1 - usual.cost / usual.mean
     return f"The features explain only {score(max(share, 0.0))} of the variance." if share < _LITTLE else ""
 
 
-def _code_width(summary: Mapping[str, Any]) -> int:
-    """Return the number of features that the decoder gets."""
-    return int(summary.get("n_components") or summary["n_features"])
-
-
-def _error_sentence(errors: Mapping[str, Any], n_components: int) -> str:
-    if errors["cost"] is None:
+def _error_sentence(errors: _Errors, n_components: int) -> str:
+    remark = _remark_on_outlier(errors.outlier)
+    if errors.cost is None:
         return ""
-    if errors["components"] is None:
-        return f"The mean squared reconstruction error is {errors['cost']:.3g}. {_remark_on_outlier(errors)}".strip()
-    usual = _usual(errors)
-    components = usual["components"]
+    usual = errors.usual
+    if usual.cost is None or usual.components is None:
+        return f"The mean squared reconstruction error is {errors.cost:.3g}. {remark}".strip()
     comparison = "about as well as"
-    negligible = NOTHING * (usual["mean"] or 0.0)
-    if abs(usual["cost"] - components) >= max(_SAME * components, negligible):
-        change = usual["cost"] / components - 1 if components else 0.0
+    negligible = NOTHING * (usual.mean or 0.0)
+    if abs(usual.cost - usual.components) >= max(_SAME * usual.components, negligible):
+        change = usual.cost / usual.components - 1 if usual.components else 0.0
         comparison = f"{100 * abs(change):.0f} % {'worse' if change > 0 else 'better'} than"
-    sentence = f"The features reconstruct rows {comparison} {n_components} principal components."
-    return f"{sentence} {_remark_on_outlier(errors)}".strip()
+    return f"The features reconstruct rows {comparison} {n_components} principal components. {remark}".strip()
 
 
-def _remark_on_outlier(errors: Mapping[str, Any]) -> str:
+def _remark_on_outlier(outlier: Outlier | None) -> str:
     """Return a sentence that names the row that has most of the squared error, if there is one."""
-    outlier = errors["outlier"]
-    if outlier is None or outlier["share"] < MOST_OF_ALL:
+    if outlier is None or not outlier.has_most:
         return ""
-    share = f"{100 * outlier['share']:.3g} %"
-    return f"One row ({place_of(outlier)}) has {share} of the squared error; comparisons leave it out."
+    return f"One row ({outlier}) has {100 * outlier.share:.3g} % of the squared error; comparisons leave it out."
 
 
 # -- the linear model ----------------------------------------------------------------------------------------------
 
 
-def _better_baselines(probe: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the baselines with a higher score than the error bar explains, the best one first."""
-    better = [name for name in BASELINES if probe[name] - probe["features"] > probe["margins"][name]]
-    return sorted(better, key=lambda name: -probe[name])
+def _better_baselines(probe: LinearProbe) -> list[str]:
+    """Return the names of the baselines with a higher score than the error bar explains, the best one first."""
+    baselines = probe.baselines
+    better = [name for name, of_rows in baselines.items() if of_rows.score - probe.features > of_rows.margin]
+    return sorted(better, key=lambda name: -baselines[name].score)
 
 
-def _is_better_than_constant(name: str, probe: Mapping[str, Any]) -> bool:
-    return bool(probe[name] - probe["constant"] > probe["margins"]["constant"])
+def _is_better_than_constant(value: float, probe: LinearProbe) -> bool:
+    return value - probe.constant.score > probe.constant.margin
 
 
-def _probe_sentence(probe: Mapping[str, Any], better: Sequence[str], n_inputs: int, n_fitted: int) -> str:
+def _probe_sentence(probe: LinearProbe, better: Sequence[str], n_inputs: int) -> str:
     """Return the scores on the features and on the best baseline."""
-    best = max(better or BASELINES, key=lambda name: float(probe[name]))
-    baseline = _baseline_in_words(best, probe, n_inputs, n_fitted)
-    name = cut(probe["labels"], _MAX_NAME)
-    n_test = f"{probe['n_test']:,}"
-    if probe["score"] == "R2":
+    baselines = probe.baselines
+    name = max(better or baselines, key=lambda name: baselines[name].score)
+    best = baselines[name]
+    components = f"{probe.n_components} principal components"
+    baseline = {
+        "components": f"{components} of {probe.n_fitted:,} rows",
+        "standardized": f"{components} of the standardized columns of {probe.n_fitted:,} rows",
+        "columns": f"the {n_inputs:,} raw columns",
+    }[name]
+    labels = cut(probe.labels, _MAX_NAME)
+    if probe.score_name == "R2":
         return (
-            f"A linear regression predicts {name} of {n_test} held-out rows with R2 = {probe['features']:.3f} from the "
-            f"features, and with R2 = {probe[best]:.3f} from {baseline} (difference ± {probe['margins'][best]:.3f})."
+            f"A linear regression predicts {labels} of {probe.n_test:,} held-out rows with R2 = {probe.features:.3f} "
+            f"from the features, and with R2 = {best.score:.3f} from {baseline} (difference ± {best.margin:.3f})."
         )
     return (
-        f"A linear classifier of {name} is right for {score(probe['features'])} of {n_test} held-out rows on the "
-        f"features, and for {score(probe[best])} on {baseline} (difference ± {score(probe['margins'][best])}). "
-        f"The most frequent label is right for {score(probe['constant'])}."
+        f"A linear classifier of {labels} is right for {score(probe.features)} of {probe.n_test:,} held-out rows on "
+        f"the features, and for {score(best.score)} on {baseline} (difference ± {score(best.margin)}). The most "
+        f"frequent label is right for {score(probe.constant.score)}."
     )
 
 
-def _baseline_in_words(name: str, probe: Mapping[str, Any], n_inputs: int, n_fitted: int) -> str:
-    components = f"{probe['n_components']} principal components"
-    return {
-        "components": f"{components} of {n_fitted:,} rows",
-        "standardized": f"{components} of the standardized columns of {n_fitted:,} rows",
-        "columns": f"the {n_inputs:,} raw columns",
-    }[name]
+def _no_test_sentence(no_test: NoTest) -> str:
+    if no_test.has_trained == "all rows":
+        return (
+            "The features were trained with targets of all sampled rows, so that no honest test of a linear model is "
+            "possible. --fit-on keeps rows for a test."
+        )
+    return (
+        f"Fewer than {MIN_TEST_ROWS} of the sampled rows that did not train the features have a value of "
+        f"{printable(no_test.labels)}, or all values are the same, so that no honest test of a linear model is "
+        "possible. --fit-on keeps rows for a test."
+    )
 
 
 # -- suggestions ---------------------------------------------------------------------------------------------------
 
 
-def _no_information(probe: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def _no_information(probe: LinearProbe, config: Config) -> str:
     """Return a sentence for values that a linear model cannot predict from the raw columns either."""
-    if probe["score"] == "R2":
+    if probe.score_name == "R2":
         return "The raw columns do no better than the mean."
-    advice = "" if config.get("target") else " Try other labels with --labels."
+    advice = "" if config.training.target else " Try other labels with --labels."
     return f"The raw columns do no better than the most frequent label.{advice}"
 
 
-def _suggestion(
-    config: Mapping[str, Any], summary: Mapping[str, Any], better: Sequence[str], probe: Mapping[str, Any]
-) -> str:
+def _suggestion(config: Config, summary: Summary, better: Sequence[str], labels: str) -> str:
     """Return a sentence with the flags to try, given the baselines that are better."""
-    if config.get("model") is not None:
+    if config.inputs.model is not None:
         return "Try a model that is trained on rows like these (without --model)."
-    flags = list(_flags(config, summary, better, probe))
+    flags = list(_flags(config, summary, better, labels))
     if not flags:
         return "Consider the baseline instead of these features."
     return f"Try {' or '.join(flags)}."
 
 
-def _flags(
-    config: Mapping[str, Any], summary: Mapping[str, Any], better: Sequence[str], probe: Mapping[str, Any]
-) -> Iterator[str]:
+def _flags(config: Config, summary: Summary, better: Sequence[str], labels: str) -> Iterator[str]:
     """Yield flags that differ from the settings of the run, and that improved features in such a case.
 
     docs/performance.md has the measurements.
     """
-    n_inputs = summary["n_inputs"]
-    is_narrow = n_inputs <= _NARROW
-    has_target = bool(config.get("target"))
-    has_hidden = bool(config.get("hidden"))
+    is_narrow = summary.n_inputs <= _NARROW
+    has_target = config.training.target is not None
+    has_hidden = bool(config.network.hidden)
     if better and "columns" not in better:
         if has_hidden and not has_target:
             yield "--hidden none"
         return
-    if better and is_narrow and has_hidden and config.get("output_layer") != "hidden":
+    if better and is_narrow and has_hidden and config.network.output_layer != "hidden":
         yield "--output-layer hidden"
     if better and not has_target:
-        yield f"--target {cut(probe['labels'], _MAX_NAME)} (with --fit-on)"
-    width = _code_width(summary)
-    n_features = min(2 * width, n_inputs - 1)
+        yield f"--target {cut(labels, _MAX_NAME)} (with --fit-on)"
+    width = summary.n_components
+    n_features = min(2 * width, summary.n_inputs - 1)
     if n_features > width and (is_narrow or not has_target):
         yield f"--n-features {n_features}"

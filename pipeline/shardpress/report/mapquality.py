@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from shardpress.report.baselines import MIN_TEST_ROWS, are_correct
 from shardpress.report.commonrows import CommonRows, EncodedRows
 from shardpress.report.sampling import values_of
 from shardpress.result.alignment import LinearMap
+from shardpress.result.facts import KeptAccuracy
 from shardpress.result.features import in_ranges, reading
 
 _MAX_CLASSES = 1000
@@ -44,11 +44,11 @@ def _are_lost(run: EncodedRows, rows: np.ndarray, name: str) -> np.ndarray:
     return is_lost
 
 
-def kept_accuracy(common: CommonRows, labels: Labels, to_a: LinearMap) -> dict[str, Any] | None:
+def kept_accuracy(common: CommonRows, labels: Labels, to_a: LinearMap) -> KeptAccuracy | None:
     """Train a linear classifier on the features of A, and test it on those of A, and on mapped features of B.
 
     It is trained on the rows to which the map was fitted, and tested on the others. Return None if there are too few
-    rows or classes, otherwise ``labels``, ``n_test``, ``accuracy`` on the features of A, and ``mapped`` on those of B.
+    rows or classes.
     """
     has_label = labels.codes != NONE
     codes = labels.codes[has_label]
@@ -58,9 +58,7 @@ def kept_accuracy(common: CommonRows, labels: Labels, to_a: LinearMap) -> dict[s
     features = common.a[has_label]
     # The training rows are those of A in both cases.
     mapped = np.where(is_test[:, None], to_a.apply(common.b[has_label]), features)
-    return {
-        "labels": labels.name,
-        "n_test": int(is_test.sum()),
-        "accuracy": float(are_correct(features, codes, is_test).mean()),
-        "mapped": float(are_correct(mapped, codes, is_test).mean()),
-    }
+    accuracy = float(are_correct(features, codes, is_test).mean())
+    return KeptAccuracy(
+        labels.name, int(is_test.sum()), accuracy, mapped=float(are_correct(mapped, codes, is_test).mean())
+    )

@@ -1,29 +1,28 @@
-"""Measurements of a sample of rows and features for the report, as plain values of bounded size."""
+"""Measurements of a sample of rows and features for the report."""
 
 from __future__ import annotations
 
 import logging
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from math import isqrt
-from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from shardpress.base.errors import printable
-from shardpress.base.outliers import Spread, largest_share, outliers, owners, worst_first
+from shardpress.base.outliers import Outlier, Spread, largest_share, outliers, owners, worst_first
 from shardpress.hdf5.shard import Shard
 from shardpress.model.encoder import Model
 from shardpress.model.labels import LABELS_IN_WORDS, LabelChoice, Labels, Numbers, numbers_in
 from shardpress.report.baselines import (
-    MIN_TEST_ROWS,
     FittedComponents,
     Prediction,
+    linear_probe,
     prediction_of,
-    probe_facts,
     score_of,
 )
 from shardpress.report.sampling import (
@@ -33,6 +32,19 @@ from shardpress.report.sampling import (
     draw_sample,
     labelled_stretches,
     training_stretches,
+)
+from shardpress.result.facts import (
+    Distribution,
+    Location,
+    NoTest,
+    Owner,
+    Pair,
+    Pairs,
+    Points,
+    SampleFacts,
+    Width,
+    Widths,
+    WorstRow,
 )
 from shardpress.training.complaints import count_units
 from shardpress.training.components import Components, principal_components
@@ -58,7 +70,7 @@ def measure(
     parts: Sequence[PartSource],
     spec: SampleSpec,
     choice: LabelChoice,
-) -> dict[str, Any]:
+) -> SampleFacts:
     """Return all measurements. Log a warning if the dataset of ``--labels`` cannot be used."""
     model = spec.model
     labels = choice.find(sample.extras, sample.lost)
@@ -75,24 +87,22 @@ def measure(
     if wanted is None and not model.is_nested:
         return facts
     components = _components(sample, parts, spec)
-    facts["n_fitted"] = components.scaled.n_rows
     if model.is_nested:
-        facts |= _width_facts(sample, model, components, is_usable)
+        facts = replace(facts, widths=_widths(sample, model, components, is_usable))
     if wanted is None:
         return facts
     if isinstance(wanted, Labels):
-        facts["labels_remark"] = choice.remark(wanted, sample.extras)
+        facts = replace(facts, labels_remark=choice.remark(wanted, sample.extras))
     labelled, prediction = _prediction(wanted, parts, spec, choice)
-    no_test = _why_untestable(sample, model, prediction, wanted.name)
-    if no_test:
-        facts["probe"] = {"labels": wanted.name, "score": score_of(wanted), "no_test": no_test}
-    elif labelled is None or prediction is None:
-        facts["probe"] = None
-    else:
-        facts["probe"] = probe_facts(labelled, components, prediction)
-        for each in facts.get("widths", []):
-            each |= _scores_of_width(each["n_features"], labelled, components, prediction)
-    return facts
+    no_test = _why_untestable(sample, model, prediction, wanted)
+    if no_test is not None:
+        return replace(facts, no_test=no_test)
+    if labelled is None or prediction is None:
+        return facts
+    widths = facts.widths
+    if widths is not None:
+        widths = _with_scores(widths, labelled, components, prediction)
+    return replace(facts, probe=linear_probe(labelled, components, prediction), widths=widths)
 
 
 def _components(sample: Sample, parts: Sequence[PartSource], spec: SampleSpec) -> FittedComponents:
@@ -141,10 +151,10 @@ def _values_to_predict(
 ) -> Labels | Numbers | None:
     """Return the values of the target that trained the features, or the labels if there is none, or for --labels."""
     target = model.target
-    if target is None or choice.named is not None or target["name"] not in sample.extras:
+    if target is None or choice.named is not None or target.name not in sample.extras:
         return labels
-    name = str(target["name"])
-    if target["kind"] == "numbers":
+    name = target.name
+    if target.kind == "numbers":
         has_value = choice.has_value(name, sample.extras, sample.lost)
         return numbers_in(name, sample.extras[name], has_value)
     return choice.labels_in(name, sample.extras, sample.lost, _MOST_CLASSES)
@@ -168,48 +178,44 @@ class Reconstruction:
         squares = np.square(sample.scaled - rows)
         return cls(sample, parts, model, labels, rows, squares, squares.mean(axis=1))
 
-    def location(self, i: int) -> dict[str, Any]:
+    def location(self, i: int) -> Location:
         """Return the file, dataset, row number and label of row `i` of the sample."""
         shard = self.parts[int(self.sample.sources[i])].block.shard
         label = None
         if self.labels is not None:
             label = self.labels.name_of(i)
-        return {"file": shard.path, "dataset": shard.dataset, "row": int(self.sample.rows[i]), "label": label}
+        return Location(shard.path, shard.dataset, int(self.sample.rows[i]), label)
 
-    def described(self, i: int, error: float, leverage: float) -> dict[str, Any]:
-        """Return facts about row `i`, which has this error: its location, and the column with the largest error."""
-        return {**self.location(i), "error": error, "leverage": leverage, **self.worst_column(i)}
-
-    def worst_column(self, i: int) -> dict[str, Any]:
-        """Return the number and name of the column with the largest error in row `i`. The name can be None.
-
-        The name of a missing indicator ends with "is missing".
-        """
+    def worst_row(self, i: int, error: float, leverage: float) -> WorstRow:
+        """Return facts about row `i`. If its worst column is a missing indicator, the name ends with "is missing"."""
+        place = self.location(i)
         worst = int(self.squares[i].argmax())
         column, name = self.shard.columns.name_of_input(worst, self.model.n_columns, self.model.scaler.indicators)
-        return {"column": column, "name": name}
+        return WorstRow(place.file, place.dataset, place.row, place.label, error, leverage, column, name)
 
     @property
     def shard(self) -> Shard:
         return self.parts[0].block.shard
 
 
-def _reconstruction_facts(decoded: Reconstruction, is_usable: np.ndarray) -> dict[str, Any]:
+def _reconstruction_facts(decoded: Reconstruction, is_usable: np.ndarray) -> SampleFacts:
     sample = decoded.sample
     n_components = min(2, decoded.model.n_inputs)
     components = principal_components(sample.scaled[is_usable], n_components, np.random.default_rng(0))
     errors = decoded.errors
-    return {
-        "n_rows": len(errors),
-        "mean_error": float(errors.mean()),
-        "of_mean": _error_of_mean(sample.scaled),
-        "outlier": _outlier(decoded, is_usable),
-        "errors": _distribution(errors),
-        **_worst_rows(decoded),
-        "units": asdict(count_units(sample.features, decoded.model.network.output.code)),
-        "points": _points(decoded, components),
-        "pairs": _pairs(decoded),
-    }
+    shares = Spread.of([sample.features]).shares(sample.features)
+    return SampleFacts(
+        n_rows=len(errors),
+        mean_error=float(errors.mean()),
+        of_mean=_error_of_mean(sample.scaled),
+        outlier=_outlier(decoded, is_usable),
+        errors=_distribution(errors),
+        worst=_worst_rows(decoded, shares.max(axis=1)),
+        owners=[owner_at(decoded.location(i), shares[i]) for i in owners(shares, len(errors)).tolist()],
+        units=count_units(sample.features, decoded.model.network.output.code),
+        points=_points(decoded, components),
+        pairs=_pairs(decoded),
+    )
 
 
 def _test_rows(sample: Sample, has_targets: bool) -> np.ndarray:
@@ -231,22 +237,15 @@ def _test_rows(sample: Sample, has_targets: bool) -> np.ndarray:
     return is_test
 
 
-def _why_untestable(sample: Sample, model: Model, prediction: Prediction | None, name: str) -> str:
-    """Return a sentence if too few rows of the sample can test a linear model honestly, otherwise an empty string."""
+def _why_untestable(
+    sample: Sample, model: Model, prediction: Prediction | None, wanted: Labels | Numbers
+) -> NoTest | None:
+    """Return the reason if too few rows of the sample can test a linear model honestly, otherwise None."""
     if model.target is None:
-        return ""
+        return None
     if sample.trained.all():
-        return (
-            "The features were trained with targets of all sampled rows, so that no honest test of a linear model is "
-            "possible. --fit-on keeps rows for a test."
-        )
-    if prediction is None:
-        return (
-            f"Fewer than {MIN_TEST_ROWS} of the sampled rows that did not train the features have a value of "
-            f"{printable(name)}, or all values are the same, so that no honest test of a linear model is possible. "
-            "--fit-on keeps rows for a test."
-        )
-    return ""
+        return NoTest(wanted.name, score_of(wanted), "all rows")
+    return NoTest(wanted.name, score_of(wanted), "most rows") if prediction is None else None
 
 
 # -- errors --------------------------------------------------------------------------------------------------------
@@ -257,7 +256,7 @@ def _error_of_mean(rows: np.ndarray) -> float:
     return float(np.square(rows - rows.mean(axis=0, dtype=np.float64)).mean())
 
 
-def _outlier(decoded: Reconstruction, is_usable: np.ndarray) -> dict[str, Any] | None:
+def _outlier(decoded: Reconstruction, is_usable: np.ndarray) -> Outlier | None:
     """Return the row with the largest error, and the mean errors without outliers, as in the summary; or None.
 
     `is_usable` (n_rows,) is False for rows that are far from all others.
@@ -266,51 +265,38 @@ def _outlier(decoded: Reconstruction, is_usable: np.ndarray) -> dict[str, Any] |
     is_usual = is_usable & ~outliers(errors)
     if is_usual.all():
         return None
-    largest = largest_share(errors)
-    return {
-        **decoded.location(largest["position"]),
-        "share": largest["share"],
-        "cost": float(errors[is_usual].mean()),
-        "mean": _error_of_mean(decoded.sample.scaled[is_usual]),
-    }
+    largest, share = largest_share(errors)
+    place = decoded.location(largest)
+    cost = float(errors[is_usual].mean())
+    return Outlier(place.row, share, cost, _error_of_mean(decoded.sample.scaled[is_usual]), file=place.file)
 
 
-def _distribution(errors: np.ndarray) -> dict[str, Any]:
+def _distribution(errors: np.ndarray) -> Distribution:
     """Return quantiles and a histogram. The last bin includes all errors above the 99th percentile."""
     low = errors.min()
     high = max(np.quantile(errors, 0.99), low + 1e-12)
     edges = np.linspace(low, high, _N_BINS + 1)
     counts, _ = np.histogram(np.minimum(errors, edges[-1]), edges)
-    return {
-        "quantiles": {str(share): float(np.quantile(errors, share)) for share in _QUANTILES},
-        "edges": edges.tolist(),
-        "counts": counts.tolist(),
-    }
+    quantiles = {str(share): float(np.quantile(errors, share)) for share in _QUANTILES}
+    return Distribution(quantiles, edges.tolist(), counts.tolist())
 
 
-def _worst_rows(decoded: Reconstruction) -> dict[str, Any]:
-    """Return the rows with the largest errors or leverage, and those that have most of the variance of a feature."""
-    features = decoded.sample.features
-    shares = Spread.of([features]).shares(features)
-    leverage = shares.max(axis=1)
-    worst = worst_first(decoded.errors, leverage, len(features))[:N_WORST].tolist()
-    owning = owners(shares, len(features)).tolist()
-    return {
-        "worst": [decoded.described(i, float(decoded.errors[i]), float(leverage[i])) for i in worst],
-        "owners": [{**decoded.location(i), **owned_feature(shares[i])} for i in owning],
-    }
+def _worst_rows(decoded: Reconstruction, leverage: np.ndarray) -> list[WorstRow]:
+    """Return the rows with the largest errors or leverage (n_rows,)."""
+    worst = worst_first(decoded.errors, leverage, len(leverage))[:N_WORST].tolist()
+    return [decoded.worst_row(i, float(decoded.errors[i]), float(leverage[i])) for i in worst]
 
 
-def owned_feature(shares: np.ndarray) -> dict[str, Any]:
-    """Return the number of the feature of whose variance a row has the largest share, and this share."""
+def owner_at(place: Location, shares: np.ndarray) -> Owner:
+    """Return a row, given its shares of the variance of each feature (n_features,)."""
     feature = int(shares.argmax())
-    return {"feature": feature, "share": float(shares[feature])}
+    return Owner(place.file, place.dataset, place.row, place.label, feature, float(shares[feature]))
 
 
 # -- first features of a nested model ------------------------------------------------------------------------------
 
 
-def _width_facts(sample: Sample, model: Model, components: FittedComponents, is_usable: np.ndarray) -> dict[str, Any]:
+def _widths(sample: Sample, model: Model, components: FittedComponents, is_usable: np.ndarray) -> Widths:
     """Return the errors of the first 8, 16, 32, ... features, and of as many components of the scaled training rows.
 
     They are measured on rows to which neither features nor components were fitted; on all rows if there are none.
@@ -327,56 +313,57 @@ def _width_facts(sample: Sample, model: Model, components: FittedComponents, is_
         directions = components.scaled.components[:, :n]
         projected = components.scaled.coordinates(rows, n) @ directions.T + components.scaled.mean
         decoded = model.with_first_features(n).decode(sample.features[is_test, :n])
-        errors = {"error": _mean_square(decoded - rows), "components": _mean_square(projected - rows)}
-        widths.append({"n_features": n, **errors})
-    return {"widths": widths, "rows_of_widths": {"n": len(rows), "are_held_out": is_held_out}}
+        widths.append(Width(n, _mean_square(decoded - rows), _mean_square(projected - rows)))
+    return Widths(len(rows), is_held_out, components.scaled.n_rows, widths)
 
 
 def _mean_square(differences: np.ndarray) -> float:
     return float(np.square(differences).mean())
 
 
-def _scores_of_width(
-    n: int, labelled: Sample, components: FittedComponents, prediction: Prediction
-) -> dict[str, float]:
-    """Return the scores of a linear model on the first `n` features, and on as many components."""
-    coordinates = components.scaled.coordinates(labelled.scaled, n)
-    return {
-        "score": prediction.score(labelled.features[prediction.has_value, :n]),
-        "components_score": prediction.score(coordinates[prediction.has_value]),
-    }
+def _with_scores(widths: Widths, labelled: Sample, components: FittedComponents, prediction: Prediction) -> Widths:
+    """Add the scores of a linear model on the first features, and on the same number of components."""
+    scored = []
+    for width in widths.widths:
+        n = width.n_features
+        coordinates = components.scaled.coordinates(labelled.scaled, n)
+        score = prediction.score(labelled.features[prediction.has_value, :n])
+        components_score = prediction.score(coordinates[prediction.has_value])
+        scored.append(replace(width, score=score, components_score=components_score))
+    return replace(widths, widths=scored)
 
 
 # -- points --------------------------------------------------------------------------------------------------------
 
 
-def _points(decoded: Reconstruction, components: Components) -> dict[str, Any]:
+def _points(decoded: Reconstruction, components: Components) -> Points:
     """Return the first two principal components of some rows, of their features and of their reconstructions."""
     sample = decoded.sample
     n_rows, n_features = sample.features.shape
     chosen = np.linspace(0, n_rows - 1, min(n_rows, _N_POINTS)).astype(int)
     of_features = principal_components(sample.features, min(2, n_features), np.random.default_rng(0))
-    points = {
-        "inputs": _projected(sample.scaled[chosen], components),
-        "codes": _projected(sample.features[chosen], of_features),
-        "reconstructions": _projected(decoded.rows[chosen], components),
-    }
     labels = decoded.labels
-    if labels is None:
-        return {**points, "labels": None, "names": [], "dataset": None}
-    return {**points, "labels": labels.codes[chosen].tolist(), "names": list(labels.names), "dataset": labels.name}
+    return Points(
+        inputs=_projected(sample.scaled[chosen], components),
+        codes=_projected(sample.features[chosen], of_features),
+        reconstructions=_projected(decoded.rows[chosen], components),
+        labels=None if labels is None else labels.codes[chosen].tolist(),
+        names=[] if labels is None else list(labels.names),
+        dataset=None if labels is None else labels.name,
+    )
 
 
-def _projected(rows: np.ndarray, components: Components) -> list[Any]:
+def _projected(rows: np.ndarray, components: Components) -> list[tuple[float, float]]:
     """Return two coordinates of each row. The second one of rows with one column is 0."""
-    found = components.coordinates(rows, 2)
-    return _rounded(np.pad(found, ((0, 0), (0, 2 - found.shape[1]))))
+    coordinates = components.coordinates(rows, 2)
+    two = np.pad(coordinates, ((0, 0), (0, 2 - coordinates.shape[1])))
+    return list(zip(_rounded(two[:, 0]), _rounded(two[:, 1]), strict=True))
 
 
 # -- rows and their reconstructions --------------------------------------------------------------------------------
 
 
-def _pairs(decoded: Reconstruction) -> dict[str, Any]:
+def _pairs(decoded: Reconstruction) -> Pairs:
     """Return rows from the best to the worst with their reconstructions, as images if the rows are images.
 
     Missing indicators are not shown.
@@ -385,15 +372,18 @@ def _pairs(decoded: Reconstruction) -> dict[str, Any]:
     chosen = order[np.linspace(0, len(order) - 1, min(_N_PAIRS, len(order))).astype(int)]
     n = decoded.model.n_columns
     shape = _image_shape(decoded.shard)
-    draw: Callable[[np.ndarray], Any] = _line
+    draw: Callable[[np.ndarray], list[float] | str] = _line
     if shape is not None:
         low, high = np.quantile(decoded.sample.scaled[chosen, :n], _SHOWN_RANGE)
         draw = partial(_image, shape=shape, black=low, white=high if high > low else low + 1)
     pairs = []
     for i in chosen.tolist():
-        drawn = {"input": draw(decoded.sample.scaled[i, :n]), "again": draw(decoded.rows[i, :n])}
-        pairs.append({**decoded.location(i), "error": float(decoded.errors[i]), **drawn})
-    return {"shape": None if shape is None else list(_shrunk(np.zeros(shape)).shape), "rows": pairs}
+        place = decoded.location(i)
+        row = draw(decoded.sample.scaled[i, :n])
+        again = draw(decoded.rows[i, :n])
+        error = float(decoded.errors[i])
+        pairs.append(Pair(place.file, place.dataset, place.row, place.label, error, row, again))
+    return Pairs(None if shape is None else list(_shrunk(np.zeros(shape)).shape), pairs)
 
 
 def _image_shape(shard: Shard) -> tuple[int, ...] | None:
@@ -434,8 +424,8 @@ def _shrunk(pixels: np.ndarray) -> np.ndarray:
 def _line(values: np.ndarray) -> list[float]:
     """Return the values of all columns, or the means of `_MAX_VALUES` ranges of columns."""
     ranges = np.array_split(values, min(len(values), _MAX_VALUES))
-    return _rounded(np.array([each.mean() for each in ranges]))
+    return _rounded(np.array([values.mean() for values in ranges]))
 
 
-def _rounded(values: np.ndarray) -> list[Any]:
+def _rounded(values: np.ndarray) -> list[float]:
     return list(np.round(values.astype(np.float64), 4).tolist())

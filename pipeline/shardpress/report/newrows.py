@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
-from shardpress.base.errors import quantity, short_list
-from shardpress.base.outliers import MOST_OF_ALL, largest_share, place_of
+from shardpress.base.errors import printable, quantity, short_list
+from shardpress.base.outliers import MOST_OF_ALL, largest_share
 from shardpress.hdf5.columns import Columns, with_name
 from shardpress.model.encoder import Model
 from shardpress.report.reference import Reference, estimate, groups_of, measured, neighbours, squared_errors
 from shardpress.report.sampling import Sample
-from shardpress.report.words import VERDICTS
+from shardpress.result.facts import Level, StuckColumn, Verdict
 from shardpress.training.components import NOTHING
 
 # Limits of each difference: above the first one the verdict is "watch", above the second one "retrain".
@@ -37,24 +36,7 @@ _NOISE_NORMS = 8.0
 _STUCK_PROBABILITY = 1e-4  # probability that any column of unchanged rows seems stuck
 _MIN_ERROR = 1e-12  # mean squared error of scaled values that rounding can cause
 _MAX_LISTED = 3  # columns in a reason
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Verdict on new rows. Measures that cannot be estimated are None."""
-
-    # ``keep`` if the new rows are like the training rows, ``watch`` if they differ, and ``retrain`` if they differ so
-    # much that the model does not represent them well.
-    verdict: str
-    reasons: tuple[str, ...]  # sentences about the differences, or one sentence that there are none
-    n_rows: int  # new good rows
-    n_sampled: int = 0
-    outside_share: float | None = None  # of the new rows, outside the training range
-    reference_outside_share: float | None = None  # the expected share
-    error_ratio: float | None = None  # mean reconstruction error divided by that of the reference
-    mean_shift: float | None = None  # Euclidean distance between the means of the whitened features
-    covariance_shift: float | None = None  # Frobenius norm of the difference between their covariances
-    stuck_columns: tuple[dict[str, Any], ...] = ()  # ``column`` and ``name`` of columns that no longer vary
+_LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 def judge_new_rows(
@@ -72,7 +54,7 @@ def judge_new_rows(
     sources.
     """
     if sample is None or len(sample.rows) < 2:
-        return Verdict("keep", ("There are too few good new rows to judge.",), n_rows)
+        return Verdict("keep", ["There are too few good new rows to judge."], n_rows, n_sampled=0)
     n_sampled = len(sample.rows)
     squares = squared_errors(sample, model)
     errors = squares.mean(axis=1)
@@ -107,8 +89,8 @@ def judge_new_rows(
         reasons = [f"{quantity(n_sampled, 'sampled new row')}: no difference from the held-out rows was found."]
     has_directions = reference.basis.shape[1] > 0
     return Verdict(
-        verdict=list(VERDICTS)[max(level for level, _ in findings)],
-        reasons=(*reasons, *_describe_outlier(sample, errors, files)),
+        verdict=_LEVELS[max(level for level, _ in findings)],
+        reasons=[*reasons, *_describe_outlier(sample, errors, files)],
         n_rows=n_rows,
         n_sampled=n_sampled,
         outside_share=outside_share,
@@ -116,7 +98,7 @@ def judge_new_rows(
         error_ratio=1 + error.size,
         mean_shift=mean.size if has_directions else None,
         covariance_shift=covariance.size if has_directions else None,
-        stuck_columns=tuple({"column": column, "name": columns.name_of(column)} for column in stuck),
+        stuck_columns=[StuckColumn(column, columns.name_of(column)) for column in stuck],
     )
 
 
@@ -232,12 +214,8 @@ def _names_of_largest(sizes: np.ndarray, model: Model, columns: Columns) -> str:
 
 def _describe_outlier(sample: Sample, errors: np.ndarray, files: Sequence[str]) -> Iterator[str]:
     """Yield a sentence about the row that has most of the squared errors (n_rows,), if there is one."""
-    largest = largest_share(errors)
-    if largest["share"] < MOST_OF_ALL:
+    largest, share = largest_share(errors)
+    if share < MOST_OF_ALL:
         return
-    i = largest["position"]
-    place = place_of({"file": files[int(sample.sources[i])], "row": int(sample.rows[i])})
-    yield (
-        f"One row ({place}) has {100 * largest['share']:.3g} % of the squared error of all sampled new rows. Check its "
-        "values."
-    )
+    place = f"file={printable(files[int(sample.sources[largest])])} row={int(sample.rows[largest])}"
+    yield (f"One row ({place}) has {100 * share:.3g} % of the squared error of all sampled new rows. Check its values.")

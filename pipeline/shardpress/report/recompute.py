@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from msgspec import structs
 
-from shardpress.base.errors import DataError, NoInput, NotPermitted, printable, quantity
+from shardpress.base.errors import DataError, NoInput, NotPermitted, printable
 from shardpress.hdf5.shard import Block, Shard
 from shardpress.model.encoder import Model, finite_errors
 from shardpress.model.scaler import Cleaning, bad_entries
 from shardpress.output.folder import check_storage
+from shardpress.result.facts import Fault, RowCheck
 from shardpress.result.features import FAILURES, reading
 from shardpress.result.finished import ERROR, FEATURES, VALID
 from shardpress.result.records import Part, Range, ShardFacts
@@ -47,36 +49,6 @@ class Preprocessing:
     @property
     def cleaning(self) -> Cleaning:
         return Cleaning(self.model.scaler, self.missing, self.clips_drift)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Fault of an output file, or reason why an input file cannot be checked."""
-
-    file: str
-    fault: str
-
-
-@dataclass(frozen=True)
-class RowCheck:
-    """Result of recomputing the features of some rows."""
-
-    n_rows: int = 0  # rows whose features were recomputed
-    n_bad: int = 0  # selected rows that are bad, and whose stored features are NaN as expected
-    largest_difference: float = 0.0  # between a stored and a recomputed feature
-    of_tolerance: float = 0.0  # largest ratio of a difference to its tolerance; above 1 if a feature is wrong
-    n_unread: int = 0  # selected rows that could not be read, and whose stored features are not NaN
-    faults: tuple[Fault, ...] = ()  # of parts with wrong features
-    unchecked: tuple[Fault, ...] = ()  # input files that could not be read
-
-    def __str__(self) -> str:
-        if not self.n_rows:
-            return "no row could be recomputed"
-        unread = f"; {quantity(self.n_unread, 'row')} could not be compared" if self.n_unread else ""
-        return (
-            f"{self.n_rows} rows recomputed in float64 differ by at most {self.largest_difference:.2g} "
-            f"({100 * self.of_tolerance:.2g} % of the tolerance){unread}"
-        )
 
 
 def check_rows(
@@ -111,13 +83,13 @@ def check_rows(
         for start in range(0, len(rows), _DEFAULT_ROWS):
             results.append(_check_range(directory, pair, rows[start : start + _DEFAULT_ROWS], sources, preprocessing))
     return RowCheck(
-        n_rows=sum(each.n_rows for each in results),
-        n_bad=sum(each.n_bad for each in results),
-        largest_difference=max((each.largest_difference for each in results), default=0.0),
-        of_tolerance=max((each.of_tolerance for each in results), default=0.0),
-        n_unread=sum(each.n_unread for each in results),
-        faults=tuple(dict.fromkeys(fault for each in results for fault in each.faults)),
-        unchecked=tuple(dict.fromkeys(Fault(shards[i].path, reason) for i, reason in sources.unreadable.items())),
+        n_rows=sum(result.n_rows for result in results),
+        n_bad=sum(result.n_bad for result in results),
+        largest_difference=max((result.largest_difference for result in results), default=0.0),
+        of_tolerance=max((result.of_tolerance for result in results), default=0.0),
+        n_unread=sum(result.n_unread for result in results),
+        faults=list(dict.fromkeys(fault for result in results for fault in result.faults)),
+        unchecked=list(dict.fromkeys(Fault(shards[i].path, reason) for i, reason in sources.unreadable.items())),
     )
 
 
@@ -247,7 +219,7 @@ def _check_range(
     try:
         features, valid, errors = read_features(directory / part.file, rows_of_part.first + numbers)
     except DataError as error:
-        return RowCheck(faults=(Fault(part.file, str(error)),))
+        return RowCheck(faults=[Fault(part.file, str(error))])
     source = sources.shard(rows_of_part.shard)
     if source is None:
         return RowCheck(n_unread=int(valid.sum()))
@@ -264,7 +236,7 @@ def _check_range(
     places = rows_of_part.first + numbers[positions]
     values = features if errors is None else np.column_stack([features, errors])
     stored = _Stored(places, values[positions].astype(np.float64), valid[positions])
-    return replace(_compare(part.file, stored, expected), n_unread=len(reasons))
+    return structs.replace(_compare(part.file, stored, expected), n_unread=len(reasons))
 
 
 @dataclass(frozen=True)
@@ -323,7 +295,7 @@ def _compare(file: str, stored: _Stored, expected: _Expected) -> RowCheck:
         n_bad=int(is_left_out.sum()),
         largest_difference=float(differences[:, : expected.n_features].max(initial=0)),
         of_tolerance=float(shares.max(initial=0)),
-        faults=tuple(Fault(file, _fault(i, stored, expected, shares)) for i in wrong[:1]),
+        faults=[Fault(file, _fault(i, stored, expected, shares)) for i in wrong[:1]],
     )
 
 

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from msgspec import field
+
 from shardpress.base.errors import DataError, NoInput, ReadFailed, printable, quantity
+from shardpress.base.formats import Facts
 from shardpress.output.folder import fault_of
 from shardpress.report.origin import Inputs, preprocessing_of
-from shardpress.report.recompute import Fault, RowCheck, check_rows
+from shardpress.report.recompute import check_rows
+from shardpress.result.facts import Fault, RowCheck
 from shardpress.result.finished import GENERATION, Result, file_of
 from shardpress.result.records import Entry
 
 
-@dataclass(frozen=True)
-class _Verification:
+class _Verification(Facts, frozen=True):
     """Result of verifying an output directory. If its index is damaged, nothing else can be checked."""
 
     output: str
     n_files: int  # the index, and the files that it names
     n_bytes: int  # their total size
-    rows: RowCheck = field(default_factory=RowCheck)
-    faults: tuple[Fault, ...] = ()  # of files and features
-    unchecked: tuple[Fault, ...] = ()  # files that could not be checked
+    rows: RowCheck = RowCheck()
+    faults: list[Fault] = field(default_factory=list)  # of files and features
+    unchecked: list[Fault] = field(default_factory=list)  # files that could not be checked
 
     def __str__(self) -> str:
         lines = [f"fault: {printable(each.file)}: {each.fault}" for each in self.faults]
@@ -65,7 +67,7 @@ def verify(output: str, n_rows: int | None = None) -> _Verification:
     try:
         result = Result.open(output)
     except DataError as error:
-        return _Verification(output, n_files=1, n_bytes=0, faults=(_fault_of_result(file_of(output), error),))
+        return _Verification(output, n_files=1, n_bytes=0, faults=[_fault_of_result(file_of(output), error)])
     earlier, faults = _earlier_results(result)
     entries: dict[str, Entry] = {}
     for each in (result, *earlier):  # generations share parts
@@ -76,7 +78,7 @@ def verify(output: str, n_rows: int | None = None) -> _Verification:
     wrong_files = {each.file for each in faults}
     pairs = [(part, each) for part, each in result.ranges if part.file not in wrong_files]
     rows = check_rows(result.directory, pairs, result.shards, Inputs(result).shard, preprocessing_of(result), n_rows)
-    return _Verification(output, n_files, n_bytes, rows, (*faults, *rows.faults), rows.unchecked)
+    return _Verification(output, n_files, n_bytes, rows, [*faults, *rows.faults], rows.unchecked)
 
 
 def _earlier_results(result: Result) -> tuple[list[Result], list[Fault]]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from shardpress.base.errors import printable
 from shardpress.hdf5.columns import with_name
+from shardpress.result.facts import Level
 
-VERDICTS = {
+VERDICTS: dict[Level, str] = {
     "keep": "The new rows are like the rows of the training: keep the model",
     "watch": "The new rows differ from the rows of the training: watch them",
     "retrain": "The new rows differ so much from the rows of the training that a new model is needed",
@@ -56,12 +54,9 @@ def cut(text: object, most: int = 300) -> str:
     return clean
 
 
-def column(facts: Mapping[str, Any]) -> str | None:
+def column(number: int | None, name: str | None) -> str | None:
     """Return the number of a column, with its name if the name is known."""
-    if facts["column"] is None:
-        return None
-    name = facts.get("name")
-    return with_name(facts["column"], cut(name, 24) if name else None)
+    return None if number is None else with_name(number, cut(name, 24) if name else None)
 
 
 def path(text: object, most: int = 80) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from shardpress.base.outliers import MOST_OWNERS, Spread, owners, worst_first
 from shardpress.model.labels import LabelChoice
-from shardpress.report.measures import N_WORST, Reconstruction, owned_feature
+from shardpress.report.measures import N_WORST, Reconstruction, owner_at
 from shardpress.report.sampling import PartSource, SampleSpec, draw_sample, max_stretches
+from shardpress.result.facts import Location, Owner, WorstRow
 from shardpress.result.features import reading
 from shardpress.result.finished import ERROR, FEATURES
 
@@ -20,11 +21,18 @@ _VALUES_AT_ONCE = 2**21  # features; a few arrays of this size are in float64
 _SMALL = 0.01  # shares of the variance of a feature that matter little for its owners
 
 
-def worst_facts(parts: Sequence[PartSource], spec: SampleSpec, choice: LabelChoice, name: str | None) -> dict[str, Any]:
-    """Return the worst of all rows, as `shardpress.report.measures.measure` returns those of a sample.
+class _WorstRows(NamedTuple):
+    rows: list[WorstRow]
+    owners: list[Owner]
+    n_rows: int  # good rows among which they were found
 
-    The rows are in ``worst`` and ``owners``, and the number of good rows in ``n_of_worst``. `name` is the extra with
-    the labels. The features are read twice: first for their variances, then for the share of each row.
+
+def find_worst(
+    parts: Sequence[PartSource], spec: SampleSpec, choice: LabelChoice, name: str | None
+) -> _WorstRows | None:
+    """Return the worst of all rows, or None if too few of them can be read. `name` is the extra with the labels.
+
+    The features are read twice: first for their variances, then for the share of each row.
     """
     n = max(2, min(N_WORST, max_stretches(parts)))  # a sample needs two rows
     spread = Spread.of(features for _, _, features in _good_rows(parts))
@@ -46,17 +54,17 @@ def worst_facts(parts: Sequence[PartSource], spec: SampleSpec, choice: LabelChoi
     stretches = list(np.sort(numbers)[:, None])
     sample = draw_sample(parts, replace(spec, is_clipped=False), stretches)
     if sample is None:
-        return {}
+        return None
     labels = choice.as_labels(name, sample.extras, sample.lost) if name in sample.extras else None
     decoded = Reconstruction.of(sample, parts, spec.model, labels)
     order = np.argsort(np.argsort(numbers)).tolist()  # positions in the sample
-    rows = [decoded.described(i, *row[1:]) for i, row in zip(order, worst.tolist(), strict=True)]
+    rows = [decoded.worst_row(i, *row[1:]) for i, row in zip(order, worst.tolist(), strict=True)]
     owner_rows = owners(shares, spread.n_rows).tolist()
-    found = [{**_location(parts, int(owning[i])), **owned_feature(shares[i])} for i in owner_rows]
-    return {"worst": rows, "owners": found, "n_of_worst": spread.n_rows}
+    found = [owner_at(_location(parts, int(owning[i])), shares[i]) for i in owner_rows]
+    return _WorstRows(rows, found, spread.n_rows)
 
 
-def _location(parts: Sequence[PartSource], number: int) -> dict[str, Any]:
+def _location(parts: Sequence[PartSource], number: int) -> Location:
     """Return the location of a row, given its number in all parts."""
     for part in parts:
         if number < len(part.block):
@@ -64,7 +72,7 @@ def _location(parts: Sequence[PartSource], number: int) -> dict[str, Any]:
         number -= len(part.block)
     shard = part.block.shard
     row = shard.first_row + part.block.start + number
-    return {"file": shard.path, "dataset": shard.dataset, "row": row, "label": None}
+    return Location(shard.path, shard.dataset, row, None)
 
 
 def _good_rows(parts: Sequence[PartSource]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,9 +38,10 @@ class LinearMap:
     def is_usable(self) -> bool:
         """Whether `W` and `b` are finite float64 of matching shapes, and the encoders are fingerprints."""
         is_possible = self.W.ndim == 2 and self.b.shape == self.W.shape[1:] and 0 not in self.W.shape
-        if not is_possible or not all(_FINGERPRINT.fullmatch(each) for each in (self.encoder_from, self.encoder_to)):
+        encoders = (self.encoder_from, self.encoder_to)
+        if not is_possible or not all(_FINGERPRINT.fullmatch(encoder) for encoder in encoders):
             return False
-        return all(each.dtype == np.float64 and np.isfinite(each).all() for each in (self.W, self.b))
+        return all(array.dtype == np.float64 and np.isfinite(array).all() for array in (self.W, self.b))
 
     def apply(self, features: np.ndarray) -> np.ndarray:
         """Return the mapped features (n_rows, n_to), float32. Rows of NaN stay NaN."""
@@ -69,10 +69,10 @@ class Alignment:
     n_rows: int
     n_held_out: int
 
-    def facts(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        r2 = [None if np.isnan(value) else float(value) for value in self.r2]
-        return {"r2": r2, "n_rows": self.n_rows, "n_held_out": self.n_held_out}
+    @property
+    def known_r2(self) -> list[float | None]:
+        """The coefficients of determination, with None instead of NaN."""
+        return [None if np.isnan(value) else float(value) for value in self.r2]
 
     def __str__(self) -> str:
         varying = self.r2[~np.isnan(self.r2)]

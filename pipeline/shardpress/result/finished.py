@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from shardpress.base.errors import DataError, NoInput, printable
 from shardpress.hdf5.categories import read_categories
 from shardpress.hdf5.sealed import GROUP, digest_of, read_sealed, reading_group, sealed, write_json
+from shardpress.model.about import TargetFacts, TrainingFacts
 from shardpress.model.encoder import Model
 from shardpress.model.modelfile import read_model
 from shardpress.result.alignment import LinearMap
@@ -54,6 +55,38 @@ class Use(IntEnum):
     VALIDATION = 1  # measured the error during the training
     LEFT_OUT = 2  # was left out by ``--fit-on``
     LATER = 3  # arrived after the training
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the report shows."""
+
+    facts: RunFacts
+    encoder: str  # fingerprint of the model
+    training: TrainingFacts | None  # None if another run trained the model, or before the rows of an append
+    target: TargetFacts | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values, with the facts that only the report needs next to the others."""
+        facts = self.facts
+        values: dict[str, Any] = {
+            "config": facts.config,
+            "made": facts.made,
+            "command": facts.command,
+            "versions": facts.versions,
+            "storage": facts.storage,
+            "summary": facts.summary,
+            "verification": facts.verification,
+            "fingerprints": {"features": facts.keys.features, "model": self.encoder},
+            "target": self.target,
+            "training": self.training,
+            "generation": facts.generation,
+            "generations": facts.generations,
+            "maps": facts.maps,
+            "appends": facts.appends[-_MAX_APPENDS:],
+            **plain(facts.report),
+        }
+        return {name: plain(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,23 +235,11 @@ class Result:
                     found[name] = (dtype, read_categories(item.id))
             return found
 
-    def report(self) -> dict[str, Any]:
-        """Return everything that the report shows, as plain values."""
+    def report(self) -> Report:
         facts = self.facts
-        model = self.model
-        names = ("config", "made", "command", "versions", "storage", "summary", "verification")
-        found = {name: getattr(facts, name) for name in names}
-        found |= {
-            "fingerprints": {"features": facts.keys.features, "model": self.encoder},
-            "target": model.target,
-            "generations": self._generations(),
-            **facts.report,
-        }
-        if facts.config.get("model") is None and not facts.appends:
-            found["training"] = model.about["training"]
-        if facts.appends:
-            found["appends"] = facts.appends[-_MAX_APPENDS:]
-        return found
+        trained = facts.config.get("model") is None and not facts.appends
+        about = self.model.about
+        return Report(facts, self.encoder, about.training if trained else None, self.model.target)
 
     def manifest(self) -> dict[str, Any]:
         """Return facts about the result as plain values, without the tables and the numbers of the report."""
@@ -227,19 +248,8 @@ class Result:
         if self.model.is_nested:
             facts["nested"] = True
         if self.model.target is not None:
-            facts["target"] = self.model.target
+            facts["target"] = plain(self.model.target)
         return facts
-
-    def _generations(self) -> dict[str, Any]:
-        """Return facts about generations for the report. A first generation without maps has none."""
-        facts = self.facts
-        if facts.generation == 1 and not facts.maps:
-            return {}
-        return {
-            "generation": facts.generation,
-            "generations": plain(facts.generations),
-            "maps": plain(facts.maps),
-        }
 
     @contextmanager
     def _reading(self) -> Iterator[h5py.Group]:

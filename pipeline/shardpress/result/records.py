@@ -17,6 +17,7 @@ from msgspec import structs
 
 from shardpress.base.formats import fingerprint, sum_of_digests
 from shardpress.hdf5.columns import Columns
+from shardpress.result.facts import Append, BadFile, KeptAccuracy, ReportFacts, RowCheck, StorageFacts, Summary
 
 T = TypeVar("T")
 
@@ -259,7 +260,7 @@ class MapFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     r2: list[float | None] = []
     n_rows: int | None = None
     n_held_out: int | None = None
-    classifier: dict[str, Any] | None = None
+    classifier: KeptAccuracy | None = None
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -272,21 +273,20 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     command: str
     device: str
     versions: dict[str, str]
-    storage: dict[str, Any]
-    bad_shards: list[dict[str, str]]  # files that were refused and left out: ``file`` and ``reason``
-    # Files whose rows stay although they, or some of their rows, cannot be read: ``file`` and ``reason``.
-    uncompared: list[dict[str, str]] = []
+    storage: StorageFacts
+    bad_shards: list[BadFile]  # files that were refused and left out
+    uncompared: list[BadFile] = []  # files whose rows stay although they, or some of their rows, cannot be read
     left_out: dict[str, str] = {}  # extras, and the reasons
     masks: dict[str, str] = {}  # extras that mark the rows with a value of another extra, by the name of that extra
     paths: dict[str, str] = {}  # paths of extras that a user has given, if they differ from the names of the extras
-    summary: dict[str, Any]
-    verification: dict[str, Any]
+    summary: Summary
+    verification: RowCheck
     generation: int = 1
     generations: list[Generation] = []  # earlier ones that are kept
     maps: list[MapFacts] = []
-    appends: list[dict[str, Any]] = []
+    appends: list[Append] = []
     trained: list[str] = []  # digests of the rows of each shard that trained the model; empty if they are unknown
-    report: dict[str, Any] = {}  # what only the report needs
+    report: ReportFacts
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------
@@ -305,6 +305,6 @@ def to_json(record: Any) -> bytes:
 def from_json(data: bytes, kind: type[T]) -> T:
     """Return the record that `to_json` has written. Raise `ValueError` if it has another form."""
     try:
-        return msgspec.convert(json.loads(data), kind)
+        return msgspec.convert(json.loads(data), kind, str_keys=True)
     except (msgspec.ValidationError, RecursionError) as error:
         raise ValueError(str(error)) from error

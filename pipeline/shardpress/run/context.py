@@ -87,7 +87,7 @@ class RunContext:
     @property
     def devices(self) -> str:
         """Description of the devices that encode."""
-        of_workers = {worker["device"] for worker in self.pool.facts()["workers"]} - {None}
+        of_workers = {worker.device for worker in self.pool.facts().workers if worker.device is not None}
         return ", ".join(sorted(of_workers)) or str(self.device)
 
     def progress_in_words(self, n_rows: int) -> str:

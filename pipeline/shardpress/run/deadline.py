@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardpress.base.errors import quantity
 from shardpress.base.text import duration
+from shardpress.model.about import DeadlineFacts, TrainingFacts
 from shardpress.model.encoder import Model
 from shardpress.output.disk import AnonymousDisk
 from shardpress.run.encoding_stage import EncodingStage
@@ -73,13 +73,13 @@ class DeadlinePolicy:
         self._last_call = time.monotonic()
         return limit
 
-    def facts(self, training: Training) -> dict[str, Any]:
-        return {
-            "ends_by": datetime.fromtimestamp(self._ends_by).astimezone().isoformat(timespec="seconds"),
-            "n_epochs": training.state.n_epochs,
-            "last_epoch_part": training.last_epoch_part,
-            "of": self._task.settings.training.epochs,
-        }
+    def facts(self, training: Training) -> DeadlineFacts:
+        return DeadlineFacts(
+            ends_by=datetime.fromtimestamp(self._ends_by).astimezone().isoformat(timespec="seconds"),
+            n_epochs=training.state.n_epochs,
+            last_epoch_part=training.last_epoch_part,
+            of=self._task.settings.training.epochs,
+        )
 
     def _decide(self, training: Training) -> Limit | None:
         """Return the number of epochs that fit if it differs enough from the planned one. The current epoch counts."""
@@ -122,17 +122,17 @@ class DeadlinePolicy:
         return time.time() + step_seconds + self._validation_seconds + self._reserve > self._ends_by
 
 
-def gave_up(training: Mapping[str, Any]) -> str:
-    """Return a sentence about the epochs that a deadline prevented, or an empty string, from facts for the report."""
-    facts = training.get("deadline")
-    if not facts or facts["n_epochs"] is None:
+def gave_up(training: TrainingFacts) -> str:
+    """Return a sentence about the epochs that a deadline prevented, or an empty string."""
+    deadline = training.deadline
+    if deadline is None or deadline.n_epochs is None:
         return ""
-    n_trained = len(training["history"]) - 1 + facts["last_epoch_part"]
-    stopped_early = len(training["history"]) < facts["n_epochs"]  # because the validation cost did not improve
-    if stopped_early or n_trained >= facts["of"]:
+    n_trained = len(training.history) - 1 + deadline.last_epoch_part
+    stopped_early = len(training.history) < deadline.n_epochs  # because the validation cost did not improve
+    if stopped_early or n_trained >= deadline.of:
         return ""
-    ends_by = in_words(datetime.fromisoformat(facts["ends_by"]).timestamp())
-    return f"Trained {n_trained:.3g} of {facts['of']} epochs to finish by {ends_by}."
+    ends_by = in_words(datetime.fromisoformat(deadline.ends_by).timestamp())
+    return f"Trained {n_trained:.3g} of {deadline.of} epochs to finish by {ends_by}."
 
 
 def warn_if_late(ends_by: float | None) -> None:
@@ -151,7 +151,7 @@ def _encoding_seconds(task: Task, directory: Path, scan: Scan, autoencoder: Auto
     """Return the seconds that encoding all rows would take, measured on some of them."""
     weights = autoencoder.parameters()
     preparation = task.conversion.preparation
-    model = Model(scan.scaler, autoencoder.network, weights, {}, scan.offset, preparation=preparation)
+    model = Model(scan.scaler, autoencoder.network, weights, offset=scan.offset, preparation=preparation)
     stage = EncodingStage(Fit(task, scan, model))
     readable = [each for each in stretches(task.inputs.shards, task) if each.number not in scan.unreadable]
     disk = AnonymousDisk(directory)

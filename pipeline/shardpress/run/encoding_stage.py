@@ -26,7 +26,7 @@ from shardpress.model.encoder import Model
 from shardpress.output.disk import Disk
 from shardpress.output.folder import WORK
 from shardpress.output.journal import Journal, Record
-from shardpress.report.facts import bad_shards
+from shardpress.report.overview import bad_shards
 from shardpress.result.records import Entry, Part, Range, in_order
 from shardpress.run.budget import extras_bytes
 from shardpress.run.context import RunContext

@@ -30,12 +30,12 @@ from shardpress.run.contents import with_content
 from shardpress.run.context import RunContext, RunState
 from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.finish import check_same_rows, finish, write_derived
+from shardpress.run.outcome import Outcome
 from shardpress.run.prepare import prepare
 from shardpress.run.refusal import check_change, log_change
 from shardpress.run.resume import EarlierResults, is_complete, stored_deadline
 from shardpress.run.scan_stage import ScanStage
 from shardpress.run.space import check_space
-from shardpress.run.summary import Summary
 from shardpress.run.task import Fit, Task
 from shardpress.run.training_stage import TrainingStage
 from shardpress.run.watch import watching
@@ -71,7 +71,7 @@ def run(
     command: Sequence[str],
     disk: Disk | None = None,
     on_locked: Callable[[Path], object] = lambda directory: None,
-) -> Summary:
+) -> Outcome:
     """Scan, train and encode, or resume an interrupted run in the same directory.
 
     Parameters
@@ -96,7 +96,7 @@ def run(
             return _run_in(journal, task, state, command)
 
 
-def _run_in(journal: Journal, task: Task, state: RunState, command: Sequence[str]) -> Summary:
+def _run_in(journal: Journal, task: Task, state: RunState, command: Sequence[str]) -> Outcome:
     config = task.settings
     base = base_of(journal)
     if base != task.base:
@@ -119,7 +119,9 @@ def _run_in(journal: Journal, task: Task, state: RunState, command: Sequence[str
             journal.set_request(task.request)  # with the current times of the files, which no later run compares
         write_derived(journal, result)
         state.end_stage("verification")
-        return Summary.of_result(result, config.results.output, state.seconds)
+        facts = result.facts
+        summary = structs.replace(facts.summary, output=config.results.output, seconds=state.seconds, compiling=0.0)
+        return Outcome(summary, facts.report.judgment, facts.generation, is_repetition=True)
     log_change(task)
     # The request comes before the first result, so that results can be attributed to it.
     deadline = stored_deadline(journal, config, task.request, state.began)
@@ -149,7 +151,7 @@ def compared(journal: Journal, task: Task, is_readonly: bool = False) -> tuple[T
     return task, earlier
 
 
-def _compute(journal: Journal, task: Task, earlier: EarlierResults, state: RunState, command: Sequence[str]) -> Summary:
+def _compute(journal: Journal, task: Task, earlier: EarlierResults, state: RunState, command: Sequence[str]) -> Outcome:
     """Start the device and the workers, and run the stages."""
     config = task.settings
     check_space(journal, task)
@@ -174,7 +176,7 @@ def _compute(journal: Journal, task: Task, earlier: EarlierResults, state: RunSt
             raise
 
 
-def _run_stages(task: Task, context: RunContext) -> Summary:
+def _run_stages(task: Task, context: RunContext) -> Outcome:
     keep_chunks(task.budget.chunk_bytes)  # needed if the scan is reused; otherwise its tasks do the same
     fit = _fit(task, context)
     stage = EncodingStage(fit)

@@ -5,19 +5,16 @@ Such a run encodes damaged parts again, adds extras, or judges the features with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from msgspec import structs
 
 from shardpress.base.runlog import MAX_WARNINGS
 from shardpress.hdf5.shard import UNREADABLE
+from shardpress.result.facts import ReportFacts, Summary, WarningFacts
 from shardpress.result.records import RunFacts
 from shardpress.run.resume import has_other_labels
 from shardpress.run.task import Task
-
-# Facts about the run that brought the rows.
-_OF_SUMMARY = ("appended", "verdict", "n_outside", "seconds", "compiling", "device")
-_OF_REPORT = ("device", "stages", "cluster", "memory", "taken_over", "drift", "last")
 
 
 @dataclass(frozen=True)
@@ -27,23 +24,42 @@ class _Extension:
     before: RunFacts
     keeps_sample: bool  # whether the facts about sampled rows stay
 
-    def summary(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+    def summary(self, summary: Summary) -> Summary:
         """Return the summary of a run with the facts about the run that brought the rows."""
-        return {**summary, **{name: self.before.summary[name] for name in _OF_SUMMARY}}
+        before = self.before.summary
+        return structs.replace(
+            summary,
+            appended=before.appended,
+            verdict=before.verdict,
+            n_outside=before.n_outside,
+            seconds=before.seconds,
+            compiling=before.compiling,
+            device=before.device,
+        )
 
-    def report(self, report: Mapping[str, Any]) -> dict[str, Any]:
+    def report(self, report: ReportFacts) -> ReportFacts:
         """Return the report of a run with the facts about the run that brought the rows, and the warnings of both."""
-        kept = {name: self.before.report.get(name) for name in _OF_REPORT}
-        return {**report, **kept, "warnings": self._warnings(report["warnings"])}
+        before = self.before.report
+        return structs.replace(
+            report,
+            device=before.device,
+            stages=before.stages,
+            cluster=before.cluster,
+            memory=before.memory,
+            taken_over=before.taken_over,
+            drift=before.drift,
+            last=before.last,
+            warnings=self._warnings(report.warnings),
+        )
 
-    def _warnings(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        before = self.before.report["warnings"]
-        kept = before["first"]
+    def _warnings(self, found: WarningFacts) -> WarningFacts:
+        before = self.before.report.warnings
+        kept = before.first
         if not self.keeps_sample:  # then the earlier labels are of no interest
             kept = [line for line in kept if not line.startswith("labels=")]
-        new = [line for line in found["first"] if line not in kept]
-        n_others = before["n"] - len(before["first"]) + found["n"] - len(found["first"])
-        return {"n": len(kept) + len(new) + n_others, "first": [*kept, *new][:MAX_WARNINGS]}
+        new = [line for line in found.first if line not in kept]
+        n_others = before.n - len(before.first) + found.n - len(found.first)
+        return WarningFacts(len(kept) + len(new) + n_others, [*kept, *new][:MAX_WARNINGS])
 
 
 def extension_of(task: Task) -> _Extension | None:

@@ -8,17 +8,18 @@ import os
 import resource
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import structs
 from threadpoolctl import threadpool_limits
 
 from shardpress.base.errors import DataError, NoInput, NotPermitted, VerificationFailed, printable, quantity
+from shardpress.base.outliers import Outlier
 from shardpress.base.progress import activity
 from shardpress.base.text import duration
 from shardpress.encoding.index import write_index
@@ -30,14 +31,30 @@ from shardpress.output.disk import publish, remove
 from shardpress.output.folder import BAD_ROWS, REPORT
 from shardpress.output.journal import Journal
 from shardpress.report.commonrows import EncodedRows
-from shardpress.report.facts import bad_data_facts, bad_shards, drift_facts, input_facts, last_run_facts, sample_facts
-from shardpress.report.judgment import Judgment, judge
-from shardpress.report.newrows import Verdict
+from shardpress.report.judgment import judge
+from shardpress.report.overview import bad_data_facts, bad_shards, drift_facts, input_facts, sample_facts
 from shardpress.report.page.build import is_current, page_bytes
-from shardpress.report.recompute import RowCheck, check_rows
+from shardpress.report.recompute import check_rows
 from shardpress.report.sampling import PartSource, SampleSpec, sizes_of
+from shardpress.result.facts import (
+    Append,
+    AppendCounts,
+    Drift,
+    Judgment,
+    LastRun,
+    Memory,
+    ReportFacts,
+    RowCheck,
+    SampleFacts,
+    ScanFacts,
+    StageFacts,
+    StorageFacts,
+    Summary,
+    Verdict,
+    WarningFacts,
+)
 from shardpress.result.finished import Result, Use, load_statistics, result_bytes, stored_name
-from shardpress.result.records import Keys, Part, Range, Request, RunFacts, in_order, stretches_of, with_digests
+from shardpress.result.records import Keys, Part, Range, Request, RunFacts, in_order, plain, stretches_of, with_digests
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import gave_up, warn_if_late
 from shardpress.run.encoding_stage import Encoding
@@ -47,7 +64,7 @@ from shardpress.run.fitted import name_of_extra
 from shardpress.run.generations import Generations, count_generations
 from shardpress.run.memory import block_bytes, peak_bytes, trained_network_bytes
 from shardpress.run.new_rows import check_verdict, reference_of, verdict_on
-from shardpress.run.summary import Summary
+from shardpress.run.outcome import Outcome
 from shardpress.run.task import Task
 from shardpress.run.use import use_of_rows
 from shardpress.shards.extras import why_left_out
@@ -102,8 +119,8 @@ def _bad_rows(result: Result) -> bytes:
     """Return one line of JSON for each bad shard and each bad row."""
     columns = result.model.columns
     lines: list[dict[str, Any]] = []
-    for bad in result.facts.bad_shards:
-        lines.append({**bad, "dataset": None, "row": None, "columns": []})
+    for file in result.facts.bad_shards:
+        lines.append({**plain(file), "dataset": None, "row": None, "columns": []})
     for _, each in result.ranges:
         shard = result.shards[each.shard]
         for bad in each.bad:
@@ -112,7 +129,7 @@ def _bad_rows(result: Result) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
-def finish(encoding: Encoding, context: RunContext) -> Summary:
+def finish(encoding: Encoding, context: RunContext) -> Outcome:
     """Verify and publish the features with the files that accompany them, and remove what is no longer needed.
 
     Raise `VerificationFailed` if stored features differ from recomputed ones, and `RowsDrifted` if appended rows
@@ -126,12 +143,12 @@ def finish(encoding: Encoding, context: RunContext) -> Summary:
     with activity("report: measuring a sample of rows", usual):
         sample = steps.sample()
         steps.judge_new_rows()
-        steps.count_generations((sample or {}).get("probe"))
-    summary, judgment = steps.summarize(sample)
-    report = steps.report(judgment, sample)
+        steps.count_generations(sample)
+    outcome = steps.outcome(sample)
+    report = steps.report(outcome.judgment, sample)
     with activity("result: writing the index and the report", "a second"):
-        steps.publish(summary, verification, report)
-    return summary
+        steps.publish(outcome.summary, verification, report)
+    return outcome
 
 
 def finish_bytes(task: Task) -> int:
@@ -139,6 +156,17 @@ def finish_bytes(task: Task) -> int:
     blocks = task.budget.n_writers * block_bytes(task)
     sizes = sizes_of(task.max_network, task.settings.machine.memory_budget)
     return trained_network_bytes(task) + blocks + sizes.n_bytes
+
+
+class _TrainingErrors(NamedTuple):
+    """What the summary says about a training; None if the model was trained on other rows."""
+
+    cost: float | None = None
+    components: float | None = None
+    mean: float | None = None
+    outlier: Outlier | None = None
+    gave_up: str = ""
+    kept_start: str = ""
 
 
 class _Finish:
@@ -171,7 +199,7 @@ class _Finish:
         self._generations = Generations()
         self._made = datetime.now().astimezone().isoformat(" ", "seconds")
 
-    def verify(self) -> dict[str, Any]:
+    def verify(self) -> RowCheck:
         """Recompute the features of some rows, compare them with the stored ones, and withdraw parts that differ."""
         if self._kept is not None and not self._encoding.new:
             return self._kept.facts.verification
@@ -189,7 +217,7 @@ class _Finish:
             log.warning("file=%s: its features could not be verified: %s", printable(each.file), each.fault)
         self._context.state.end_stage("verification")
         log.info("verification: %s", checked)
-        return asdict(checked)
+        return checked
 
     def _verification_error(self, checked: RowCheck) -> DataError | VerificationFailed:
         """Withdraw the parts in which features differ, and return the error that reports them."""
@@ -209,13 +237,12 @@ class _Finish:
             "operations with THEANO_FLAGS=optimizer_excluding=fused."
         )
 
-    def sample(self) -> dict[str, Any] | None:
+    def sample(self) -> SampleFacts | None:
         """Return facts about some rows and their features for the report. Log a warning if they are incomplete."""
         task = self._task
         config = task.settings
         if self._extension is not None and self._extension.keeps_sample:
-            found: dict[str, Any] | None = self._extension.before.report["sample"]
-            return found
+            return self._extension.before.report.sample
         include = config.inputs.include
         if config.training.target is not None:
             include = (config.training.target, *include)
@@ -247,11 +274,12 @@ class _Finish:
         self._context.state.end_stage("verdict")
         check_verdict(self._verdict, self._journal.directory, task.settings.results.on_append_drift)
 
-    def count_generations(self, probe: Mapping[str, Any] | None) -> None:
+    def count_generations(self, sample: SampleFacts | None) -> None:
         """Determine the generation, and fit maps from its features to those of earlier ones."""
         labels = None
-        if probe is not None and probe["score"] == "accuracy":
-            labels = self._label_choice(str(probe["labels"]))
+        probe = None if sample is None else sample.probe or sample.no_test
+        if probe is not None and probe.score_name == "accuracy":
+            labels = self._label_choice(probe.labels)
         results = self._task.settings.results
         rows = EncodedRows(
             self._journal.directory,
@@ -291,7 +319,7 @@ class _Finish:
         is_left_out = self._use > Use.VALIDATION
         is_validation = self._use == Use.VALIDATION
         target = self._model.target
-        if target is None or target["fit_on"] is not None or is_left_out.sum() > is_validation.sum():
+        if target is None or target.fit_on is not None or is_left_out.sum() > is_validation.sum():
             return is_left_out
         return is_validation
 
@@ -302,11 +330,12 @@ class _Finish:
         missing = self._task.settings.inputs.missing_label
         return LabelChoice(tuple(include), named, stored_masks(extras), by_name, missing)
 
-    def summarize(self, sample: Mapping[str, Any] | None) -> tuple[Summary, Judgment]:
+    def outcome(self, sample: SampleFacts | None) -> Outcome:
         """Return the numbers of the run, and a judgment of the features from a sample."""
         task = self._task
         ranges = [each for _, each in self._ranges]
         state = self._context.state
+        errors = self._training_errors()
         summary = Summary(
             output=task.settings.results.output,
             n_rows=task.inputs.n_rows,
@@ -315,56 +344,57 @@ class _Finish:
             n_bad=sum(each.n_bad for each in ranges),
             n_parts=len(self._parts),
             device=self._context.devices,
-            **self._training_errors(),
+            cost=errors.cost,
+            components=errors.components,
+            mean=errors.mean,
+            outlier=errors.outlier,
+            gave_up=errors.gave_up,
+            kept_start=errors.kept_start,
             seconds=state.seconds,
             n_bad_shards=len(bad_shards(task.inputs.bad_shards, ranges, self._fit.request.shards)),
             n_outside=sum(each.n_outside for _, each in (self._added if task.appends else self._ranges)),
             appended=self._counts() if task.appends else None,
             verdict=self._verdict.verdict if self._verdict is not None and self._verdict.n_sampled else None,
-            generation=self._generations.number if self._generations.number > 1 else None,
             compiling=state.seconds_compiling,
             n_components=self._model.network.n_features,
         )
-        judgment = judge(asdict(summary), sample, task.settings.flat())
-        return replace(summary, judgment=judgment.remark), judgment
+        return Outcome(summary, judge(summary, sample, task.settings), self._generations.number)
 
-    def report(self, judgment: Judgment, sample: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return what only the report needs. Its size does not grow with the number of rows, shards or warnings."""
+    def report(self, judgment: Judgment, sample: SampleFacts | None) -> ReportFacts:
         task = self._task
         context = self._context
         state = context.state
         ranges = [each for _, each in self._ranges]
-        report = {
-            "host": socket.gethostname(),
-            "directory": str(self._journal.directory.resolve()),
-            "device": asdict(context.device),
-            "inputs": input_facts(task.inputs.shards),
-            "stages": self._stages(),
-            "cluster": context.pool.facts(),
-            "memory": {"peak_bytes": peak_bytes()},
-            "taken_over": list(state.reused.values()),
-            "warnings": {"n": state.warnings.n, "first": state.warnings.first},
-            "bad": {
-                **bad_data_facts(task.inputs.bad_shards, ranges, self._fit.request.shards, self._model.columns),
-                "n_uncompared": task.inputs.n_uncompared,
-            },
-            "last": last_run_facts(task.result),
-            "sample": sample,
-            "judgment": asdict(judgment),
-            **self._facts(),
-        }
+        shards = self._fit.request.shards
+        bad_files = bad_shards(task.inputs.bad_shards, ranges, shards)
+        report = ReportFacts(
+            host=socket.gethostname(),
+            directory=str(self._journal.directory.resolve()),
+            device=asdict(context.device),
+            inputs=input_facts(task.inputs.shards),
+            stages=self._stages(),
+            cluster=context.pool.facts(),
+            memory=Memory(peak_bytes()),
+            taken_over=list(state.reused.values()),
+            warnings=WarningFacts(state.warnings.n, list(state.warnings.first)),
+            bad=bad_data_facts(bad_files, ranges, shards, self._model.columns, task.inputs.n_uncompared),
+            last=_last_run(task.result),
+            sample=sample,
+            judgment=judgment,
+            scan=self._scan_facts(),
+            drift=self._drift(),
+        )
         state.end_stage("report")
         return report if self._extension is None else self._extension.report(report)
 
-    def publish(self, summary: Summary, verification: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+    def publish(self, summary: Summary, verification: RowCheck, report: ReportFacts) -> None:
         """Write the index, which completes the run, and then the files that are derived from it."""
         task = self._task
         journal = self._journal
         generations = self._generations
         storage = _storage_facts(task, self._parts)
-        stored = asdict(summary)
         if self._extension is not None:
-            stored = self._extension.summary(stored)
+            summary = self._extension.summary(summary)
         facts = RunFacts(
             config=self._config(),
             request=self._request(),
@@ -379,17 +409,17 @@ class _Finish:
             left_out=self._left_out(),
             masks=stored_masks(self._task.inputs.shards[0].extras),
             paths=stored_paths(self._task.inputs.shards[0].extras),
-            summary=stored,
-            verification=dict(verification),
+            summary=summary,
+            verification=verification,
             generation=generations.number,
             generations=list(generations.earlier),
             maps=list(generations.maps),
             appends=self._appends(),
             trained=self._trained(),
-            report=dict(report),
+            report=report,
         )
         extras = task.inputs.shards[0].extras  # the same in all shards
-        dtype = np.dtype(storage["dtype"])
+        dtype = np.dtype(storage.dtype)
         shapes = row_shapes(task.settings.network.n_outputs, extras, dtype, task.settings.storage.row_error)
         stretches = stretches_of(self._ranges)
         append_ids = None
@@ -413,20 +443,23 @@ class _Finish:
 
     # -- private --
 
-    def _facts(self) -> dict[str, Any]:
-        """Return facts about the scan, and about values outside the model's range."""
-        fit = self._fit
-        task = self._task
-        scan = {} if fit.scan is None else fit.scan.summary()
-        if task.source != "trained":
-            # The report suggests other scalings, and the rows alone do not show which one the model has.
-            scan["scale"] = fit.model.scaler.scale_setting
+    def _scan_facts(self) -> ScanFacts:
         if self._kept is not None:
-            scan |= self._kept.facts.report["scan"]
+            return self._kept.facts.report.scan
+        scan = self._fit.scan
+        if self._task.source == "trained" and scan is not None:
+            return scan.facts()
+        # The rows alone do not show which scaling a given model has.
+        scale = self._fit.model.scaler.scale_setting
+        return ScanFacts(scale) if scan is None else structs.replace(scan.facts(), scale=scale)
+
+    def _drift(self) -> Drift | None:
+        """Return facts about values outside the model's range, if it was trained on other rows."""
+        task = self._task
         if not task.has_other_rows:
-            return {"scan": scan}
-        ranges = [each for _, each in self._ranges]
-        return {"scan": scan, "drift": drift_facts(task.inputs.shards, ranges, task.settings.bad_data.on_drift)}
+            return None
+        ranges = [rows for _, rows in self._ranges]
+        return drift_facts(task.inputs.shards, ranges, task.settings.bad_data.on_drift)
 
     @property
     def _added(self) -> list[tuple[Part, Range]]:
@@ -435,24 +468,26 @@ class _Finish:
         added = {*change.new, *change.replaced}
         return [(part, each) for part, each in self._ranges if each.shard in added]
 
-    def _training_errors(self) -> dict[str, Any]:
-        """Return the fields of the summary that describe a training, if the model was trained on the same rows."""
+    def _training_errors(self) -> _TrainingErrors:
+        """Return what the summary says about a training, if the model was trained on the same rows."""
         task = self._task
         if self._kept is not None and not task.appends:
             before = self._kept.facts.summary
-            return {name: before[name] for name in ("cost", "components", "mean", "outlier", "gave_up", "kept_start")}
-        if task.source != "trained":
-            return {"cost": None}
-        training = self._model.about["training"]
-        baseline = training.get("baseline") or {}
-        return {
-            "cost": _best_cost(training),
-            "components": baseline.get("components"),
-            "mean": baseline.get("mean"),
-            "outlier": baseline.get("outlier"),
-            "gave_up": gave_up(training),
-            "kept_start": kept_start(self._model.about, self._model.network),
-        }
+            return _TrainingErrors(
+                before.cost, before.components, before.mean, before.outlier, before.gave_up, before.kept_start
+            )
+        training = self._model.about.training
+        if task.source != "trained" or training is None:
+            return _TrainingErrors()
+        errors = _TrainingErrors(
+            cost=training.best_cost,
+            gave_up=gave_up(training),
+            kept_start=kept_start(self._model.about, self._model.network),
+        )
+        baseline = training.baseline
+        if baseline is None:
+            return errors
+        return errors._replace(components=baseline.components, mean=baseline.mean, outlier=baseline.outlier)
 
     def _config(self) -> dict[str, Any]:
         """Return the settings. An append adds rows or extras to those of the earlier run."""
@@ -492,25 +527,23 @@ class _Finish:
         before = {} if self._kept is None else self._kept.facts.left_out
         return {**before, **why_left_out(self._task.inputs.shards)}
 
-    def _counts(self) -> dict[str, int]:
-        """Return the numbers of files of each kind and of new rows in an append."""
+    def _counts(self) -> AppendCounts:
         change = self._task.change
-        return {
-            "n_new": len(change.new),
-            "n_changed": len(change.replaced),
-            "n_dropped": len(change.gone),
-            "n_rows": sum(each.n_rows for _, each in self._added),
-        }
+        n_rows = sum(rows.n_rows for _, rows in self._added)
+        return AppendCounts(len(change.new), len(change.replaced), len(change.gone), n_rows)
 
-    def _appends(self) -> list[dict[str, Any]]:
+    def _appends(self) -> list[Append]:
         """Return facts about all appends, including this one."""
         if self._kept is None:
             return []
         before = self._kept.facts.appends
         if not self._task.appends:
             return before
-        drift = None if self._verdict is None else asdict(self._verdict)
-        return [*before, {"id": len(before) + 1, "made": self._made, **self._counts(), "drift": drift}]
+        n = self._counts()
+        append = Append(
+            n.n_new, n.n_changed, n.n_dropped, n.n_rows, id=len(before) + 1, made=self._made, drift=self._verdict
+        )
+        return [*before, append]
 
     def _statistics(self) -> Mapping[str, np.ndarray]:
         """Return the statistics of held-out rows with which appended rows are compared; none if there are none."""
@@ -529,7 +562,7 @@ class _Finish:
             return {}
         return {} if reference is None else reference.stored()
 
-    def _stages(self) -> dict[str, dict[str, Any]]:
+    def _stages(self) -> dict[str, StageFacts]:
         """Return the times of each finished stage, and its rows and bytes if it processed all of them."""
         state = self._context.state
         stages = {}
@@ -537,38 +570,35 @@ class _Finish:
             shards: Sequence[Shard] = ()
             if stage in ("scan", "encoding") and stage not in state.reused:
                 shards = [self._task.inputs.shards[i] for i in self._task.scanned]
-            stages[stage] = {
-                "seconds": seconds,
-                "processor_seconds": state.processor_seconds[stage],
-                "n_cores": len(os.sched_getaffinity(0)),
-                "bound_by": state.bounds[stage],
-                "n_rows": sum(shard.n_rows for shard in shards),
-                "n_bytes": sum(shard.n_rows * shard.row_bytes for shard in shards),
-            }
+            stages[stage] = StageFacts(
+                seconds=seconds,
+                processor_seconds=state.processor_seconds[stage],
+                n_cores=len(os.sched_getaffinity(0)),
+                bound_by=state.bounds[stage],
+                n_rows=sum(shard.n_rows for shard in shards),
+                n_bytes=sum(shard.n_rows * shard.row_bytes for shard in shards),
+            )
         return stages
 
 
-def _storage_facts(task: Task, parts: Sequence[Part]) -> dict[str, Any]:
-    return {
-        "dtype": parts[0].dtype or "float32",
-        "compression": task.settings.storage.compression,
-        "max_error": max(part.max_error or 0.0 for part in parts),
-        "n_bytes": sum(part.entry.n_bytes for part in parts),
-    }
+def _storage_facts(task: Task, parts: Sequence[Part]) -> StorageFacts:
+    return StorageFacts(
+        dtype=parts[0].dtype or "float32",
+        compression=task.settings.storage.compression,
+        max_error=max(part.max_error or 0.0 for part in parts),
+        n_bytes=sum(part.entry.n_bytes for part in parts),
+    )
 
 
 def _labels_of(facts: RunFacts) -> tuple[str, ...]:
     """Return the dataset with the labels of the report, if there is one."""
-    sample = facts.report["sample"]
-    name = None if sample is None else sample["points"]["dataset"]
+    sample = facts.report.sample
+    name = None if sample is None else sample.points.dataset
     return () if name is None else (name,)
 
 
-def _best_cost(training: Mapping[str, Any]) -> float | None:
-    if training["best_epoch"] < 0:
-        return training["start_cost"]  # None if a training run without validation had no time
-    best = training["history"][training["best_epoch"]]
-    return float(best["cost"] if best["validation_cost"] is None else best["validation_cost"])
+def _last_run(base: Result | None) -> LastRun | None:
+    return None if base is None else LastRun(base.facts.made, base.facts.summary, base.facts.config)
 
 
 def _with_names(bad: Mapping[str, Any], columns: Columns) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from shardpress.base.errors import DataError, printable
 from shardpress.model.labels import LabelChoice
@@ -18,6 +17,7 @@ from shardpress.output.journal import Journal
 from shardpress.report.commonrows import EncodedRows, read_common_rows
 from shardpress.report.mapquality import kept_accuracy, read_labels
 from shardpress.result.alignment import Alignment, LinearMap, fit_map
+from shardpress.result.facts import KeptAccuracy
 from shardpress.result.finished import Result
 from shardpress.result.records import Generation, MapFacts
 from shardpress.settings.config import ResultSettings
@@ -69,7 +69,7 @@ def _next_generation(before: Result, new: EncodedRows, n_kept: int, labels: Labe
     except DataError as error:
         log.warning("generation=%d: no map leads to its features: %s", number, error)
         return found
-    facts = [MapFacts(number, before.encoder, **alignment.facts(), classifier=classifier)]
+    facts = [_map_facts(number, before.encoder, alignment, classifier)]
     linear_maps = {number: alignment.map}
     for each in before.facts.maps:
         facts.append(MapFacts(each.generation, each.model))
@@ -77,7 +77,11 @@ def _next_generation(before: Result, new: EncodedRows, n_kept: int, labels: Labe
     return replace(found, maps=tuple(facts), linear_maps=linear_maps)
 
 
-def _aligned(a: EncodedRows, b: EncodedRows, labels: LabelChoice | None) -> tuple[Alignment, dict[str, Any] | None]:
+def _map_facts(number: int, encoder: str, alignment: Alignment, classifier: KeptAccuracy | None) -> MapFacts:
+    return MapFacts(number, encoder, alignment.known_r2, alignment.n_rows, alignment.n_held_out, classifier)
+
+
+def _aligned(a: EncodedRows, b: EncodedRows, labels: LabelChoice | None) -> tuple[Alignment, KeptAccuracy | None]:
     """Return the map from the features of B to those of A, and the accuracy that a classifier keeps, if it is known.
 
     Supervised features of the rows whose targets trained them look better than those of new rows, so they test nothing.
@@ -92,8 +96,8 @@ def _aligned(a: EncodedRows, b: EncodedRows, labels: LabelChoice | None) -> tupl
         log.info(
             "map: a linear classifier of %s that was trained on the other features has an accuracy of %.1f %% on "
             "mapped features, and of %.1f %% on the other ones",
-            printable(kept["labels"]),
-            100 * kept["mapped"],
-            100 * kept["accuracy"],
+            printable(kept.labels),
+            100 * kept.mapped,
+            100 * kept.accuracy,
         )
     return alignment, kept

@@ -16,6 +16,7 @@ from shardpress.cluster.threads import threads
 from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import UNREADABLE, Shard
 from shardpress.model.encoder import Model
+from shardpress.result.facts import BadFile
 from shardpress.result.finished import Result, given_name
 from shardpress.result.records import ShardFacts
 from shardpress.run.before import shard_like
@@ -45,10 +46,10 @@ class Inputs:
     shards: tuple[Shard, ...]  # in the order of the rows
     orders: Mapping[str, np.ndarray]  # as in `Conversion`
     facts: list[ShardFacts]  # with the digests that are needed
-    bad_shards: list[dict[str, str]]  # files that were refused and are left out: ``file`` and ``reason``
-    refused: list[dict[str, str]]  # these files, and those whose earlier rows stay
+    bad_shards: list[BadFile]  # files that were refused and are left out
+    refused: list[BadFile]  # these files, and those whose earlier rows stay
     # Files whose rows stay in the result, although they, or some of their rows, cannot be read.
-    uncompared: Sequence[dict[str, str]]
+    uncompared: Sequence[BadFile]
     n_uncompared: int  # such rows
 
     @property
@@ -75,10 +76,10 @@ def open_inputs(config: Config, model: Model | None, base: Base | None, result: 
     `model` encodes them, unless the run trains one. Raise `DataError` if a file cannot be used and may not be left out,
     or if no rows are selected.
     """
-    refused: list[dict[str, str]] = []
+    refused: list[BadFile] = []
 
     def refuse(path: Path, error: DataError) -> None:
-        refused.append({"file": str(path), "reason": str(error)})
+        refused.append(BadFile(str(path), str(error)))
 
     on_bad_shard = None if config.bad_data.on_bad_data == "raise" else refuse
     inputs = config.inputs
@@ -93,8 +94,8 @@ def open_inputs(config: Config, model: Model | None, base: Base | None, result: 
     shards = open_sources(sources, selection, on_bad_shard, check, like, categories)
     # Not before all files are opened, because a wrong --dataset would be a warning for each of them.
     for bad in refused:
-        log.log(_level_of(bad, result), "%s%s", bad["reason"], LEFT_OUT)
-    left_out = [bad for bad in refused if absolute(bad["file"]) not in staying]
+        log.log(_level_of(bad, result), "%s%s", bad.reason, LEFT_OUT)
+    left_out = [bad for bad in refused if absolute(bad.file) not in staying]
     check_bad_shards(config, left_out, len(shards) + len(refused))
     check_any(shards)
     _check_width(shards[0])
@@ -103,7 +104,7 @@ def open_inputs(config: Config, model: Model | None, base: Base | None, result: 
     opened = Inputs(shards, orders, facts, refused, refused, (), 0)
     if base is None or result is None:
         return opened
-    matching = matching_of(config.results)._replace(unreadable=[absolute(bad["file"]) for bad in refused])
+    matching = matching_of(config.results)._replace(unreadable=[absolute(bad.file) for bad in refused])
     damages = _compare_contents(opened, matching, base, result, config)
     return _arranged(opened, damages, places_of(base.request.shards, facts, matching), base)
 
@@ -126,7 +127,7 @@ def _extras_like(config: Config, result: Result | None) -> tuple[Shard | None, d
     return earlier if config.results.append and has_same_extras else None, categories
 
 
-def _level_of(bad: Mapping[str, str], result: Result | None) -> int:
+def _level_of(bad: BadFile, result: Result | None) -> int:
     """Return the level of a message about a bad file, which is no warning if an earlier run has given it, too."""
     is_known = result is not None and bad in (*result.facts.bad_shards, *result.facts.uncompared)
     return logging.INFO if is_known else logging.WARNING
@@ -170,7 +171,7 @@ def _compare_contents(
         if (earlier.source, earlier.kind) == (facts[i].source, facts[i].kind):
             damage = damage_of(with_extras(shards[i], names), conversion, earlier, result)
             if damage is not None:
-                bad = {"file": facts[i].path, "reason": damage.reason}
+                bad = BadFile(facts[i].path, damage.reason)
                 log.log(_level_of(bad, result), "%s Everything else in this file is as in the result.", damage.reason)
                 damages[i] = damage
 
@@ -185,7 +186,7 @@ def _arranged(inputs: Inputs, damages: Mapping[int, Damage], places: Sequence[Pl
     """Put the shards in the order of the rows, and add those of the base whose files were refused or are damaged."""
     shards: list[Shard] = []
     facts: list[ShardFacts] = []
-    uncompared: list[dict[str, str]] = []
+    uncompared: list[BadFile] = []
     n_uncompared = 0
     for place in places:
         i = place.wanted
@@ -196,12 +197,12 @@ def _arranged(inputs: Inputs, damages: Mapping[int, Damage], places: Sequence[Pl
             facts.append(stored)
             n_uncompared += shards[-1].n_rows if damage is None else damage.n_rows
             if damage is not None:
-                uncompared.append({"file": stored.path, "reason": damage.reason})
+                uncompared.append(BadFile(stored.path, damage.reason))
         elif i is not None:
             shards.append(inputs.shards[i])
             facts.append(inputs.facts[i])
     staying = {shard.path for shard in facts}
-    bad_shards = [bad for bad in inputs.refused if absolute(bad["file"]) not in staying]
+    bad_shards = [bad for bad in inputs.refused if absolute(bad.file) not in staying]
     uncompared += [bad for bad in inputs.refused if bad not in bad_shards]
     return replace(
         inputs,
@@ -236,27 +237,25 @@ def model_name(config: Config) -> str:
     return f"model={printable(config.inputs.model or config.results.output)}"
 
 
-def check_bad_shards(config: Config, refused: Sequence[Mapping[str, str]], n_shards: int) -> None:
+def check_bad_shards(config: Config, refused: Sequence[BadFile], n_shards: int) -> None:
     """Raise `DataError` if more of `n_shards` shards were refused than allowed."""
     max_bad = config.bad_data.max_bad
     if refused and not max_bad.endswith("%"):
         raise DataError(
             f"{len(refused)} of {n_shards} shards are bad, with an unknown number of rows, expected at most {max_bad} "
             f"bad rows (--max-bad {max_bad}). Fix the files, or give a percentage, which limits the number of bad "
-            f"shards as well. The first error: {refused[0]['reason']}"
+            f"shards as well. The first error: {refused[0].reason}"
         )
     limit = n_allowed(max_bad, n_shards)
     if len(refused) > limit:
         raise bad_shards_error(refused, n_shards, limit, config.bad_data)
 
 
-def bad_shards_error(
-    bad: Sequence[Mapping[str, str]], n_shards: int, limit: int, settings: BadDataSettings
-) -> DataError:
+def bad_shards_error(bad: Sequence[BadFile], n_shards: int, limit: int, settings: BadDataSettings) -> DataError:
     """Return the error that reports more bad shards than the settings allow."""
     percentage = sufficient_percentage(len(bad), n_shards)
     allow = f", or allow them with --on-bad-data skip --max-bad {percentage}%" if len(bad) < n_shards else ""
     return DataError(
         f"{len(bad)} of {n_shards} shards are bad, expected at most {limit} (--on-bad-data {settings.on_bad_data}, "
-        f"--max-bad {settings.max_bad}). Fix the files{allow}. The first error: {bad[0]['reason']}"
+        f"--max-bad {settings.max_bad}). Fix the files{allow}. The first error: {bad[0].reason}"
     )

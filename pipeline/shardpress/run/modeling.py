@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import Shard
+from shardpress.model.about import About, TargetFacts
 from shardpress.model.encoder import Model
 from shardpress.model.preparation import preparation_of
 from shardpress.model.scaler import Scaler
@@ -71,20 +72,21 @@ def scan_settings(settings: Settings, budget: Budget, scaler: Scaler | None, con
     )
 
 
-def training_facts(training: Training, settings: Settings, device: object, targets: Targets | None) -> dict[str, Any]:
-    """Return plain values about a finished training, for `Model.about`.
+def about_training(training: Training, settings: Settings, device: object, targets: Targets | None) -> About:
+    """Return facts about a finished training.
 
     The `targets` are those that were given; the training also has estimated ones.
     """
-    about = {**training.state.summary(), **measured(training)}
+    facts = measured(training)
     if targets is not None:
-        about["target"] = {**targets.facts(), "fit_on": settings.training.fit_on}
-    return {"training": about, "config": settings.flat(), "device": str(device)}
+        target = TargetFacts(
+            targets.name, targets.head.kind, len(targets.classes), targets.share, settings.training.fit_on
+        )
+        facts = structs.replace(facts, target=target)
+    return About(settings.flat(), facts, str(device))
 
 
-def trained_model(
-    training: Training, scaler: Scaler, columns: Columns, conversion: Conversion, about: Mapping[str, Any]
-) -> Model:
+def trained_model(training: Training, scaler: Scaler, columns: Columns, conversion: Conversion, about: About) -> Model:
     """Return the best model of a training run, without its head."""
     network = training.autoencoder.network.encoder
     parameters = {name: training.best[name] for name in network.shapes}

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from shardpress.base.errors import RowsDrifted, printable
-from shardpress.report.newrows import Verdict, judge_new_rows
+from shardpress.report.newrows import judge_new_rows
 from shardpress.report.reference import Reference
 from shardpress.report.sampling import PartSource, SampleSpec, draw_sample, held_out_stretches, max_stretches
+from shardpress.result.facts import Verdict
 from shardpress.result.finished import Result, Use
 from shardpress.result.records import Range
 from shardpress.training.order import spread_rows

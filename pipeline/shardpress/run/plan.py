@@ -123,9 +123,9 @@ def _prepared(config: Config, plan: Plan) -> Task | None:
         config = with_settings_of(config, journal.base)
     if config.bad_data.on_bad_data == "raise":
         for bad in task.inputs.refused:
-            plan.attempt(refuse, bad["reason"])
+            plan.attempt(refuse, bad.reason)
     else:
-        plan.warnings += [f"{bad['reason']}{LEFT_OUT}" for bad in task.inputs.refused]
+        plan.warnings += [f"{bad.reason}{LEFT_OUT}" for bad in task.inputs.refused]
         plan.attempt(check_bad_shards, config, task.inputs.bad_shards, task.inputs.n_files)
     return replace(task, settings=replace(task.settings, bad_data=config.bad_data))
 

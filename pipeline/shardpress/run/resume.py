@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from shardpress.cluster.threads import threads
 from shardpress.model.encoder import Model
 from shardpress.output.folder import fault_of
 from shardpress.output.journal import Journal, Record
+from shardpress.result.facts import BadFile
 from shardpress.result.finished import Result, read_model_file
 from shardpress.result.records import Entry, Part, Request, RunFacts
 from shardpress.run.task import Task
@@ -196,13 +197,13 @@ def _is_acceptable(result: Result, task: Task) -> bool:
     if has_other_labels(config, facts):
         return False
     if not config.results.append:  # otherwise only new rows are limited
-        n_bad = facts.summary["n_bad"]
-        n_bad_shards = facts.summary["n_bad_shards"]
+        n_bad = facts.summary.n_bad
+        n_bad_shards = facts.summary.n_bad_shards
         if n_bad > task.max_bad_rows or n_bad_shards > task.max_bad_shards:
             return False
         if not task.allows_bad_data and any(each.lost for _, each in result.ranges):
             return False
-    if facts.report["bad"]["n_uncompared"] != task.inputs.n_uncompared:
+    if facts.report.bad.n_uncompared != task.inputs.n_uncompared:
         return False
     # Files are compared by name only, because they may have been moved to another directory.
     return _names(facts.bad_shards) == _names(task.inputs.bad_shards)
@@ -215,8 +216,8 @@ def has_other_labels(config: Config, facts: RunFacts) -> bool:
     return has_other_missing or inputs.labels not in (None, facts.config["labels"])
 
 
-def _names(bad_shards: Sequence[Mapping[str, str]]) -> list[str]:
-    return [Path(bad["file"]).name for bad in bad_shards]
+def _names(bad_shards: Sequence[BadFile]) -> list[str]:
+    return [Path(bad.file).name for bad in bad_shards]
 
 
 def expensive_work(journal: Journal) -> str:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain, islice
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from msgspec import structs
 
 from shardpress.base.errors import TrainingDiverged, printable
+from shardpress.base.outliers import Outlier
 from shardpress.base.progress import Progress, activity
 from shardpress.hdf5.shard import Shard, block_of, first_rows, rows_of
+from shardpress.model.about import NOTHING_KNOWN, About
 from shardpress.model.encoder import Model
 from shardpress.output.folder import LAST_GOOD, WORK, unique_name
 from shardpress.output.journal import Record
@@ -25,7 +28,7 @@ from shardpress.run.deadline import DeadlinePolicy
 from shardpress.run.encoding_stage import write_model
 from shardpress.run.estimate import SECONDS, Pace, StageEstimate, measure_seconds
 from shardpress.run.memory import ALLOCATOR_BYTES, NETWORK_COPIES, SCALING_BYTES, chunk_bytes, network_bytes
-from shardpress.run.modeling import trained_model, training_facts
+from shardpress.run.modeling import about_training, trained_model
 from shardpress.run.resume import EarlierResults, step_of
 from shardpress.run.space import CHECKPOINTS_KEPT
 from shardpress.run.task import Task
@@ -97,7 +100,7 @@ class TrainingStage:
         return model
 
     def check(self, model: Model) -> None:
-        for complaint in complaints(model.about["training"], self.task.settings.training, model.network):
+        for complaint in complaints(model.about, self.task.settings.training, model.network):
             log.warning("%s", complaint)
 
     def sample(self, sizes: Sizes, stretches: Sequence[Piece], reading: Pace) -> _TrainingSample:
@@ -123,7 +126,7 @@ class TrainingStage:
             seconds += validation.seconds_for(n_validated)
         rows = sampled(training.rows, training.order, scan.scaler, sizes.max_sample_rows)
         errors = errors_of_components(rows, training.autoencoder.network.n_features)
-        model = _model(training, task, scan, {})
+        model = _model(training, task, scan, NOTHING_KNOWN)
         return _TrainingSample(once, seconds, n_rows, steps, model, errors)
 
     def estimate(
@@ -198,16 +201,14 @@ def _trained(task: Task, context: RunContext, key: str, scan: Scan) -> Model:
     try:
         _train(task, context, key, training, deadline)
     except TrainingDiverged as error:  # another run would diverge, too, so the weights are stored for inspection
-        facts = {"stopped": str(error)}
+        facts = About(stopped=str(error))
         last_good = _model(training, task, scan, facts)
         context.journal.add(Record("diverged", key, context.journal.write(LAST_GOOD, last_good.to_hdf5())))
         path = context.journal.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {printable(path)}.") from error
     _log_end(training)
     with activity("training: measuring the features", "a second"):
-        about = _facts(task, context, training, scan)
-    if deadline is not None:
-        about["training"]["deadline"] = deadline.facts(training)
+        about = _about(task, context, training, scan, deadline)
     return _model(training, task, scan, about)
 
 
@@ -233,7 +234,7 @@ def _prepared_training(task: Task, scan: Scan, sizes: Sizes) -> Training:
     return prepare_training(task.inputs.shards, conversion, scan, task.settings, sizes, task.targets)
 
 
-def _model(training: Training, task: Task, scan: Scan, about: Mapping[str, Any]) -> Model:
+def _model(training: Training, task: Task, scan: Scan, about: About) -> Model:
     conversion = replace(task.conversion, offset=scan.offset)
     return trained_model(training, scan.scaler, task.inputs.columns, conversion, about)
 
@@ -308,18 +309,23 @@ def _log_end(training: Training) -> None:
         log.info("training: stopped early; epoch %d was the best", state.best_epoch)
 
 
-def _facts(task: Task, context: RunContext, training: Training, scan: Scan) -> dict[str, Any]:
-    facts = training_facts(training, task.settings, context.device, task.targets)
-    outlier = (facts["training"]["baseline"] or {}).get("outlier")
-    if outlier:
-        outlier |= _location(readable(task.inputs.shards, scan)[0], outlier["row"])
-    return {**facts, "versions": versions()}
+def _about(task: Task, context: RunContext, training: Training, scan: Scan, deadline: DeadlinePolicy | None) -> About:
+    about = about_training(training, task.settings, context.device, task.targets)
+    facts = about.training
+    assert facts is not None
+    baseline = facts.baseline
+    if baseline is not None and baseline.outlier is not None:
+        outlier = _with_file(baseline.outlier, readable(task.inputs.shards, scan)[0])
+        facts = structs.replace(facts, baseline=structs.replace(baseline, outlier=outlier))
+    if deadline is not None:
+        facts = structs.replace(facts, deadline=deadline.facts(training))
+    return structs.replace(about, training=facts, versions=versions())
 
 
-def _location(shards: Sequence[Shard], number: int) -> dict[str, Any]:
-    """Return the file and the row of a row that is numbered over all shards."""
-    row = block_of(shards, first_rows(shards), number, number + 1)
-    return {"file": row.shard.path, "row": row.shard.first_row + row.start}
+def _with_file(outlier: Outlier, shards: Sequence[Shard]) -> Outlier:
+    """Return an outlier with its file and its row there, given its number in all shards."""
+    row = block_of(shards, first_rows(shards), outlier.row, outlier.row + 1)
+    return structs.replace(outlier, file=row.shard.path, row=row.shard.first_row + row.start)
 
 
 def _uses_workers(task: Task, context: RunContext) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from shardpress.cluster.executor import reduce
 from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import Block, Shard, block_of, first_rows
 from shardpress.model.scaler import Scaler, bad_entries
+from shardpress.result.facts import ScanFacts
 from shardpress.scan.blocks import (
     BlockStats,
     Pieces,
@@ -106,14 +106,11 @@ class Scan:
         worst_first = np.argsort(np.where(is_narrow, self.spread, np.inf), kind="stable")
         return worst_first[: int(is_narrow.sum())]
 
-    def summary(self) -> dict[str, Any]:
-        summary: dict[str, Any] = {
-            "scale": self.scale,
-            "narrow_columns": {int(i): float(self.spread[i]) for i in self.narrow},
-        }
+    def facts(self) -> ScanFacts:
+        filled = None
         if self.n_missing is not None:
-            summary["filled"] = {int(i): int(self.n_missing[i]) for i in np.flatnonzero(self.n_missing)}
-        return summary
+            filled = {int(i): int(self.n_missing[i]) for i in np.flatnonzero(self.n_missing)}
+        return ScanFacts(self.scale, {int(i): float(self.spread[i]) for i in self.narrow}, filled)
 
     def to_npz(self) -> bytes:
         """Return this scan as the content of an NPZ file."""

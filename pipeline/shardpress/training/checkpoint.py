@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from shardpress.base.formats import pack, unpack
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One finished epoch in the history of a training run."""
-
-    epoch: int
-    cost: float  # mean squared error per scaled entry before a step, averaged over the steps with a computed error
-    validation_cost: float | None  # the same for the validation rows at the end of the epoch
-    seconds: float
-    loss: float | None = None  # mean loss of the targets of the validation rows, times its weight
-    accuracy: float | None = None  # share of the validation rows that the head assigns to the right class
-
-    @property
-    def objective(self) -> float | None:
-        """Quantity whose minimum decides which epoch is the best; None without validation rows."""
-        if self.validation_cost is None:
-            return None
-        return self.validation_cost + (self.loss or 0.0)
-
-    def __str__(self) -> str:
-        validation = "" if self.validation_cost is None else f", validation {self.validation_cost:.4g}"
-        accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy:.3f}"
-        return f"cost {self.cost:.4g}{validation}{accuracy}"
+from shardpress.model.about import Epoch
 
 
 @dataclass
@@ -62,19 +40,17 @@ class TrainingState:
         self.costs = []
         self.seconds = 0.0
 
-    def summary(self) -> dict[str, Any]:
-        """Return plain values for reports."""
-        return {"best_epoch": self.best_epoch, "history": [asdict(epoch) for epoch in self.history]}
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingState:
-        """Return the state that `dataclasses.asdict` converted to these values; raise `ValueError` for other fields."""
-        names = {each.name for each in fields(cls)}
+        """Return the state that `Checkpoint.to_npz` stored as these values; raise `ValueError` for other ones."""
+        names = {known.name for known in fields(cls)}
         # A missing field must not become its default.
         if set(values) != names:
             raise ValueError(f"is not a checkpoint: it has the fields {sorted(values)}, expected {sorted(names)}")
-        history = [Epoch(**epoch) for epoch in values["history"]]
-        return cls(**{**values, "history": history})
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"is not a checkpoint: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -92,7 +68,7 @@ class Checkpoint:
         return {key.removeprefix(start): array for key, array in self.arrays.items() if key.startswith(start)}
 
     def to_npz(self) -> bytes:
-        return pack(self.arrays, {"progress": asdict(self.state), "n_steps": self.n_steps})
+        return pack(self.arrays, {"progress": msgspec.to_builtins(self.state), "n_steps": self.n_steps})
 
     @classmethod
     def from_npz(cls, data: bytes) -> Checkpoint:

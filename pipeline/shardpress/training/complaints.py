@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
-from shardpress.base.outliers import MOST_OF_ALL, outliers, place_of
+from shardpress.base.outliers import outliers
+from shardpress.model.about import About, BaselineErrors, Epoch, TrainingFacts, Units
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.training.components import NOTHING
 from shardpress.training.start import has_room
@@ -39,78 +40,73 @@ _SAME = 0.999  # correlation
 _COMPARED = 256  # features that are compared at once with all earlier ones
 
 
-@dataclass(frozen=True)
-class _Units:
-    """Numbers of features that carry little information, found from their values for some rows."""
-
-    n_rows: int
-    n_features: int
-    dead: int  # features that hardly vary
-    saturated: int  # features with more than half of their activations saturated; 0 if the code is unbounded
-    duplicate: int  # features that repeat an earlier one up to sign, scale and offset
-    saturated_share: float  # share of saturated activations among all activations
-
-
-def measured(training: Training) -> dict[str, Any]:
-    """Return plain values about the trained parameters, for reports."""
-    comparison = None
-    if training.baseline is not None:
-        errors = training.autoencoder.errors(training.validation)
-        comparison = training.baseline.comparison(errors)
-        outlier = comparison.get("outlier")
-        if outlier:
-            assert training.validation_numbers is not None
-            outlier["row"] = int(training.validation_numbers[outlier.pop("position")])
-    return {"start_cost": training.start_cost, "baseline": comparison, "units": asdict(_units(training))}
+def measured(training: Training) -> TrainingFacts:
+    """Return facts about a finished training. An outlier is named by its number among all rows."""
+    return TrainingFacts(
+        best_epoch=training.state.best_epoch,
+        history=list(training.state.history),
+        start_cost=training.start_cost,
+        units=_units(training),
+        baseline=_baseline(training),
+    )
 
 
-def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Network) -> Iterator[str]:
-    """Yield warnings about a training run, each with advice. `about` has the facts from `measured`, and the history."""
-    baseline = about.get("baseline")
-    outlier = (baseline or {}).get("outlier") or {}
-    is_of_one_row = outlier.get("share", 0.0) >= MOST_OF_ALL
-    if is_of_one_row:
+def _baseline(training: Training) -> BaselineErrors | None:
+    if training.baseline is None:
+        return None
+    errors = training.baseline.comparison(training.autoencoder.errors(training.validation))
+    if errors.outlier is None:
+        return errors
+    assert training.validation_numbers is not None
+    number = int(training.validation_numbers[errors.outlier.row])
+    return replace(errors, outlier=replace(errors.outlier, row=number))
+
+
+def complaints(about: About, settings: ResolvedTraining, network: Network) -> Iterator[str]:
+    """Yield warnings about a training run, each with advice."""
+    training = about.training
+    if training is None:
+        return
+    baseline = training.baseline
+    outlier = None if baseline is None else baseline.outlier
+    is_of_one_row = outlier is not None and outlier.has_most
+    if outlier is not None and outlier.has_most:
         yield (
-            f"{place_of(outlier)}: this validation row has {outlier['share']:.1%} of the squared error of all "
-            "validation rows. Comparisons with principal components leave it out. Check its values."
+            f"{outlier}: this validation row has {outlier.share:.1%} of the squared error of all validation rows. "
+            "Comparisons with principal components leave it out. Check its values."
         )
     # Training with strong corruption or with targets aims at other features, not at a smaller error.
-    if baseline and baseline["is_worse"] and not settings.hides_much and settings.target is None:
-        components = outlier.get("components", baseline["components"])
+    if baseline is not None and baseline.is_worse and not settings.hides_much and settings.target is None:
+        components = baseline.components if outlier is None else outlier.components
         yield (
-            f"the features reconstruct the validation rows worse than {baseline['n_components']} principal "
-            f"components, whose mean squared error is {components:.3g}. {_remedies(settings, network)} "
-            "usually help."
+            f"the features reconstruct the validation rows worse than {baseline.n_components} principal components, "
+            f"whose mean squared error is {components:.3g}. {_remedies(settings, network)} usually help."
         )
-    improvement = _late_improvement(about.get("history", []), settings, baseline["mean"] if baseline else 0.0)
+    improvement = _late_improvement(training.history, settings, 0.0 if baseline is None else baseline.mean)
     if improvement > _STILL_IMPROVING and not is_of_one_row:
         yield (
             f"the training was still improving at its end: the second half of {settings.epochs} epochs reduced the "
             f"error by {improvement:.0%}. Raise --epochs."
         )
-    if units := about.get("units"):
-        yield from _unit_warnings(_Units(**units), network)
+    yield from _unit_warnings(training.units, network)
 
 
-def kept_start(about: Mapping[str, Any], network: Network) -> str:
-    """Return a sentence on features that are principal components because the training did not improve them, or "".
-
-    `about` has the facts about a model and its training, and its settings.
-    """
-    training = about["training"]
-    starts_from_components = about["config"]["start"] == "components" and has_room(network)
-    if training["best_epoch"] >= 0 or not starts_from_components:
+def kept_start(about: About, network: Network) -> str:
+    """Return a sentence on features that are principal components because the training did not improve them, or ""."""
+    training = about.training
+    starts_from_components = about.config["start"] == "components" and has_room(network)
+    if training is None or training.best_epoch >= 0 or not starts_from_components:
         return ""
     features = "principal components"
     if network.output.code != "linear" or network.output_layer == "hidden":
         features = "functions of principal components"
-    history = training["history"]
+    history = training.history
     reason = "no epoch was trained"
     if history:
         reason = f"no epoch of {len(history)} reduced the error enough"
-        before = training["start_cost"]
-        if before and not training.get("target"):
-            best = min(epoch["validation_cost"] for epoch in history)
+        before = training.start_cost
+        if before and training.target is None:
+            best = min(epoch.validation_cost for epoch in history if epoch.validation_cost is not None)
             reason += f": {before:.4g} at the start, {best:.4g} in the best epoch"
     return f"The features are {features}, because the training kept its start ({reason})."
 
@@ -126,7 +122,7 @@ def _remedies(settings: ResolvedTraining, network: Network) -> str:
     return found[0].upper() + found[1:]
 
 
-def _late_improvement(history: Sequence[Mapping[str, Any]], settings: ResolvedTraining, mean: float) -> float:
+def _late_improvement(history: Sequence[Epoch], settings: ResolvedTraining, mean: float) -> float:
     """Return the relative decrease of the error over the second half of the epochs.
 
     The result is 0 if not all epochs were trained, or if the error is negligible compared with the error of the mean.
@@ -142,18 +138,18 @@ def _late_improvement(history: Sequence[Mapping[str, Any]], settings: ResolvedTr
     return 1 - after / before
 
 
-def _comparable_costs(history: Sequence[Mapping[str, Any]], settings: ResolvedTraining) -> list[float]:
+def _comparable_costs(history: Sequence[Epoch], settings: ResolvedTraining) -> list[float]:
     """Return the cost of each epoch: the validation cost, if there are validation rows, since these never change.
 
     Validation rows are complete, so their cost is not used if the training rows are corrupted.
     """
-    has_validation = history[-1]["validation_cost"] is not None
-    if has_validation and not settings.hides_much:
-        return [epoch["validation_cost"] for epoch in history]
-    return [epoch["cost"] for epoch in history]
+    of_validation = [epoch.validation_cost for epoch in history if epoch.validation_cost is not None]
+    if len(of_validation) == len(history) and not settings.hides_much:
+        return of_validation
+    return [epoch.cost for epoch in history]
 
 
-def _unit_warnings(units: _Units, network: Network) -> Iterator[str]:
+def _unit_warnings(units: Units, network: Network) -> Iterator[str]:
     faults = {
         "hardly vary": (units.dead, "Lower --n-features: fewer features would carry as much information"),
         "are saturated": (units.saturated, "Lower --learning-rate" if network.gain else "Omit --preset"),
@@ -167,7 +163,7 @@ def _unit_warnings(units: _Units, network: Network) -> Iterator[str]:
             yield f"{n} of {units.n_features} features {problem}. {advice}."
 
 
-def _units(training: Training) -> _Units:
+def _units(training: Training) -> Units:
     """Count the units that compute the written features, from their values for some rows."""
     output = training.autoencoder.network.output
     rows = _sample(training)
@@ -188,7 +184,7 @@ def _sample(training: Training) -> np.ndarray:
     return training.rows.take(training.order.sample(most))
 
 
-def count_units(features: np.ndarray, code: str) -> _Units:
+def count_units(features: np.ndarray, code: str) -> Units:
     """Count the units that carry little information, from float32 features (n_rows, n_features) of two rows or more.
 
     Outliers are left out, because other rows hardly vary compared with them.
@@ -204,7 +200,7 @@ def count_units(features: np.ndarray, code: str) -> _Units:
         ends = ((features < low + margin) | (features > high - margin)).mean(axis=0)
     deviations = features.std(axis=0, dtype=np.float64)
     is_dead = deviations <= max(_DEAD * deviations.max(), _ROUNDING)
-    return _Units(
+    return Units(
         n_rows=n_rows,
         n_features=n_features,
         dead=int(is_dead.sum()),

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
 
 from shardpress.base.eigenvectors import eigenvectors
-from shardpress.base.outliers import largest_share, outliers
+from shardpress.base.outliers import Outlier, largest_share, outliers
+from shardpress.model.about import BaselineErrors
 from shardpress.model.scaler import Scaler
 from shardpress.training.feed import Rows
 from shardpress.training.order import Order
@@ -193,12 +193,11 @@ class Baseline:
     components: np.ndarray  # (n_rows,), float64: error of each row's reconstruction from its components
     mean: np.ndarray  # (n_rows,), float64: error of each row if it is predicted by the mean row
 
-    def comparison(self, errors: np.ndarray) -> dict[str, Any]:
-        """Return plain values for reports, and whether features with `errors` (n_rows,) are worse than components.
+    def comparison(self, errors: np.ndarray) -> BaselineErrors:
+        """Return mean errors, and whether features with `errors` (n_rows,) are worse than components.
 
-        All errors belong to the same rows, so the test uses their differences. It leaves out outliers. If there are
-        any, ``outlier`` contains the position of the row with the largest error, the share of all errors that it has,
-        and the mean errors without outliers.
+        All errors belong to the same rows, so the test uses their differences. It leaves out outliers, of which the
+        largest one is named by its position.
         """
         errors = errors.astype(np.float64)
         is_usual = ~(outliers(errors) | outliers(self.mean))
@@ -206,18 +205,18 @@ class Baseline:
         mean = float(self.mean[is_usual].mean())
         excess = (errors - self.components)[is_usual]
         tolerance = _STANDARD_ERRORS * excess.std() / np.sqrt(len(excess))
-        found: dict[str, Any] = {
-            "n_components": self.n_components,
-            "n_fitted": self.n_fitted,
-            "components": float(self.components.mean()),
-            "mean": float(self.mean.mean()),
-            "is_worse": bool(excess.mean() > max(_MARGIN * components, NOTHING * mean, tolerance)),
-        }
+        outlier = None
         if not is_usual.all():
-            cost = float(errors[is_usual].mean())
-            largest = largest_share(errors)
-            found["outlier"] = {**largest, "cost": cost, "components": components, "mean": mean}
-        return found
+            row, share = largest_share(errors)
+            outlier = Outlier(row, share, float(errors[is_usual].mean()), mean, components)
+        return BaselineErrors(
+            n_components=self.n_components,
+            n_fitted=self.n_fitted,
+            components=float(self.components.mean()),
+            mean=float(self.mean.mean()),
+            is_worse=bool(excess.mean() > max(_MARGIN * components, NOTHING * mean, tolerance)),
+            outlier=outlier,
+        )
 
 
 def baseline_of(components: Components, rows: np.ndarray, scaler: Scaler) -> Baseline:

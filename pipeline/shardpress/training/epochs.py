@@ -15,9 +15,10 @@ import numpy as np
 
 from shardpress.base import signals
 from shardpress.base.errors import Problem, TrainingDiverged
+from shardpress.model.about import Epoch
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.training.averaging import Average, Weights, outer_step
-from shardpress.training.checkpoint import Checkpoint, Epoch, TrainingState, join_groups
+from shardpress.training.checkpoint import Checkpoint, TrainingState, join_groups
 from shardpress.training.components import Baseline
 from shardpress.training.feed import Rows, StepFeed, numbers_of
 from shardpress.training.order import Order, learning_rate, long_epoch

@@ -49,9 +49,6 @@ class Targets:
         kept = [self.values[starts[i] : starts[i + 1]] for i in range(len(shards)) if i not in unreadable]
         return replace(self, values=np.concatenate([self.values[:0], *kept]))
 
-    def facts(self) -> dict[str, Any]:
-        return {"name": self.name, "kind": self.head.kind, "n_classes": len(self.classes), "share": self.share}
-
 
 @dataclass(frozen=True, eq=False)
 class Supervision:

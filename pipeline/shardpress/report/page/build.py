@@ -1,14 +1,13 @@
-"""Conversion of a report's plain values to report.html and plain text."""
+"""Conversion of a report to report.html and plain text."""
 
 from __future__ import annotations
 
 import html
 import logging
 import re
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shardpress.base.errors import printable
 from shardpress.report.page.document import Page
@@ -16,7 +15,7 @@ from shardpress.report.page.history import change, generations, settings, time_s
 from shardpress.report.page.quality import quality
 from shardpress.report.page.verdict import action_needed, appends, status, verdict
 from shardpress.report.words import cut, path
-from shardpress.result.finished import Result
+from shardpress.result.finished import Report, Result
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -27,13 +26,22 @@ _HEAD_BYTES = 2**12  # of a page; the digest is among the first lines
 _MAX_PATH = 120  # characters of a path in the title
 
 
-def page_of(report: Mapping[str, Any]) -> Page:
-    sections = [make(report) for make in (action_needed, appends, generations, quality, change, time_spent, settings)]
-    state = status(report)
+def page_of(report: Report) -> Page:
+    facts = report.facts
+    sections = [
+        action_needed(facts),
+        appends(facts),
+        generations(facts),
+        quality(facts.summary, facts.report.sample, report.training),
+        change(facts),
+        time_spent(facts, report.training),
+        settings(report),
+    ]
+    state = status(facts)
     return Page(
-        title=f"shardpress: {path(report.get('directory') or report['config']['output'], _MAX_PATH)}",
-        origin=f"on {cut(report['host'], 60)}, {cut(report['made'], 30)}",
-        verdict=verdict(report),
+        title=f"shardpress: {path(facts.report.directory, _MAX_PATH)}",
+        origin=f"on {cut(facts.report.host, 60)}, {cut(facts.made, 30)}",
+        verdict=verdict(facts, report.target),
         status=state,
         is_good=state == "OK",
         sections=tuple(section for section in sections if section is not None and section.items),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from shardpress.report.page.svg import (
     text,
 )
 from shardpress.report.words import cut, number, path
+from shardpress.result.facts import Pair
 
 _WIDTH = 420.0
 _HEIGHT = 260.0
@@ -47,7 +48,6 @@ _DASHED: dict[str, Any] = {"stroke_dasharray": "5 4", "stroke_width": 2}
 _PROFILE_WIDTH = 200.0
 _PROFILE_HEIGHT = 96.0
 _PROFILE_STEP = _PROFILE_HEIGHT + 22
-_PROFILE_COLOURS = {"input": COMPARED, "again": FEATURES}
 
 
 # -- curves --------------------------------------------------------------------------------------------------------
@@ -210,53 +210,64 @@ def _legend_of_points(groups: Sequence[_Group]) -> list[str]:
 # -- rows and their reconstructions --------------------------------------------------------------------------------
 
 
-def images(title: str, pairs: Sequence[Mapping[str, Any]], shape: Sequence[int]) -> Figure:
+def images(title: str, pairs: Sequence[Pair], shape: Sequence[int]) -> Figure:
     """Draw rows as images of a shape, above their reconstructions, with their labels or errors below."""
     elements = []
-    for top, key, name in ((20.0, "input", "rows"), (40.0 + _TILE_STEP, "again", "reconstructions")):
+    for top, name, drawn in (
+        (20.0, "rows", [pair.input for pair in pairs]),
+        (40.0 + _TILE_STEP, "reconstructions", [pair.again for pair in pairs]),
+    ):
         elements.append(text(0, top - 5, name, style=_LARGE))
-        for i, pair in enumerate(pairs):
-            pixels = np.frombuffer(b64decode(pair[key]), np.uint8).reshape(shape)
+        for i, encoded in enumerate(drawn):
+            assert isinstance(encoded, str)
+            pixels = np.frombuffer(b64decode(encoded), np.uint8).reshape(shape)
             elements.append(image(pixels, i * _TILE_STEP, top, _TILE))
     bottom = 60 + 2 * _TILE_STEP
     for i, pair in enumerate(pairs):
-        label = number(pair["error"]) if pair.get("label") is None else cut(pair["label"], 7)
+        label = number(pair.error) if pair.label is None else cut(pair.label, 7)
         elements.append(text(i * _TILE_STEP + _TILE / 2, bottom - 8, label, "middle", style=_LARGE))
     description = f"{len(pairs)} rows as images, above their reconstructions; errors in the table."
     svg = picture((len(pairs) * _TILE_STEP, bottom), title, description, *elements)
     return Figure(title, svg, _table_of_pairs(title, pairs))
 
 
-def profiles(title: str, pairs: Sequence[Mapping[str, Any]]) -> Figure:
+def profiles(title: str, pairs: Sequence[Pair]) -> Figure:
     """Draw rows as lines over their columns, and their reconstructions."""
     elements: list[str] = []
-    values = np.concatenate([pair[key] for pair in pairs for key in _PROFILE_COLOURS])
+    values = np.concatenate([line for pair in pairs for line, _ in _lines_of(pair)])
     ends = Scale.over(values, 0, 1)  # the same for all rows, so that they can be compared
     for i, pair in enumerate(pairs):
         line, side = divmod(i, 2)
         elements += _profile(pair, side * (_PROFILE_WIDTH + 20), line * _PROFILE_STEP + 14, ends)
     n_lines = -(-len(pairs) // 2)
     bottom = n_lines * _PROFILE_STEP + 20
-    elements += _legend(0, bottom - 4, "scaled row", stroke=_PROFILE_COLOURS["input"])
-    elements += _legend(140, bottom - 4, "reconstruction", stroke=_PROFILE_COLOURS["again"])
+    elements += _legend(0, bottom - 4, "scaled row", stroke=COMPARED)
+    elements += _legend(140, bottom - 4, "reconstruction", stroke=FEATURES)
     description = f"{len(pairs)} rows and their reconstructions, plotted over the columns; errors in the table."
     svg = picture((2 * _PROFILE_WIDTH + 20, bottom), title, description, *elements)
     return Figure(title, svg, _table_of_pairs(title, pairs))
 
 
-def _profile(pair: Mapping[str, Any], left: float, top: float, ends: Scale) -> list[str]:
+def _lines_of(pair: Pair) -> Iterator[tuple[list[float], str]]:
+    """Yield the values of a row and of its reconstruction, with their colours."""
+    for line, colour in ((pair.input, COMPARED), (pair.again, FEATURES)):
+        assert isinstance(line, list)
+        yield line, colour
+
+
+def _profile(pair: Pair, left: float, top: float, ends: Scale) -> list[str]:
     """Draw a row and its reconstruction, with its label and error above them."""
-    words = f"error {number(pair['error'])}"
-    if pair.get("label") is not None:
-        words = f"{cut(pair['label'], 10)}, {words}"
+    words = f"error {number(pair.error)}"
+    if pair.label is not None:
+        words = f"{cut(pair.label, 10)}, {words}"
     y = replace(ends, start=top + _PROFILE_HEIGHT, end=top)
     elements = [frame(left, top, _PROFILE_WIDTH, _PROFILE_HEIGHT)]
-    for key, stroke in _PROFILE_COLOURS.items():
-        xs = np.linspace(left, left + _PROFILE_WIDTH, len(pair[key]))
-        elements.append(polyline(xs, y(pair[key]), stroke=stroke, stroke_width=1.6))
+    for line, colour in _lines_of(pair):
+        xs = np.linspace(left, left + _PROFILE_WIDTH, len(line))
+        elements.append(polyline(xs, y(line), stroke=colour, stroke_width=1.6))
     return [*elements, text(left, top - 4, words)]
 
 
-def _table_of_pairs(title: str, pairs: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [(cut(pair["label"] or "-", 24), path(pair["file"], 40), pair["row"], pair["error"]) for pair in pairs]
+def _table_of_pairs(title: str, pairs: Sequence[Pair]) -> Table:
+    rows = [(cut(pair.label or "-", 24), path(pair.file, 40), pair.row, pair.error) for pair in pairs]
     return Table.of(title, "label, file, row, error", rows)

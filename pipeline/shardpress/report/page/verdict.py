@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from shardpress.base.errors import quantity
 from shardpress.base.text import exact_duration
+from shardpress.model.about import TargetFacts
 from shardpress.report.page.document import Item, Section, Table
 from shardpress.report.words import VERDICTS, column, cut, number, path, percent
+from shardpress.result.facts import Append, BadDataFacts, ColumnDrift, Drift, Level, WarningFacts
+from shardpress.result.records import RunFacts
 
 _MAX_LISTED = 10
 _ACTIONS = {
@@ -22,117 +24,112 @@ _WATCH = "Watch the new rows"
 _MINUTES = 16  # characters of a date and a time without seconds
 
 
-def verdict(report: Mapping[str, Any]) -> str:
+def verdict(facts: RunFacts, target: TargetFacts | None) -> str:
     """Return a few sentences about the run and its features."""
-    summary = report["summary"]
-    judgment = report["judgment"]
-    n_warnings = report["warnings"]["n"]
-    columns = f"{summary['n_rows']:,} rows of {summary['n_inputs']:,} columns"
-    features = quantity(summary["n_features"], "feature")
-    duration = exact_duration(sum(summary["seconds"].values()))
+    summary = facts.summary
+    judgment = facts.report.judgment
+    n_warnings = facts.report.warnings.n
+    columns = f"{summary.n_rows:,} rows of {summary.n_inputs:,} columns"
+    features = quantity(summary.n_features, "feature")
+    duration = exact_duration(summary.total_seconds)
     done = f"Encoded {columns} into {features} per row in {duration}."
-    appended = summary.get("appended")
-    if appended:
-        new = f"Encoded {quantity(appended['n_rows'], 'row')} in {duration} and added them to the results"
+    if summary.appended is not None:
+        new = f"Encoded {quantity(summary.appended.n_rows, 'row')} in {duration} and added them to the results"
         done = f"{new}, which have {columns} and {features} per row."
-    end = "No action is needed." if status(report) in ("OK", _WATCH) else ""
+    end = "No action is needed." if status(facts) in ("OK", _WATCH) else ""
     if n_warnings:
         end = f"There {'is' if n_warnings == 1 else 'are'} {quantity(n_warnings, 'warning')}."
-    supervision = _supervision(report.get("target"))
-    parts = (
-        _recent_verdict(report),
+    sentences = (
+        _recent_verdict(facts.appends),
         done,
-        supervision,
-        summary.get("kept_start", ""),
-        judgment["error"],
-        judgment["classifier"],
-        judgment["explained"],
+        _supervision(target),
+        summary.kept_start,
+        judgment.error,
+        judgment.classifier,
+        judgment.explained,
         end,
     )
-    return " ".join(part for part in parts if part)
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _supervision(target: Mapping[str, Any] | None) -> str:
+def _supervision(target: TargetFacts | None) -> str:
     """Return a sentence about the targets that trained the features, or an empty string."""
-    if not target:
+    if target is None:
         return ""
-    rows = "all rows" if target["fit_on"] is None else f"the rows with {cut(target['fit_on'])}"
-    return f"The features are supervised: they were trained with the values of {cut(target['name'])} in {rows}."
+    rows = "all rows" if target.fit_on is None else f"the rows with {cut(target.fit_on)}"
+    return f"The features are supervised: they were trained with the values of {cut(target.name)} in {rows}."
 
 
-def status(report: Mapping[str, Any]) -> str:
+def status(facts: RunFacts) -> str:
     """Return the state of the run, and of the rows of recent appends, in a few words."""
-    n_warnings = report["warnings"]["n"]
-    appended = report["summary"].get("appended")
-    if appended and report["summary"].get("verdict") == "watch":
+    n_warnings = facts.report.warnings.n
+    if facts.summary.appended is not None and facts.summary.verdict == "watch":
         n_warnings -= 1  # this verdict is a warning that requires no action
-    worst = _worst_append(report)
-    if n_warnings or (worst and worst["drift"]["verdict"] == "retrain"):
+    _, worst = _worst_append(facts.appends)
+    if n_warnings or worst == "retrain":
         return "Action needed"
-    if not report["judgment"]["is_good"]:
+    if not facts.report.judgment.is_good:
         return "Check the features"
-    return _WATCH if worst and worst["drift"]["verdict"] == "watch" else "OK"
+    return _WATCH if worst == "watch" else "OK"
 
 
-def _worst_append(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the last one of the recent appends with the worst verdict, or None if there is no verdict."""
-    recent = [each for each in (report.get("appends") or [])[-_RECENT:] if each["drift"]]
-    return max(reversed(recent), key=lambda each: list(VERDICTS).index(each["drift"]["verdict"]), default=None)
+def _worst_append(appends: Sequence[Append]) -> tuple[int, Level]:
+    """Return the number of the last one of the recent appends with the worst verdict, and this verdict."""
+    levels = list(VERDICTS)
+    verdicts = [(append.id, append.drift.verdict) for append in appends[-_RECENT:] if append.drift is not None]
+    return max(reversed(verdicts), key=lambda verdict: levels.index(verdict[1]), default=(0, "keep"))
 
 
-def _recent_verdict(report: Mapping[str, Any]) -> str:
+def _recent_verdict(appends: Sequence[Append]) -> str:
     """Return a sentence about the recent append with the worst verdict, or an empty string if all keep the model."""
-    worst = _worst_append(report)
-    if worst is None or worst["drift"]["verdict"] == "keep":
+    append_id, worst = _worst_append(appends)
+    if worst == "keep":
         return ""
-    n = min(_RECENT, len(report["appends"]))
-    verdict = worst["drift"]["verdict"]
-    return f"The worst verdict of the last {quantity(n, 'append')} is {verdict} (append {worst['id']})."
+    n = min(_RECENT, len(appends))
+    return f"The worst verdict of the last {quantity(n, 'append')} is {worst} (append {append_id})."
 
 
 # -- warnings and problems ------------------------------------------------------------------------------------------
 
 
-def action_needed(report: Mapping[str, Any]) -> Section:
+def action_needed(facts: RunFacts) -> Section:
     """Return the section about warnings and problems: the number of each kind, and the first ten."""
-    items = [*_warnings(report["warnings"]), *_bad_data(report.get("bad", {}))]
-    if not report.get("appends"):  # the section about appended rows includes their drift
-        items += _drift(report.get("drift"))
-    if not report["judgment"]["is_good"]:
-        items.append(f"The features need attention, see the summary. {report['judgment']['suggestion']}")
-    gave_up = report["summary"].get("gave_up")
-    if gave_up:
-        items.append(cut(gave_up))
+    report = facts.report
+    items = [*_warnings(report.warnings), *_bad_data(report.bad)]
+    if not facts.appends:  # the section about appended rows includes their drift
+        items += _drift(report.drift)
+    if not report.judgment.is_good:
+        items.append(f"The features need attention, see the summary. {report.judgment.suggestion}")
+    if facts.summary.gave_up:
+        items.append(cut(facts.summary.gave_up))
     if not items:
         items.append("None.")
-    reused = report.get("taken_over")
-    if reused:
-        names = "; ".join(cut(each) for each in reused[:_MAX_LISTED])
+    if report.taken_over:
+        names = "; ".join(cut(name) for name in report.taken_over[:_MAX_LISTED])
         items.append(f"Results reused from an earlier run: {names}.")
     return Section("Action needed", tuple(items))
 
 
-def _warnings(warnings: Mapping[str, Any]) -> Iterator[Item]:
-    lines = warnings["first"][:_MAX_LISTED]
-    for line in map(str, lines):
-        is_place = "=" in line.split(" ")[0]  # such as ``file=``, which keeps its small letter
-        yield cut(line if is_place else f"{line[:1].upper()}{line[1:]}", 500)
-    if warnings["n"] > len(lines):
-        yield f"{warnings['n'] - len(lines):,} more warnings are in run.log."
+def _warnings(warnings: WarningFacts) -> Iterator[Item]:
+    lines = warnings.first[:_MAX_LISTED]
+    for line in lines:
+        yield cut(line, 500)
+    if warnings.n > len(lines):
+        yield f"{warnings.n - len(lines):,} more warnings are in run.log."
 
 
-def _bad_data(bad: Mapping[str, Any]) -> Iterator[Item]:
-    rows = bad.get("rows", {}).get("first")
+def _bad_data(bad: BadDataFacts) -> Iterator[Item]:
+    rows = bad.rows.first
     if rows:
-        cells = [(path(each["file"]), each["row"], column(each), cut(each["value"], 24)) for each in rows]
-        yield Table.of(f"Bad rows: {_first(rows, bad['rows']['n'])}", "file, row, column, value", cells)
-    shards = bad.get("shards", {}).get("first")
+        cells = [(path(row.file), row.row, column(row.column, row.name), cut(row.value, 24)) for row in rows]
+        yield Table.of(f"Bad rows: {_first(rows, bad.rows.n)}", "file, row, column, value", cells)
+    shards = bad.shards.first
     if shards:
-        reasons = [(path(each["file"]), cut(each["reason"], 160)) for each in shards]
-        yield Table.of(f"Bad shards: {_first(shards, bad['shards']['n'])}", "file, reason", reasons)
-    if bad.get("n_uncompared"):
+        reasons = [(path(shard.file), cut(shard.reason, 160)) for shard in shards]
+        yield Table.of(f"Bad shards: {_first(shards, bad.shards.n)}", "file, reason", reasons)
+    if bad.n_uncompared:
         yield (
-            f"{quantity(bad['n_uncompared'], 'earlier row')} could not be compared with the input, because it cannot "
+            f"{quantity(bad.n_uncompared, 'earlier row')} could not be compared with the input, because it cannot "
             "be read. Their features and extras stay in the results."
         )
 
@@ -145,70 +142,68 @@ def _first(listed: Sequence[object], n: int) -> str:
 # -- drift ---------------------------------------------------------------------------------------------------------
 
 
-def _drift(facts: Mapping[str, Any] | None) -> Iterator[Item]:
+def _drift(drift: Drift | None) -> Iterator[Item]:
     """Yield a sentence and tables about rows outside the range of a given model. Yield nothing if no row is outside."""
-    if not facts or not facts["n_outside"]:
+    if drift is None or not drift.n_outside:
         return
-    share = percent(facts["n_outside"] / max(1, facts["n_rows"]))
+    share = percent(drift.n_outside / max(1, drift.n_rows))
     note = ""
-    if not facts["is_whole"]:
+    if not drift.is_whole:
         note = " Only the 20 farthest columns of each part are counted, so the numbers of values are lower bounds."
     yield (
-        f"Drift: {facts['n_outside']:,} of {facts['n_rows']:,} rows ({share}) are outside the range of the "
-        f"rows that the model was trained on; they {_ACTIONS[facts['on_drift']]}.{note}"
+        f"Drift: {drift.n_outside:,} of {drift.n_rows:,} rows ({share}) are outside the range of the rows that the "
+        f"model was trained on; they {_ACTIONS[drift.on_drift]}.{note}"
     )
-    columns = [_drift_of_column(each) for each in facts["columns"]]
-    title = f"Drift by column: {_first(columns, facts['n_columns'])}"
+    columns = [_drift_of_column(of_column) for of_column in drift.columns]
+    title = f"Drift by column: {_first(columns, drift.n_columns)}"
     yield Table.of(title, "column, values outside, shards, training range, farthest value, distance in ranges", columns)
-    shards = [(path(each["file"]), each["n_outside"], each["n_rows"]) for each in facts["shards"]]
-    title = f"Drift by shard: {_first(shards, facts['n_shards'])}"
+    shards = [(path(of_shard.file), of_shard.n_outside, of_shard.n_rows) for of_shard in drift.shards]
+    title = f"Drift by shard: {_first(shards, drift.n_shards)}"
     yield Table.of(title, "file, rows outside, rows", shards)
 
 
-def _drift_of_column(facts: Mapping[str, Any]) -> tuple[object, ...]:
-    low = facts["low"]
-    high = facts["high"]
-    distance = facts["excess"] if high > low else None  # the unit is the range
-    range_ = f"{number(low)} to {number(high)}"
-    return column(facts), facts["n_values"], facts["n_shards"], range_, facts["value"], distance
+def _drift_of_column(drift: ColumnDrift) -> tuple[object, ...]:
+    distance = drift.excess if drift.high > drift.low else None  # the unit is the range
+    range_ = f"{number(drift.low)} to {number(drift.high)}"
+    name = column(drift.column, drift.name)
+    return name, drift.n_values, drift.n_shards, range_, drift.value, distance
 
 
 # -- appended rows -------------------------------------------------------------------------------------------------
 
 
-def appends(report: Mapping[str, Any]) -> Section | None:
+def appends(facts: RunFacts) -> Section | None:
     """Return the section about appends: the verdict on the last one, and a history; or None if there are none."""
-    found = report.get("appends")
-    if not found:
+    if not facts.appends:
         return None
-    rows = [_append(each) for each in reversed(found[-_MAX_APPENDS:])]
+    rows = [_append(append) for append in reversed(facts.appends[-_MAX_APPENDS:])]
     columns = "append, time, files, rows, verdict, error ratio, outside"
     history = Table.of("Appends, the last one first", columns, rows)
-    return Section("Appended rows", (*_last_verdict(found[-1]), *_drift(report.get("drift")), history))
+    return Section("Appended rows", (*_last_verdict(facts.appends[-1]), *_drift(facts.report.drift), history))
 
 
-def _last_verdict(last: Mapping[str, Any]) -> Iterator[Item]:
-    verdict = last.get("drift")
-    if not verdict:
+def _last_verdict(last: Append) -> Iterator[Item]:
+    verdict = last.drift
+    if verdict is None:
         yield "The last append has no verdict: it added no rows, or the training of the model held out no rows."
         return
-    rows = quantity(last["n_rows"], "row")
-    yield f"Verdict on the last append ({rows}): {verdict['verdict']}. {VERDICTS[verdict['verdict']]}."
-    for reason in verdict["reasons"]:
+    rows = quantity(last.n_rows, "row")
+    yield f"Verdict on the last append ({rows}): {verdict.verdict}. {VERDICTS[verdict.verdict]}."
+    for reason in verdict.reasons:
         yield cut(reason, 500)
 
 
-def _append(each: Mapping[str, Any]) -> tuple[object, ...]:
-    counts = {"new": each["n_new"], "changed": each["n_changed"], "removed": each["n_dropped"]}
+def _append(append: Append) -> tuple[object, ...]:
+    counts = {"new": append.n_new, "changed": append.n_changed, "removed": append.n_dropped}
     files = ", ".join(f"{n:,} {name}" for name, n in counts.items() if n) or None
-    verdict = each.get("drift") or {}
-    outside = verdict.get("outside_share")
+    verdict = append.drift
+    outside = None if verdict is None else verdict.outside_share
     return (
-        each["id"],
-        cut(each["made"][:_MINUTES]),
+        append.id,
+        cut(append.made[:_MINUTES]),
         files,
-        each["n_rows"],
-        verdict.get("verdict"),
-        verdict.get("error_ratio"),
+        append.n_rows,
+        None if verdict is None else verdict.verdict,
+        None if verdict is None else verdict.error_ratio,
         None if outside is None else percent(outside),
     )
