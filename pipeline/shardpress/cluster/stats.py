@@ -48,9 +48,10 @@ class WorkerStats:
         self._stages[stage] = self._current
 
     def add(self, process: str, result: object) -> None:
-        """Count a task, and the rows of its result if the result has an attribute ``n_rows``."""
+        """Count a task, and the rows of its result, or of the items of a list, if they have an attribute ``n_rows``."""
         before = self._current.get(process, Work(0, 0, 0.0))
-        n_rows = before.n_rows + getattr(result, "n_rows", 0)
+        items = result if isinstance(result, list) else [result]
+        n_rows = before.n_rows + sum(getattr(item, "n_rows", 0) for item in items)
         self._current[process] = Work(before.n_tasks + 1, n_rows, time.monotonic() - self._start)
 
     def __str__(self) -> str:
