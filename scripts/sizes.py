@@ -18,28 +18,14 @@ import subprocess
 import sys
 import tarfile
 import tokenize
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
-# The packages and modules of each row. All others are in the row "base".
-ROWS = {
-    "settings": ["settings"],
-    "hdf5 + shards": ["hdf5", "shards"],
-    "scan": ["scan"],
-    "model": ["device", "formats", "model", "modelfile", "preparation"],
-    "training": ["training"],
-    "encoding": ["encoding"],
-    "output": ["output", "records", "result", "sealed"],
-    "run": ["run"],
-    "report": ["alignment", "asof", "report", "ridge"],
-    "cluster": ["cluster"],
-    "interop": ["features", "frames", "interop"],
-    "commands, doctor, gpu": ["cli", "commandline", "commands", "doctor", "gpu"],
-}
+ROOT_MODULES = "modules at the root"
 SOURCE_FOLDERS = ("pipeline", "kernels")
 OTHER_LANGUAGES = (".c", ".cpp", ".css", ".h", ".html", ".sh")
 LAYOUT_TOKENS = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
@@ -61,7 +47,6 @@ class Sizes:
 
     lines: dict[str, Lines] = field(default_factory=dict)
     others: dict[str, int] = field(default_factory=dict)
-    base: list[str] = field(default_factory=list)  # packages and modules in the row "base"
 
 
 def source_folder(tree: Path, folder: str, package: str) -> Path:
@@ -117,15 +102,11 @@ def count_other_languages(folders: Iterable[Path]) -> Lines:
 def measure(tree: Path) -> Sizes:
     """Measure a copy of the project."""
     sizes = Sizes()
-    files_of: dict[str, list[Path]] = {row: [] for row in [*ROWS, "base"]}
-    row_of = {name: row for row, names in ROWS.items() for name in names}
+    files_of: defaultdict[str, list[Path]] = defaultdict(list)
     package = source_folder(tree, "pipeline", "shardpress")
     for path in python_files(package):
-        name = path.relative_to(package).parts[0].removesuffix(".py")
-        row = row_of.get(name, "base")
-        files_of[row].append(path)
-        if row == "base" and name not in sizes.base:
-            sizes.base.append(name)
+        room = path.relative_to(package).parts[0]
+        files_of[ROOT_MODULES if room.endswith(".py") else room].append(path)
     files_of["kernels"] = python_files(source_folder(tree, "kernels", "shardpress_kernels"))
     for row, paths in files_of.items():
         sizes.lines[row] = count_python(paths)
@@ -203,13 +184,14 @@ def extract_commit(tree: Path, commit: str, folder: Path) -> Path:
 def print_tables(before: Sizes, after: Sizes) -> None:
     """Print all numbers as tables in Markdown, and both values where they differ."""
     print("| package | files | lines | code | public names |\n|---|---|---|---|---|")
-    for title, now in after.lines.items():
-        cells = [cell(*pair) for pair in zip(astuple(before.lines[title]), astuple(now), strict=True)]
+    for title in {**after.lines, **before.lines}:  # a package of only one of them is empty in the other one
+        earlier = before.lines.get(title, Lines(0, 0, 0, 0))
+        now = after.lines.get(title, Lines(0, 0, 0, 0))
+        cells = [cell(*pair) for pair in zip(astuple(earlier), astuple(now), strict=True)]
         print(f"| {title} | {' | '.join(cells)} |")
     print("\n| | number |\n|---|---|")
     for title, number in after.others.items():
         print(f"| {title} | {cell(before.others[title], number)} |")
-    print(f"\nbase contains: {', '.join(after.base)}")
 
 
 def cell(before: int | None, after: int | None) -> str:
