@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SHOWN_BY_BAR = "is_shown_by_bar"  # attribute of records that a progress bar already shows: only the file gets them
+BAD_FILE = "is_about_bad_file"  # attribute of records about a file that cannot be used: a plan lists these itself
 _NAME = "run.log"
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 MAX_WARNINGS = 50  # maximum in the report; a file with thousands of faults causes thousands of warnings
@@ -100,9 +101,11 @@ class Warnings(logging.Handler):
 
 
 @contextmanager
-def collect_warnings() -> Iterator[Warnings]:
+def collect_warnings(with_bad_files: bool = True) -> Iterator[Warnings]:
     """Collect the warnings that the pipeline and the kernels log within the context."""
     collected = Warnings()
+    if not with_bad_files:
+        collected.addFilter(lambda record: not getattr(record, BAD_FILE, False))
     loggers = [logging.getLogger(name) for name in ("shardpress", "shardpress_kernels")]
     for logger in loggers:
         logger.addHandler(collected)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from shardpress.base.errors import DataError, printable, quantity
+from shardpress.base.runlog import BAD_FILE
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.hdf5.columns import Columns
@@ -94,7 +95,7 @@ def open_inputs(config: Config, model: Model | None, base: Base | None, result: 
     shards = open_sources(sources, selection, on_bad_shard, check, like, categories)
     # Not before all files are opened, because a wrong --dataset would be a warning for each of them.
     for bad in refused:
-        log.log(_level_of(bad, result), "%s%s", bad.reason, LEFT_OUT)
+        log.log(_level_of(bad, result), "%s%s", bad.reason, LEFT_OUT, extra={BAD_FILE: True})
     left_out = [bad for bad in refused if absolute(bad.file) not in staying]
     check_bad_shards(config, left_out, len(shards) + len(refused))
     check_any(shards)

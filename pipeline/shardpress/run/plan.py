@@ -79,7 +79,7 @@ class Plan:
 def make_plan(config: Config) -> Plan:
     """Check the inputs, the output and the device, and run each stage for a moment. Nothing is written."""
     plan = Plan()
-    with collect_warnings() as warnings, theanos_errors():
+    with collect_warnings(with_bad_files=False) as warnings, theanos_errors():
         start = time.monotonic()
         compiled = seconds_compiling()  # by earlier work of this process
         task = plan.attempt(_prepared, config, plan)
@@ -95,9 +95,7 @@ def make_plan(config: Config) -> Plan:
                 if device is not None:
                     run.estimate_memory(device)
                     plan.attempt(run.try_stages, device)
-    problems = [problem["words"] for problem in plan.problems]
-    known = {*plan.warnings, *problems, *(f"{words}{LEFT_OUT}" for words in problems)}
-    plan.warnings += [words for words in warnings.first if words not in known]
+    plan.warnings += warnings.first
     return plan
 
 

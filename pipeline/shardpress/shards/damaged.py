@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from shardpress.base.errors import DataError, printable, quantity, short_list
+from shardpress.base.runlog import BAD_FILE
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def damage_error(
             f"{n} cannot be used for the same reason; the first one is file={printable(first_path)}{common}"
         )
     for reason in list(reasons.values())[:MOST_NAMED]:
-        log.warning("%s", reason)
+        log.warning("%s", reason, extra={BAD_FILE: True})
     names = printable(short_list(reasons, MOST_NAMED))
     advice = "Fix the files." if is_about_all else f"Fix the files, or continue nevertheless with {flags}."
     error = UnusableFiles(f"{n} cannot be used (see the warnings above): {names}. {advice}")
