@@ -50,8 +50,8 @@ def test_workers_that_differ_or_lack_their_device_are_refused(
 ) -> None:
 
     def check(client: Client, requires_device: bool = False, keeps_others: bool = False) -> set[str]:
-        found = check_workers(client, probe, start_device, requires_device, keeps_others)
-        return {each["name"] for each in found}
+        workers = check_workers(client, probe, start_device, requires_device, keeps_others)
+        return {worker.name for worker in workers}
 
     with Cluster(tmp_path / "cluster") as cluster, _client(cluster) as client:
         cluster.start_worker("good", directory=tmp_path / "here")

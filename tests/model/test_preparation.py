@@ -15,7 +15,7 @@ import pytest
 from shardpress.base import rowmath
 from shardpress.hdf5.shard import Block, array_shard
 from shardpress.model.preparation import Preparation
-from shardpress.settings.choices import ROW_SCALES, TRANSFORMS
+from shardpress.settings.kinds import ROW_SCALES, TRANSFORMS
 from shardpress.shards.conversion import Conversion
 from tests.support.cases import case, each
 from tests.support.helpers import refused

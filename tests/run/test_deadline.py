@@ -21,8 +21,7 @@ from shardpress.model.about import TrainingFacts
 from shardpress.result.finished import Result
 from shardpress.run import deadline
 from shardpress.run.estimate import reserved_seconds
-from shardpress.settings.config import Config
-from shardpress.settings.finish_by import deadline_of
+from shardpress.settings.kinds import deadline_of
 from shardpress.training.epochs import Limit
 from tests.support.cases import case, each, sample
 from tests.support.interruptions import STEPS, FullAfter
@@ -49,8 +48,7 @@ RESERVED = reserved_seconds(ENCODING, 4)
     ],
 )
 def test_the_deadline_follows_the_time_settings(finish_by: str, after: timedelta) -> None:
-    training = Config.of(finish_by=finish_by).training
-    assert deadline_of(training, NOON.timestamp()) == (NOON + after).timestamp()
+    assert deadline_of(finish_by, NOON.timestamp()) == (NOON + after).timestamp()
 
 
 class Machine:

@@ -115,26 +115,26 @@ def collect_reports(module: str, seconds: float, environment: Mapping[str, str] 
     """
     child = ChildProcess(module, environment=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     stdout, stderr, is_in_time = child.answer(seconds)
-    found = _reports_in(stdout)
+    reports = _reports_in(stdout)
     if not is_in_time:
-        return {**found, "failed": f"no answer within {seconds:.0f} s"}
-    if not found.pop("done", False):  # a crash after the last report does not matter
+        return {**reports, "failed": f"no answer within {seconds:.0f} s"}
+    if not reports.pop("done", False):  # a crash after the last report does not matter
         lines = stderr.decode(errors="replace").strip().splitlines()
         last = lines[-1] if lines else "it printed nothing"
-        found["failed"] = f"the child process exited with code {child.returncode}: {last}"
-    return found
+        reports["failed"] = f"the child process exited with code {child.returncode}: {last}"
+    return reports
 
 
 def _reports_in(output: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    reports: dict[str, Any] = {}
     for line in output.decode(errors="replace").splitlines():
         try:
             reported = json.loads(line)
         except ValueError:  # a line that a library has printed
             continue
         if isinstance(reported, dict):
-            found |= reported
-    return found
+            reports |= reported
+    return reports
 
 
 def _environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
@@ -145,14 +145,14 @@ def _import_path() -> list[str]:
     """Return the safe directories of the import path of this process, with our source roots after Python's library."""
     unsafe = {_STARTED_IN, _current_directory(), _script_directory()}
     standard = os.path.dirname(os.__file__)
-    found = []
+    path = []
     for entry in sys.path:
         is_safe = os.path.isabs(entry) and os.path.realpath(entry) not in unsafe and _SCRATCH not in entry
         if entry == standard or (is_safe and entry not in SOURCE_ROOTS):
-            found.append(entry)
-    position = found.index(standard) + 1 if standard in found else 0
-    found[position:position] = SOURCE_ROOTS
-    return found
+            path.append(entry)
+    position = path.index(standard) + 1 if standard in path else 0
+    path[position:position] = SOURCE_ROOTS
+    return path
 
 
 def _script_directory() -> str | None:
@@ -163,9 +163,9 @@ def _script_directory() -> str | None:
 # -- in the child ------------------------------------------------------------------------------------------------------
 
 
-def report(**found: Any) -> None:
+def report(**facts: object) -> None:
     """Send results to `collect_reports`."""
-    print("\n" + json.dumps(found), flush=True)  # a library may have printed a line without a newline
+    print("\n" + json.dumps(facts), flush=True)  # a library may have printed a line without a newline
 
 
 def main() -> None:

@@ -31,11 +31,11 @@ class Driver:
 
 def find_driver() -> Driver | None:
     """Return the driver of this machine, or None if no driver answers."""
-    found = collect_reports(__name__, _SECONDS)
-    if "cuda" not in found:
+    facts = collect_reports(__name__, _SECONDS)
+    if "cuda" not in facts:
         return None
-    capabilities = tuple(tuple(each) for each in found.get("capabilities", ()))
-    return Driver(found["file"], tuple(found["cuda"]), capabilities)
+    capabilities = tuple(tuple(version) for version in facts.get("capabilities", ()))
+    return Driver(facts["file"], tuple(facts["cuda"]), capabilities)
 
 
 def format_version(version: Sequence[int]) -> str:

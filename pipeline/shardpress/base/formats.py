@@ -95,16 +95,16 @@ def sum_of_digests(values: Iterable[int]) -> str:
     return f"{sum(values) % 2**128:032x}"
 
 
-def check_version(form: str, found: str, advice: str) -> None:
+def check_version(form: str, stored: str, advice: str) -> None:
     """Raise `OtherVersion` if the format of a file is another version of the expected format.
 
     `advice` is a sentence that says what to do with a file of an earlier version.
     """
     name, _, version = form.partition("/")
-    match = re.fullmatch(rf"{re.escape(name)}/([0-9]{{1,9}})", found)
+    match = re.fullmatch(rf"{re.escape(name)}/([0-9]{{1,9}})", stored)
     if match is None:
         return
-    what = f"format {found!r}, expected {form!r}"
+    what = f"format {stored!r}, expected {form!r}"
     if int(match[1]) > int(version):
         raise OtherVersion(f"{what}: a later version of shardpress wrote it. Upgrade, or choose another --output.")
     if int(match[1]) < int(version):
@@ -168,7 +168,7 @@ def _parse(data: bytes) -> Any:
 
 def _containers(parent: Any) -> Iterator[Any]:
     values = parent.values() if isinstance(parent, dict) else parent
-    return (each for each in values if isinstance(each, (dict, list)))
+    return (value for value in values if isinstance(value, (dict, list)))
 
 
 def _members(data: bytes) -> dict[str, np.ndarray]:

@@ -55,13 +55,13 @@ def unsuitable_python() -> str:
 
 def missing_theano() -> str:
     """Return what to do if Theano is not installed."""
-    found = f"Theano is not installed in {sys.executable}"
+    fault = f"Theano is not installed in {sys.executable}"
     if os.path.exists(os.path.join(CHECKOUT, "scripts", "setup.sh")):
         python = os.path.relpath(os.path.join(CHECKOUT, ".venv", "bin", "python"))
         command = " ".join(map(shlex.quote, (python, sys.argv[0])))
-        return f"{found}. Run make setup in {CHECKOUT}, then: {command}"
+        return f"{fault}. Run make setup in {CHECKOUT}, then: {command}"
     # With -I, Python imports nothing from the current directory.
-    return f"{found}. Run: {shlex.quote(sys.executable)} -I -m shardpress setup-theano"
+    return f"{fault}. Run: {shlex.quote(sys.executable)} -I -m shardpress setup-theano"
 
 
 def too_little_memory() -> str:
@@ -119,8 +119,8 @@ def version_of(name: str) -> str:
     # A wheel has the first file. Packages of Debian have the second one, or one that is their metadata itself.
     files = (package.read_text(file) for file in ("METADATA", "PKG-INFO", ""))
     metadata = next(filter(None, files), "")
-    found = re.search(r"^Version: *(\S+)", metadata, re.MULTILINE)  # Python parses all fields, which takes longer
-    return found.group(1) if found else ""
+    match = re.search(r"^Version: *(\S+)", metadata, re.MULTILINE)  # Python parses all fields, which takes longer
+    return match[1] if match else ""
 
 
 def _fits(version: str, ranges: str) -> bool:

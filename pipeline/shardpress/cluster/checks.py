@@ -86,7 +86,9 @@ def check_workers(
     check = _Check(probe, client.id)
     results = client.run(_examine, check, start_device, on_error="return")
     # The connection to a worker that was lost meanwhile raises an `OSError`.
-    answers = {each: _answer_of(each, result) for each, result in results.items() if not isinstance(result, OSError)}
+    answers = {
+        address: _answer_of(address, result) for address, result in results.items() if not isinstance(result, OSError)
+    }
     _refuse([_examine_scheduler(client), *answers.values()])
     failures = {address: answer for address, answer in answers.items() if answer.failure}
     for answer in failures.values():
@@ -100,7 +102,7 @@ def check_workers(
             f"{quantity(len(failures), 'worker')} of {len(answers)} cannot be used. The first reason is: "
             f"{first.failure}"
         )
-    names = short_list((f"{printable(each.name)} {each.device}" for each in usable), _MAX_LISTED)
+    names = short_list((f"{printable(answer.name)} {answer.device}" for answer in usable), _MAX_LISTED)
     log.info("cluster: %s: %s", quantity(len(usable), "worker"), names)
     if failures and not keeps_others:
         client.retire_workers(list(failures), close_workers=True)
@@ -152,14 +154,14 @@ def _no_answer(error: BaseException) -> str:
 
 def _refuse(answers: Sequence[_Answer]) -> None:
     """Raise an error that lists each problem once with the affected processes, if a process has a problem."""
-    names: dict[str, list[str]] = {}
+    names_by_problem: dict[str, list[str]] = {}
     for answer in answers:
         if answer.problems:
-            names.setdefault("; ".join(answer.problems), []).append(printable(answer.name))
-    if not names:
+            names_by_problem.setdefault("; ".join(answer.problems), []).append(printable(answer.name))
+    if not names_by_problem:
         return
-    lists = ". ".join(f"{short_list(each, _MAX_REFUSED)}: {text}" for text, each in names.items())
-    n_refused = sum(len(each) for each in names.values())
+    lists = ". ".join(f"{short_list(names, _MAX_REFUSED)}: {text}" for text, names in names_by_problem.items())
+    n_refused = sum(map(len, names_by_problem.values()))
     raise ConfigError(
         f"{n_refused} of {len(answers)} processes of the cluster differ from this process. {lists}. "
         "Start the scheduler and all workers with the same packages and paths. Processors of several kinds are allowed "

@@ -64,13 +64,13 @@ def differences(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[
 
 def packages() -> dict[str, str]:
     """Return the versions of packages, and a digest of our source files, because checkouts of a version can differ."""
-    found = {
+    versions = {
         "Python": platform.python_version(),
         "shardpress": f"{version_of('shardpress')} of source {_digest()}",
     }
     for package in _PACKAGES:
-        found[package] = version_of(package) or "not installed"
-    return found
+        versions[package] = version_of(package) or "not installed"
+    return versions
 
 
 @cache

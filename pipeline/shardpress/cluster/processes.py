@@ -14,6 +14,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,13 +25,12 @@ from distributed import Nanny, Scheduler, Worker
 
 from shardpress.base import signals
 from shardpress.base.childprocess import ChildProcess
-from shardpress.base.errors import CannotCreate, NotPermitted, SystemLimit
+from shardpress.base.errors import CannotCreate, SystemLimit
 from shardpress.cluster.checks import LOGGERS
 from shardpress.cluster.tls import IsolatedSecurity
 from shardpress.cluster.worker_devices import add_theano_flag, device_names, worker_environment
 from shardpress.cluster.workers import Cluster, quiet_dask
 from shardpress.settings.config import ClusterSettings
-from shardpress_kernels.trust import UntrustedDirectory, private_directory
 
 _ALLOWED_FAILURES = 2  # tolerated deaths of workers during the same task; the third death ends the run
 _START_SECONDS = 300.0
@@ -80,7 +80,7 @@ def local_cluster(settings: ClusterSettings, n_threads: int, requires_device: bo
         }
         options = {
             "scheduler": {**common, "allowed_failures": _ALLOWED_FAILURES, "dashboard": False},
-            "workers": [{**worker, "name": str(i), "env": each} for i, each in enumerate(environments)],
+            "workers": [{**worker, "name": str(i), "env": variables} for i, variables in enumerate(environments)],
             "dask": dask.config.config,
         }
         with _child_process(options, worker_environment(None, n_cores, os.environ), scratch) as address:
@@ -96,16 +96,12 @@ def _environment(device: str | None, n_cores: int, requires_device: bool) -> dic
 
 @contextmanager
 def _scratch_directory() -> Iterator[Path]:
-    """Provide a private directory for the scheduler and the workers, which import modules from it.
+    """Provide a directory for the scheduler and the workers, which import modules from it.
 
     By default Dask uses a fixed name in the temporary directory, and another user could create it first.
     """
     try:
-        scratch = private_directory("shardpress-scratch-")
-    except UntrustedDirectory as error:
-        raise NotPermitted(
-            f"workers import from their scratch directories, but {error}. Set TMPDIR to a private directory."
-        ) from error
+        scratch = Path(tempfile.mkdtemp(prefix="shardpress-scratch-"))
     except OSError as error:
         raise CannotCreate(
             f"a temporary directory for the workers cannot be created: {error}. Set TMPDIR to a writable directory."
@@ -178,7 +174,7 @@ def main() -> None:
 
 async def _serve(options: Mapping[str, Any], answer: Any) -> None:
     async with _LocalScheduler(**options["scheduler"]) as scheduler:
-        nannies = await asyncio.gather(*(Nanny(scheduler.address, **each) for each in options["workers"]))
+        nannies = await asyncio.gather(*(Nanny(scheduler.address, **worker) for worker in options["workers"]))
         print(scheduler.address, file=answer, flush=True)
         await asyncio.to_thread(sys.stdin.buffer.read)
         await asyncio.gather(*(nanny.close(timeout=_CLOSE_SECONDS) for nanny in nannies))

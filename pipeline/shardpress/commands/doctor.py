@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     print("shardpress doctor: checking; this takes a few seconds, half a minute the first time.", file=sys.stderr)
     checks = [*python_checks(), *device_checks(), *machine_checks(options.output)]
     if options.json:
-        print_json({"verdict": verdict(checks), "checks": [asdict(each) for each in checks]})
+        print_json({"verdict": verdict(checks), "checks": [asdict(check) for check in checks]})
     else:
         print(page(checks))
     return exit_code(checks)

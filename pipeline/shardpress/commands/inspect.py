@@ -37,6 +37,7 @@ _MAX_SCANNED = 256 * 10**6  # bytes
 _MAX_NUMBERS = 2**16  # maximum number of columns whose ranges are included in the JSON
 _MAX_RANGES = 20  # maximum number of columns whose ranges are all listed
 _MAX_LISTED = 10
+_MAX_REASONS = 3  # refused files whose reasons are listed
 
 
 def run(options: argparse.Namespace) -> int:
@@ -115,7 +116,7 @@ def _as_json(
     inspection: Inspection, scan: Scan | None, form: Form | None, twins: Sequence[tuple[Shard, Shard]]
 ) -> dict[str, Any]:
     return {
-        "files": [vars(each) for each in inspection.files],
+        "files": [vars(group) for group in inspection.files],
         "refused": inspection.refused,
         "rows": None if scan is None else _rows_as_json(inspection, scan),
         "form": None if form is None else form._asdict(),
@@ -165,21 +166,14 @@ def _lines(
 
 
 def _lines_of_refused(refused: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yield the reasons for refusing files, but only the first of those that differ only in numbers."""
-    from shardpress.shards.inspect import without_numbers
-
-    by_reason: dict[str, list[dict[str, Any]]] = {}
-    for each in refused:
-        reason = without_numbers(each["reason"].replace(printable(each["file"]), ""))
-        by_reason.setdefault(reason, []).append(each)
-    for first, *others in list(by_reason.values())[:_MAX_LISTED]:
-        yield f"REFUSED  {first['reason']}"
-        yield from _table(first["datasets"], "")
-        if others:
-            names = short_list((printable(os.path.basename(each["file"])) for each in others), _MAX_LISTED)
-            yield f"REFUSED  {quantity(len(others), 'more file')} for the same reason: {names}"
-    if len(by_reason) > _MAX_LISTED:
-        yield f"REFUSED  files for {len(by_reason) - _MAX_LISTED} more reasons"
+    """Yield the reasons for refusing the first files, and the names of some others."""
+    for file in refused[:_MAX_REASONS]:
+        yield f"REFUSED  {file['reason']}"
+        yield from _table(file["datasets"], "")
+    others = refused[_MAX_REASONS:]
+    if others:
+        names = short_list((printable(os.path.basename(file["file"])) for file in others), _MAX_LISTED)
+        yield f"REFUSED  {quantity(len(others), 'more file')}: {names}"
 
 
 def _lines_of_files(files: FileGroup) -> Iterator[str]:

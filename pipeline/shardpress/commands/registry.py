@@ -119,7 +119,7 @@ def _page() -> str:
     groups = dict.fromkeys(command.group for command in COMMANDS.values())
     for group in groups:
         lines += ["", f"{group}:"]
-        lines += [f"  {name:12} {each.summary}" for name, each in COMMANDS.items() if each.group == group]
+        lines += [f"  {name:12} {command.summary}" for name, command in COMMANDS.items() if command.group == group]
     lines += [
         "",
         "shardpress COMMAND --help describes a command and its options. shardpress --version prints the version.",

@@ -103,15 +103,15 @@ def _create_texts(group: h5py.Group, name: str, n: int) -> None:
 
 def _names(block: Block, start: int, index: str | None, rows: Rows) -> np.ndarray:
     """Return the names of some rows, which must be strings."""
-    found: list[object]
+    names: list[object]
     if index is None:
-        found = list(range(start, start + len(block[VALID])))
+        names = list(range(start, start + len(block[VALID])))
     elif index in rows.categories:
         categories = rows.categories[index].tolist()
-        found = ["" if code < 0 else categories[code] for code in block[index].tolist()]
+        names = ["" if code < 0 else categories[code] for code in block[index].tolist()]
     else:
-        found = block[index].tolist()
-    return np.array([str(each) for each in found], object)
+        names = block[index].tolist()
+    return np.array(list(map(str, names)), object)
 
 
 def _write(dataset: h5py.Dataset, start: int, stop: int, values: np.ndarray) -> None:

@@ -161,11 +161,11 @@ def _check_replaced(target: _Target, source_of: Callable[[Path], str]) -> None:
     path = target.path
     if os.path.lexists(path):
         try:
-            found = source_of(path)
+            source = source_of(path)
         except (*FAILURES, EOFError, BadZipFile) as error:
             raise _foreign(path, "is not an export of shardpress") from error
-        if found != target.source:
-            raise _foreign(path, f"is an export of {printable(path.parent / found)}")
+        if source != target.source:
+            raise _foreign(path, f"is an export of {printable(path.parent / source)}")
     unfinished = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{32}}\{TEMPORARY}")
     if path.parent.is_dir():
         for name in filter(unfinished.fullmatch, os.listdir(path.parent)):
@@ -189,7 +189,7 @@ def _source_of_onnx(path: Path) -> str:
     import onnx
 
     try:
-        properties = {each.key: each.value for each in onnx.load(path).metadata_props}
+        properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     except Exception as error:  # protobuf has its own errors
         raise ValueError(str(error)) from error
     return str(properties[SOURCE])

@@ -89,7 +89,8 @@ class Rows:
         path = self.result.directory / stretch.part.file
         ranges = stretch.ranges
         append_ids = np.repeat(
-            np.array([each.append_id for each in ranges], np.int32), [each.n_rows for each in ranges]
+            np.array([row_range.append_id for row_range in ranges], np.int32),
+            [row_range.n_rows for row_range in ranges],
         )
         try:
             with reading(path) as file:

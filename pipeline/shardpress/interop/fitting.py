@@ -93,11 +93,11 @@ def prepare_fit(
 
 def _scan(shards: Sequence[Shard], settings: ScanSettings, n_threads: int) -> Scan:
     with threads(n_threads) as pool:
-        found = scan(shards, settings, pool, n_threads)
-    if len(found.bad_rows):
-        words = f"{describe_bad_rows(shards, found, settings)}, expected finite numbers"
+        ranges = scan(shards, settings, pool, n_threads)
+    if len(ranges.bad_rows):
+        words = f"{describe_bad_rows(shards, ranges, settings)}, expected finite numbers"
         raise DataError(Problem("", words, "Remove such rows, or set {impute}"))
-    return found
+    return ranges
 
 
 def _targets(y: Any, missing: str | None) -> Targets:

@@ -50,13 +50,13 @@ def write_parquet(folder: Path, rows: Rows, source: str, disk: Disk) -> int:
     New files have hidden names until all of them are written. Until then, the earlier export is complete. Files with
     the same content at another place are renamed, and files with other rows are removed.
     """
-    found = _earlier_files(folder, source)
-    wanted = _named(rows)
-    spare = {_digest_in(name): name for name in sorted(found - wanted.keys())}
+    earlier = _earlier_files(folder, source)
+    stretches = _named(rows)
+    spare = {_digest_in(name): name for name in sorted(earlier - stretches.keys())}
     missing: dict[str, str] = {}  # present names of files, by the names that they get
     to_write: dict[str, Stretch] = {}
-    for name, stretch in wanted.items():
-        if name in found:
+    for name, stretch in stretches.items():
+        if name in earlier:
             continue
         present = spare.pop(_digest_in(name), None)
         if present is None:
@@ -72,7 +72,7 @@ def write_parquet(folder: Path, rows: Rows, source: str, disk: Disk) -> int:
                 _write(folder / name, stretch, rows, source, progress, disk)
         for name, present in missing.items():
             disk.replace(folder / present, folder / name)
-        for name in sorted(found - wanted.keys() - set(missing.values())):
+        for name in sorted(earlier - stretches.keys() - set(missing.values())):
             remove(disk, folder / name)
         sync_directory(disk, folder)
     return len(to_write)
@@ -82,15 +82,15 @@ def _named(rows: Rows) -> dict[str, Stretch]:
     """Return all rows by the names of their files, which sort like the rows."""
     digest_of_map = "" if rows.to_other is None else digest([rows.to_other.to_npz()])
     columns = fingerprint(_VERSION, sorted(rows.shapes), rows.encoder, digest_of_map)
-    found = {}
+    stretches = {}
     row = 0
     for stretch in rows.stretches:
         part, first, n_rows = stretch
-        append_ids = [[each.first, each.append_id] for each in stretch.ranges]
+        append_ids = [[row_range.first, row_range.append_id] for row_range in stretch.ranges]
         content = fingerprint(columns, part.entry.blake3, first, n_rows, append_ids)
-        found[f"part-{row:012d}-{content[:32]}.parquet"] = stretch
+        stretches[f"part-{row:012d}-{content[:32]}.parquet"] = stretch
         row += n_rows
-    return found
+    return stretches
 
 
 def _digest_in(name: str) -> str:
@@ -124,8 +124,8 @@ def _source_of(path: Path) -> str | None:
         metadata = parquet.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException):
         return None
-    found = metadata.get(_SOURCE.encode())
-    return None if found is None else found.decode(errors="replace")
+    source = metadata.get(_SOURCE.encode())
+    return None if source is None else source.decode(errors="replace")
 
 
 def _write(path: Path, stretch: Stretch, rows: Rows, source: str, progress: Progress, disk: Disk) -> None:

@@ -20,7 +20,7 @@ from shardpress.model.about import About
 from shardpress.model.encoder import ABOUT, COLUMNS, Model
 from shardpress.model.preparation import Preparation, preparation_of
 from shardpress.model.scaler import Scaler
-from shardpress.settings.choices import ROW_SCALES, TRANSFORMS
+from shardpress.settings.kinds import ROW_SCALES, TRANSFORMS
 from shardpress_kernels.activations import CODES, HIDDEN
 from shardpress_kernels.network import OUTPUT_LAYERS, Network
 

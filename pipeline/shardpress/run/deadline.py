@@ -27,7 +27,7 @@ from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.estimate import measure_seconds, reserved_seconds, stretches
 from shardpress.run.task import Fit, Task
 from shardpress.scan.ranges import Scan
-from shardpress.settings.finish_by import in_words
+from shardpress.settings.kinds import time_in_words
 from shardpress.training.epochs import Limit, Training
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class DeadlinePolicy:
             "deadline: %d of %s fit before %s, at %s per epoch; %s are reserved for the encoding",
             n_epochs,
             quantity(most, "epoch"),
-            in_words(self._ends_by),
+            time_in_words(self._ends_by),
             duration(epoch_seconds, 10.0),
             duration(self._reserve),
         )
@@ -131,14 +131,14 @@ def gave_up(training: TrainingFacts) -> str:
     stopped_early = len(training.history) < deadline.n_epochs  # because the validation cost did not improve
     if stopped_early or n_trained >= deadline.of:
         return ""
-    ends_by = in_words(datetime.fromisoformat(deadline.ends_by).timestamp())
+    ends_by = time_in_words(datetime.fromisoformat(deadline.ends_by).timestamp())
     return f"Trained {n_trained:.3g} of {deadline.of} epochs to finish by {ends_by}."
 
 
 def warn_if_late(ends_by: float | None) -> None:
     if ends_by is not None and time.time() > ends_by:
         late = duration(time.time() - ends_by)
-        log.warning("deadline: the run ends %s after the deadline (%s)", late, in_words(ends_by))
+        log.warning("deadline: the run ends %s after the deadline (%s)", late, time_in_words(ends_by))
 
 
 def _timed_epochs(training: Training) -> list[float]:

@@ -31,8 +31,7 @@ from shardpress.run.task import Task
 from shardpress.scan.ranges import n_fitted_rows
 from shardpress.settings.config import Config
 from shardpress.settings.conflicts import conflicts, conflicts_with_rows, refuse
-from shardpress.settings.finish_by import deadline_of
-from shardpress.settings.kinds import as_typed
+from shardpress.settings.kinds import as_typed, deadline_of
 from shardpress.settings.resolve import Settings
 from shardpress.shards.conversion import Conversion
 from shardpress.training.targets import Targets, read_targets
@@ -165,7 +164,7 @@ def _complaints(
             yield Problem(model, f"{has}, found {n_features}", "Omit {n_features}")
         yield from _contradictions(settings, given_model, model)
     now = time.time()
-    if (deadline_of(settings.training, now) or now) < now:
+    if (deadline_of(settings.training.finish_by, now) or now) < now:
         yield Problem(("finish_by",), f"{settings.training.finish_by} is in the past, expected a future time")
     yield from _inside_output(settings, shards)
 

@@ -21,7 +21,7 @@ from shardpress.result.finished import Result, read_model_file
 from shardpress.result.records import Entry, Part, Request, RunFacts
 from shardpress.run.task import Task
 from shardpress.settings.config import Config
-from shardpress.settings.finish_by import deadline_of, in_words
+from shardpress.settings.kinds import deadline_of, time_in_words
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def stored_deadline(journal: Journal, config: Config, now: Request, start: float
     None if the run has no deadline. A run that is resumed keeps the deadline of its first start, unless that deadline
     has passed.
     """
-    ends_by = deadline_of(config.training, start)
+    ends_by = deadline_of(config.training.finish_by, start)
     if ends_by is None:
         return None
     requested = config.training.finish_by
@@ -168,7 +168,9 @@ def stored_deadline(journal: Journal, config: Config, now: Request, start: float
     if before is not None and before["finish_by"] == requested:
         if before["ends_by"] > start:
             return before
-        log.warning("deadline: %s has passed; the new deadline is %s", in_words(before["ends_by"]), in_words(ends_by))
+        log.warning(
+            "deadline: %s has passed; the new deadline is %s", time_in_words(before["ends_by"]), time_in_words(ends_by)
+        )
     return {"finish_by": requested, "ends_by": ends_by}
 
 

@@ -34,7 +34,7 @@ from shardpress.run.space import CHECKPOINTS_KEPT
 from shardpress.run.task import Task
 from shardpress.scan.blocks import Piece
 from shardpress.scan.ranges import Scan, readable
-from shardpress.settings.finish_by import in_words
+from shardpress.settings.kinds import time_in_words
 from shardpress.training.checkpoint import Checkpoint
 from shardpress.training.complaints import complaints
 from shardpress.training.components import errors_of_components, sampled
@@ -143,7 +143,7 @@ class TrainingStage:
         if not self.task.budget.resident:
             what += ", streamed"
         if left is not None:
-            what += f", to finish by {in_words(time.time() + left)}"
+            what += f", to finish by {time_in_words(time.time() + left)}"
         if config.validation.patience:
             what += "; may stop early"
         return StageEstimate(self.name, sample.once + n_epochs * sample.epoch, what)

@@ -30,8 +30,8 @@ class Condition:
         values = [value]
         if operator in ("in", "not in"):
             values = _without_brackets(value).split(",")
-        unquoted = tuple(_without_quotes(each.strip()) for each in values)
-        if "" in unquoted or any(each.startswith("=") for each in unquoted):
+        unquoted = tuple(_without_quotes(value.strip()) for value in values)
+        if "" in unquoted or any(value.startswith("=") for value in unquoted):
             raise ValueError(f"{text!r}, expected {EXPECTED}")
         return cls(_without_quotes(name.strip()), operator, unquoted)
 

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, Self, get_args, get_type_hints
 from msgspec import Meta, ValidationError, convert
 
 from shardpress.base.errors import printable
-from shardpress.settings.choices import ROW_SCALES, TRANSFORMS
 from shardpress.settings.defaults import (
     EPOCHS,
     LEARNING_RATES,
@@ -26,6 +25,8 @@ from shardpress.settings.defaults import (
     TARGET_WEIGHT,
 )
 from shardpress.settings.kinds import (
+    ROW_SCALES,
+    TRANSFORMS,
     BadDataLimit,
     Bytes,
     ConditionText,

@@ -24,7 +24,7 @@ def conflicts(config: Config) -> Iterator[Problem]:
     values = config.flat()
     for name, setting in SETTINGS.items():
         for other in setting.excludes:
-            if all(values[each] not in (SETTINGS[each].default, "none") for each in (name, other)):
+            if all(values[one] not in (SETTINGS[one].default, "none") for one in (name, other)):
                 yield Problem((name, other), "both are set, expected at most one of them")
         is_needed = setting.requires and values[name] != setting.default
         if is_needed and not any(values[other] for other in setting.requires):

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -15,6 +15,11 @@ from msgspec import Meta
 
 from shardpress.base.errors import printable
 from shardpress.settings.condition import EXPECTED, Condition
+
+ROW_SCALES = ("total", "median", "norm", "max")
+"""Sizes that rows are divided by."""
+TRANSFORMS = ("log1p",)
+"""Transformations of values."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +80,12 @@ def as_typed(value: object) -> str:
 def _time(text: str) -> str:
     """Check a moment or a duration; it stays a text, because the moment depends on the start of the run."""
     time = text.strip()
-    if hours_of(time) is None:
+    if _hours_of(time) is None:
         datetime.fromisoformat(time if "-" in time else f"2000-01-01T{time}")
     return time
 
 
-def hours_of(time: str) -> float | None:
+def _hours_of(time: str) -> float | None:
     """Return the hours of a duration like ``+8h``, or None for a moment."""
     if not time.startswith("+"):
         return None
@@ -88,6 +93,31 @@ def hours_of(time: str) -> float | None:
     if not time.endswith("h") or not 0 < hours < 24 * 366:
         raise ValueError("invalid duration")
     return hours
+
+
+def deadline_of(finish_by: str | None, start: float) -> float | None:
+    """Return when a run that started at `start` must end, in seconds since 1970; None if there is no limit."""
+    if finish_by is None:
+        return None
+    hours = _hours_of(finish_by)
+    if hours is not None:
+        return start + 3600 * hours
+    if "-" in finish_by:
+        return datetime.fromisoformat(finish_by).timestamp()
+    now = datetime.fromtimestamp(start)
+    time_of_day = datetime.fromisoformat(f"2000-01-01T{finish_by}").time()
+    moment = datetime.combine(now.date(), time_of_day)
+    if moment <= now:
+        moment += timedelta(days=1)
+    return moment.timestamp()
+
+
+def time_in_words(ends_by: float) -> str:
+    """Return a time of day, with its date if the date is not today."""
+    moment = datetime.fromtimestamp(ends_by)
+    if moment.date() == datetime.now().date():
+        return f"{moment:%H:%M}"
+    return f"{moment:%Y-%m-%d %H:%M}"
 
 
 def _limit(text: str) -> str:
@@ -138,7 +168,7 @@ def _dataset(text: str) -> str:
 
 def _devices(text: str) -> tuple[str, ...]:
     """Read names of single devices of Theano; ``cuda`` is refused, since it can be any of them."""
-    names = tuple(each.strip() for each in text.split(","))
+    names = tuple(name.strip() for name in text.split(","))
     if names == ("all",):
         return names
     for name in names:
@@ -150,7 +180,7 @@ def _devices(text: str) -> tuple[str, ...]:
 def _widths(text: str) -> tuple[int, ...]:
     if text == "none":
         return ()
-    return tuple(int(each) for each in text.split(","))
+    return tuple(int(width) for width in text.split(","))
 
 
 # The spellings of YAML, environment variables and Python.

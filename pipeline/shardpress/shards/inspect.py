@@ -5,7 +5,6 @@ Files that differ only in numbers, such as those of rows, are described together
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -109,11 +108,6 @@ def _missing(shard: Shard) -> tuple[str, ...]:
     return tuple(extra.name for extra in shard.extras if extra.mask and extra.layout is None)
 
 
-def without_numbers(words: str) -> str:
-    """Return words that are equal for reasons which differ only in numbers."""
-    return re.sub(r"[0-9]+", "#", words)
-
-
 def _left_out(shards: Sequence[Shard]) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for shard in shards:
@@ -182,40 +176,44 @@ def _advice(shards: Sequence[Shard]) -> Iterator[str]:
     """Yield a reason and a remedy for everything that makes reading some files of one group slow."""
     by_kind: dict[str, list[str]] = {}
     for shard in shards:
-        for words in _faster_storage(shard):
-            by_kind.setdefault(without_numbers(words), []).append(words)
-    for found in by_kind.values():
-        few = "" if len(found) == len(shards) else f"in {len(found)} of {len(shards)} files, "
-        yield few + found[0]
+        for kind, words in _faster_storage(shard):
+            by_kind.setdefault(kind, []).append(words)
+    for advice in by_kind.values():
+        few = "" if len(advice) == len(shards) else f"in {len(advice)} of {len(shards)} files, "
+        yield few + advice[0]
     if len(shards) > _MANY_FILES and sum(shard.identity.size for shard in shards) < len(shards) * _SMALL_FILE:
         yield f"{len(shards)} files of less than 1 MB: opening takes longer than reading. Write fewer, larger files."
 
 
-def _faster_storage(shard: Shard) -> Iterator[str]:
+def _faster_storage(shard: Shard) -> Iterator[tuple[str, str]]:
+    """Yield the kind of each advice, and the advice."""
     layout = shard.layouts[0]
     if shard.form == "columns":
-        yield f"rows are stored by columns: each is read from {shard.n_inputs} places. Store rows along the first axis."
+        words = f"rows are stored by columns: each is read from {shard.n_inputs} places"
+        yield "columns", f"{words}. Store rows along the first axis."
     if shard.stored_dtype.startswith(">"):
-        yield "the bytes of every value are swapped. Store values in the byte order of this machine."
+        yield "swapped", "the bytes of every value are swapped. Store values in the byte order of this machine."
     if layout.kind == "asked":
-        yield "only libhdf5 can read the rows, in a separate process. Store plain numbers without special filters."
+        words = "only libhdf5 can read the rows, in a separate process"
+        yield "special", f"{words}. Store plain numbers without special filters."
     if any(code == GZIP for code, _ in layout.filters):
-        yield (
-            "decompressing gzip takes longer than all other preparation of the rows, in every epoch that streams "
-            "them. Store the rows uncompressed, or with lz4 or lzf."
+        words = (
+            "decompressing gzip takes longer than all other preparation of the rows, in every epoch that streams them"
         )
+        yield "gzip", f"{words}. Store the rows uncompressed, or with lz4 or lzf."
     if shard.form == "dense" and layout.chunks:
         yield from _faster_chunks(shard, layout)
 
 
-def _faster_chunks(shard: Shard, layout: Layout) -> Iterator[str]:
+def _faster_chunks(shard: Shard, layout: Layout) -> Iterator[tuple[str, str]]:
     n_rows = max(1, 2**20 // shard.row_bytes)
     advice = f"chunks of about 1 MB, for example {(n_rows, *shard.shape[1:])}"
     n_across = prod(grid_of(shard.shape, layout.chunks)[1:])
     if n_across > 1:
-        yield f"reading a row reads {n_across} chunks of shape {layout.chunks}. Use {advice}."
+        yield "across", f"reading a row reads {n_across} chunks of shape {layout.chunks}. Use {advice}."
     elif layout.chunk_bytes < _SMALL_PIECE and layout.n_bytes > _SMALL_FILE:
-        yield f"each chunk holds only {layout.chunk_bytes} bytes and needs a separate read. Use {advice}."
+        words = f"each chunk holds only {layout.chunk_bytes} bytes and needs a separate read"
+        yield "small", f"{words}. Use {advice}."
     if layout.chunk_bytes > _LARGE_CHUNK:
-        n_bytes = layout.chunk_bytes / 1e6
-        yield f"each chunk holds {n_bytes:.0f} MB, and shuffled training decompresses it many times. Use {advice}."
+        words = f"each chunk holds {layout.chunk_bytes / 1e6:.0f} MB, and shuffled training decompresses it many times"
+        yield "large", f"{words}. Use {advice}."
