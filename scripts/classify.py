@@ -60,13 +60,13 @@ def raw_columns(run: Features, numbers: np.ndarray) -> np.ndarray | None:
     if config["orientation"] == "columns" or config["match_columns"] == "name":
         return None
     pieces = []
-    for _, each in run.result.ranges:
-        shard = run.result.shards[each.shard]
+    for _, used in run.result.ranges:
+        shard = run.result.by_id[used.shard]
         with h5py.File(shard.path) as file:
             dataset = file[shard.dataset]
             if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "biuf":
                 return None
-            rows = dataset[shard.first_row + each.start : shard.first_row + each.stop]
+            rows = dataset[shard.first_row + used.start : shard.first_row + used.stop]
         pieces.append(rows.reshape(len(rows), -1).astype(np.float32))
     raw = np.concatenate(pieces)[numbers]
     if config["missing_value"] is not None:

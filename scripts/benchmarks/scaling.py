@@ -150,7 +150,7 @@ def drive(folder: Path, trained: Path, shards: Path, n_parts: int, cluster: Loca
     del tasks
     journal_bytes = (folder / "committed" / JOURNAL).stat().st_size
     with step("records", steps), locked(folder / "committed") as journal:
-        parts = [record.part for record in journal.records("part", FINGERPRINT)]
+        parts = [record.part for record in journal.parts(FINGERPRINT)]
     with locked(folder / "committed") as journal:
         with step("index", steps):
             data = index_of(parts, Result.open(trained))

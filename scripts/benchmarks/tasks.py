@@ -13,7 +13,7 @@ from shardpress.cluster.executor import compute
 from shardpress.encoding.encode import EncodeTask
 from shardpress.encoding.parts import PartSize, plan_parts
 from shardpress.encoding.worker import EncodeSettings
-from shardpress.output.journal import Record
+from shardpress.output.journal import PartRecord
 from shardpress.output.lock import locked
 from shardpress.result.finished import INDEX, load_model
 from shardpress.result.records import Entry, Part, Range
@@ -48,8 +48,9 @@ def encoding_tasks(
     if n_parts is not None:
         shape = (n_parts * settings.part_rows, *inputs[0].shape[1:])
         inputs = (replace(inputs[0], shape=shape),)
+    by_id = {f"{i:016x}": shard for i, shard in enumerate(inputs)}
     size = PartSize(settings.part_rows, 1, settings.block_rows)
-    return [(function, EncodeTask(pieces, settings)) for pieces in plan_parts(inputs, [], size)]
+    return [(function, EncodeTask(pieces, settings)) for pieces in plan_parts(by_id, [], size)]
 
 
 def encode_settings(fit: Fit, output: Path) -> EncodeSettings:
@@ -72,7 +73,7 @@ def compute_and_commit(
 
         def commit(parts: Sequence[Part]) -> None:
             for part in parts:
-                journal.add(Record.of_part(part, FINGERPRINT, [FINGERPRINT[:32]]), waits=False)
+                journal.add(PartRecord(FINGERPRINT, part), waits=False)
                 done(part)
 
         compute(tasks, executor, n_at_once, commit)
@@ -82,6 +83,6 @@ def empty_part(task: EncodeTask) -> list[Part]:
     """Do no work, but with an argument and a result as large as in an encoding task."""
     (piece,) = task.pieces
     source = piece.source
-    entry = Entry(f"parts/part-{piece.shard:06d}-{source.start:012d}-{source.start:032x}.h5", 4 * len(source), "0" * 64)
+    entry = Entry(f"parts/{task.name}-{piece.shard}{source.start:016x}.h5", 4 * len(source), "0" * 64)
     rows = Range(0, piece.shard, source.start, source.stop, rows="0" * 32, extras="0" * 32)
     return [Part(entry, len(source), [rows])]

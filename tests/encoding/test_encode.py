@@ -66,7 +66,8 @@ def encode(
 ) -> list[Part]:
     """Encode all rows in threads, and return the facts of all parts."""
     settings = settings_of(folder, block_rows, part_rows, bad_data=bad_data or BadData(), text_bytes=text_bytes)
-    pieces = plan_parts(shards, [], PartSize(settings.part_rows, 100, settings.block_rows))
+    by_id = {str(i): shard for i, shard in enumerate(shards)}
+    pieces = plan_parts(by_id, [], PartSize(settings.part_rows, 100, settings.block_rows))
     with serving(settings, model_of(shards[0].n_inputs), double, Disk()), threads(2) as pool:
         parts = compute([(encode_parts, EncodeTask(part, settings)) for part in pieces], pool, 2)
     return [part for parts_of_task in parts for part in parts_of_task]
@@ -129,9 +130,9 @@ def test_lost_values_of_an_extra_are_filled_and_marked(
             expected[~is_known] = nothing
             np.testing.assert_array_equal(concatenate(tmp_path, parts, name), expected)
             np.testing.assert_array_equal(concatenate(tmp_path, parts, f"{name}_present"), is_known)
-        for _, used in in_order(parts):
+        for _, used in in_order(parts, "01"):
             found = {name: [row for ends in used.lost.get(name, []) for row in range(*ends)] for name in lost}
-            own = range(used.start, used.stop) if used.shard == 1 else ()
+            own = range(used.start, used.stop) if used.shard == "1" else ()
             assert found == {name: [row for row in rows if row in own] for name, rows in lost.items()}
             assert {bad["dataset"] for bad in used.bad} == set(used.lost)
     for name in lost:
@@ -181,7 +182,7 @@ def test_digests_of_parts_are_those_of_the_file(
     shards = open_shards([str(tmp_path)])
     names = {extra.name for extra in shards[0].extras}
     assert names > {"number_present", "text", "label", "array"}
-    facts = [facts_of(shard) for shard in shards]
+    facts = [replace(facts_of(shard), id=str(i)) for i, shard in enumerate(shards)]
     read_again = [with_content(fact, each, AS_STORED, names) for fact, each in zip(facts, shards, strict=True)]
     for part_rows in (4, 12, 100):
         parts = encode(shards, tmp_path, 4, part_rows, text_bytes=text_bytes)
@@ -225,7 +226,7 @@ def encoded(pieces: Sequence[Piece], settings: EncodeSettings) -> tuple[Part, di
     """Return the record of a part, and the values in its file."""
     model = model_of(pieces[0].source.shard.n_inputs)
     with serving(settings, model, double, Disk()):
-        (part,) = encode_parts(EncodeTask(pieces, settings, {3: "broken"}))
+        (part,) = encode_parts(EncodeTask(pieces, settings, {"3": "broken"}))
     with h5py.File(Path(settings.directory) / part.file) as file:
         return part, {name: (item.dtype, item[:]) for name, item in file.items()}
 
@@ -240,15 +241,15 @@ def test_a_part_of_several_shards_equals_parts_of_one(
     both = {"big", "column", "fixed", "short", "long", "state", "pair", "label", "word", "word_present"}
     assert set(names(shards[0])) == both
     settings = settings_of(tmp_path, 4, 100, bad_data=BadData("skip"), has_range=True, storage=storage)
-    pieces = [Piece(i, Block(shard, 0, shard.n_rows)) for i, shard in enumerate(shards)]
-    pieces[2] = Piece(2, Block(shards[2], 4, 9))
+    pieces = [Piece(str(i), Block(shard, 0, shard.n_rows)) for i, shard in enumerate(shards)]
+    pieces[2] = Piece("2", Block(shards[2], 4, 9))
     part, values = encoded(pieces, settings)
     for name, (shape, dtype) in row_shapes(2, shards[0].extras, np.dtype(storage.dtype)).items():
         stored, array = values[name]
         assert (array.shape[1:], stored) == (shape, dtype), "as the index declares it"
         assert h5py.check_enum_dtype(stored) == h5py.check_enum_dtype(dtype)
         assert h5py.check_string_dtype(stored) == h5py.check_string_dtype(dtype)
-    assert [(each.first, each.shard, each.start) for each in part.ranges] == [
+    assert [(each.first, int(each.shard), each.start) for each in part.ranges] == [
         (0, 0, 0), (5, 1, 0), (6, 2, 4), (11, 3, 0), (17, 4, 0), (29, 5, 0)
     ]  # fmt: skip
     for piece, used in zip(pieces, part.ranges, strict=True):

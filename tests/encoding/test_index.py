@@ -15,7 +15,16 @@ from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
 from tests.support.cases import case
 from tests.support.helpers import refused
-from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, finished_parts, part, part_paths
+from tests.support.parts import (
+    EXTRAS,
+    assert_same_datasets,
+    feature_rows,
+    finished,
+    finished_parts,
+    part,
+    part_paths,
+    shard_id,
+)
 
 
 def datasets_in(file):
@@ -85,7 +94,7 @@ def test_ranges_that_overlap_or_lie_outside_are_refused(tmp_path):
     with_dead_rows(tmp_path, {0: [(6, 9), (0, 2)], 1: [(1, 8)]})
     result = Result.open(tmp_path)
     changes = [{}, {"first": -1}, {"first": 1}, {"first": 7}, {"start": 1}, {"start": -1}, {"stop": 4}, {"stop": 2}]
-    changes += [{"shard": 1}, {"shard": -1}, {"shard": 9}]
+    changes += [{"shard": shard_id(1)}, {"shard": shard_id(9)}]
     for change in changes:
         first, *others = result.parts
         changed = replace(first, ranges=[first.ranges[0], replace(first.ranges[1], **change)])

@@ -12,8 +12,8 @@ from shardpress.result.records import Entry, Part, Range
 from tests.support.cases import each
 
 
-def shards_of(*sizes: int) -> list[Shard]:
-    return [Shard(f"{i}.h5", "X", (size, 2), "float32") for i, size in enumerate(sizes)]
+def shards_of(*sizes: int) -> dict[str, Shard]:
+    return {str(i): Shard(f"{i}.h5", "X", (size, 2), "float32") for i, size in enumerate(sizes)}
 
 
 def part(number: int, *places: tuple[int, int, int]) -> Part:
@@ -21,13 +21,13 @@ def part(number: int, *places: tuple[int, int, int]) -> Part:
     ranges = []
     n_rows = 1
     for shard, start, stop in places:
-        ranges.append(Range(n_rows, shard, start, stop))
+        ranges.append(Range(n_rows, str(shard), start, stop))
         n_rows += stop - start + 1
     return Part(Entry(f"parts/part-{number:032x}.h5", 7, "b"), n_rows, ranges)
 
 
 def places(parts: Sequence[Sequence[Piece]]) -> list[list[tuple[int, int, int]]]:
-    return [[(number, source.start, source.stop) for number, source in pieces] for pieces in parts]
+    return [[(int(shard), source.start, source.stop) for shard, source in pieces] for pieces in parts]
 
 
 def random_parts(rng: np.random.Generator, sizes: Sequence[int]) -> list[Part]:
@@ -43,7 +43,7 @@ def random_parts(rng: np.random.Generator, sizes: Sequence[int]) -> list[Part]:
     return found
 
 
-def random_plan(seed: int) -> tuple[list[Shard], list[Part], PartSize, list[list[Piece]]]:
+def random_plan(seed: int) -> tuple[dict[str, Shard], list[Part], PartSize, list[list[Piece]]]:
     """Return random shards, the usable ones of random existing parts, and the planned parts."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(0, 30, rng.integers(1, 8)).tolist()
@@ -58,19 +58,19 @@ def random_plan(seed: int) -> tuple[list[Shard], list[Part], PartSize, list[list
 def test_every_row_is_in_one_place_and_parts_are_in_order(seed: int) -> None:
     """A part is full if the next one begins with rows that it could not take."""
     shards, kept, size, planned = random_plan(seed)
-    n_times = [np.zeros(shard.n_rows, int) for shard in shards]
+    n_times = {number: np.zeros(shard.n_rows, int) for number, shard in shards.items()}
     for used in (used for part in kept for used in part.ranges):
         n_times[used.shard][used.start : used.stop] += 1
     for number, source in (piece for pieces in planned for piece in pieces):
         assert source.shard is shards[number]
         n_times[number][source.start : source.stop] += 1
-    assert (np.concatenate(n_times) == 1).all()
+    assert (np.concatenate(list(n_times.values())) == 1).all()
     every = [place for pieces in places(planned) for place in pieces]
     assert every == sorted(every)
-    ends = {(used.shard, row) for part in kept for used in part.ranges for row in (used.start, used.stop)}
+    ends = {(int(used.shard), row) for part in kept for used in part.ranges for row in (used.start, used.stop)}
     for number, *rows in every:
         for row in rows:
-            is_step = row % size.step_rows == 0 or row == shards[number].n_rows
+            is_step = row % size.step_rows == 0 or row == shards[str(number)].n_rows
             assert is_step or (number, row) in ends
     n_rows = [sum(len(source) for _, source in pieces) for pieces in planned]
     assert all(1 <= len(pieces) <= size.n_shards for pieces in planned)

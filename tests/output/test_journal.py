@@ -36,6 +36,7 @@ from tests.support.journals import (
     contents,
     fill,
     index_of,
+    named,
     reopen,
     written,
 )
@@ -88,11 +89,11 @@ def test_records_are_selected_by_kind_and_fingerprint_in_order(journal: Journal)
     for found in (journal, reopen(journal)):
         assert found.records("scan", NOW) == [scan]
         assert found.load(scan) == b"of the scan"
-        assert [record.key for record in found.records("part", NOW)] == keys
+        assert [record.part.file.split("/")[1][: len(KEY)] for record in found.parts(NOW)] == keys
         assert [record.key[-3:] for record in found.records("checkpoint", NOW)] == ["009", "010"]
-        assert [record.fingerprint for record in found.records("part", BEFORE)] == [BEFORE]
+        assert [record.fingerprint for record in found.parts(BEFORE)] == [BEFORE]
         assert found.records("scan", BEFORE) == []
-        assert len(found.records("part")) == len(keys) + 1
+        assert len(found.parts()) == len(keys) + 1
 
 
 # -- the order of changes ----------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ def test_a_result_is_withdrawn_durably_before_its_file_is_removed(tmp_path: Path
         names = recording.names
         assert names.index("sync") < names.index("remove")
         again = add(journal, KEYS[0], data=b"new")
-        assert reopen(journal).records("part", NOW) == [again, *(records[i] for i in (1, 2, 4))]
+        assert reopen(journal).parts(NOW) == [again, *(records[i] for i in (1, 2, 4))]
 
 
 def test_a_journal_is_rewritten_after_a_failed_change(tmp_path: Path) -> None:
@@ -137,10 +138,10 @@ def test_a_journal_is_rewritten_after_a_failed_change(tmp_path: Path) -> None:
             journal.disk = fault
             with refused(74, os.strerror(errno.EIO)):
                 journal.add(second)
-            assert reopen(journal).records()[:1] == [first]
+            assert reopen(journal).parts()[:1] == [first]
             journal.disk = good
             third = add(journal, KEYS[2])
-            assert reopen(journal).records() == [first, second, third]
+            assert reopen(journal).parts() == [first, second, third]
 
 
 # -- damage ------------------------------------------------------------------------------------------------------
@@ -163,19 +164,19 @@ def test_a_torn_or_damaged_line_ends_the_journal(journal: Journal) -> None:
         for kind, content in damaged.items():
             journal_file(journal).write_bytes(content)
             with case(kind, place):
-                assert reopen(journal).records() == records[:n_valid]
+                assert reopen(journal).parts() == records[:n_valid]
     found = reopen(journal)
     found.set_request(REQUEST)
     again = reopen(journal)
-    assert (again.records(), again.request) == (found.records(), REQUEST)
+    assert (again.parts(), again.request) == (found.parts(), REQUEST)
 
 
 def test_a_forged_record_is_ignored(journal: Journal) -> None:
     """The files of withdrawn records are removed, so a record must not name any other file."""
     good = add(journal)
     data = journal_file(journal).read_bytes()
-    entry = {"file": f"parts/{OTHER}-{HEX}.h5", "n_bytes": 1, "blake3": HEX}
-    record = {"type": "result", "key": OTHER, "fingerprint": NOW, "entry": entry}
+    entry = {"file": f"work/scan-{HEX}.npz", "n_bytes": 1, "blake3": HEX}
+    record = {"type": "result", "key": "scan", "fingerprint": NOW, "entry": entry}
     changes: list[dict[str, object]] = [{}, {"key": 3}, {"type": "unknown"}]
     changes += [{"entry": {**entry, "file": file}} for file in ("index.h5", "../victim", f"/parts/{KEY}-{HEX}.h5")]
     for change in changes:
@@ -183,8 +184,8 @@ def test_a_forged_record_is_ignored(journal: Journal) -> None:
         line = digest([text])[:32].encode() + b" " + text + b"\n"
         journal_file(journal).write_bytes(data + line)
         with case(change):
-            found = reopen(journal).records()
-            assert (found[:1], len(found)) == ([good], 1 if change else 2)
+            found = reopen(journal)
+            assert (found.parts(), len(found.records())) == ([good], 0 if change else 1)
 
 
 def test_an_error_of_the_system_does_not_count_as_damage(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,11 +258,11 @@ def test_a_journal_of_another_index_is_ignored(journal: Journal, tmp_path: Path)
     earlier = journal.directory / "index.h5"
     shutil.copy(earlier, tmp_path / "backup.h5")
     kept = Result.open(tmp_path / "backup.h5").parts[0].file
-    journal.commit(index_of(add(journal, data=b"new"), Record(OTHER, NOW, Entry(kept, 4, digest([b"data"])))))
+    journal.commit(index_of(add(journal, data=b"new"), Record("scan", NOW, Entry(kept, 4, digest([b"data"])))))
     unfinished = add(journal, OTHER, data=b"unfinished")
     shutil.copy(tmp_path / "backup.h5", earlier)  # a user restores the earlier index
     found = reopen(journal)
-    assert found.records() == []
+    assert named(found) == []
     found.sweep()
     assert set(contents(journal.directory)) == {"index.h5", kept}
     assert not (journal.directory / unfinished.entry.file).exists()
@@ -276,7 +277,7 @@ def test_a_withdrawn_part_of_the_published_result_stays(journal: Journal) -> Non
     journal.withdraw(published)
     for found in (journal, reopen(journal)):
         assert found.is_withdrawn(published.entry.file)
-        assert found.records() == []
+        assert named(found) == []
         found.sweep()
     assert set(contents(journal.directory)) == {"index.h5", published.entry.file}
 

@@ -36,7 +36,7 @@ def remove_work(directory: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[Journal, Record], object]] = {
-    "add": lambda journal, record: journal.add(Record(OTHER, NOW, record.entry)),
+    "add": lambda journal, record: journal.add(Record("scan", NOW, record.entry)),
     "commit": lambda journal, record: journal.commit(index_of(record)),
     "sweep": lambda journal, record: journal.sweep(),
 }

@@ -18,13 +18,14 @@ from shardpress.result.finished import Use
 from shardpress.result.records import Entry, Part, Range, ShardFacts, Stat, in_order
 from tests.support.cases import each
 from tests.support.interruptions import SIZES
+from tests.support.parts import shard_id
 from tests.support.standin import Workspace
 
 N_ROWS = sum(SIZES)
 
 
 def shard(path: str, rows: str | None, n_rows: int = 9, dtype: str = "<f4") -> ShardFacts:
-    return ShardFacts(path, "X", [n_rows, 4], dtype, Stat(9, 0, 0, 0), rows=rows)
+    return ShardFacts(shard_id(0), path, "X", [n_rows, 4], dtype, Stat(9, 0, 0, 0), rows=rows)
 
 
 def whole_parts(folder: Path, shards: list[ShardFacts]) -> EncodedRows:
@@ -35,9 +36,11 @@ def whole_parts(folder: Path, shards: list[ShardFacts]) -> EncodedRows:
         with h5py.File(folder / str(i), "w") as file:
             file["features"] = np.column_stack([np.full(n_rows, i), np.arange(n_rows)])
             file["valid"] = np.ones(n_rows, dtype=bool)
-        parts.append(Part(Entry(str(i), 0, ""), n_rows, [Range(0, i, 0, n_rows)]))
+        parts.append(Part(Entry(str(i), 0, ""), n_rows, [Range(0, shard_id(i), 0, n_rows)]))
     use = np.full(sum(each.shape[0] for each in shards), Use.TRAINING)
-    return EncodedRows(folder, in_order(parts), 2, "encoder", shards, use, is_supervised=False)
+    return EncodedRows(
+        folder, in_order(parts, map(shard_id, range(len(parts)))), 2, "encoder", shards, use, is_supervised=False
+    )
 
 
 def test_shards_are_paired_by_their_rows(tmp_path: Path) -> None:

@@ -111,20 +111,14 @@ def scattered(directory):
     appends = [Append(1, 0, 0, 1, id=number, made="now", drift=None) for number in (1, 2)]
     finished_parts(directory, PARTS, used=USED, generation=2, generations=kept, appends=appends)
     ranges = [(9 * (i > 0) + 6 * (i > 1) + start, stop - start) for i in USED for start, stop in USED[i]]
-    positions = iter(zip(ORDER, APPENDS, strict=True))
 
-    def rearrange(parts):
-        for each in parts:
-            for rows in each["ranges"]:
-                rows["shard"], rows["append_id"] = next(positions)
-
-    def resize(shards):
-        for position, (_, n_rows) in zip(ORDER, ranges, strict=True):
-            shards[position]["shape"][0] = n_rows
+    def rearrange(shards):
+        shards[:] = [shards[i] for i in np.argsort(ORDER)]
+        for i, position in enumerate(ORDER):
+            shards[position]["append_id"] = APPENDS[i]
 
     def change(run):
-        edit_json(run, "parts", rearrange)
-        edit_json(run, "shards", resize)
+        edit_json(run, "shards", rearrange)
 
     forge(directory / "index.h5", change, "shardpress/run")
     rows = []
@@ -164,9 +158,10 @@ def test_ranges_of_parts_are_opened_in_their_order(tmp_path):
 
 def test_a_damaged_part_is_refused_by_its_selections_only(tmp_path):
     scattered(tmp_path / "out")
-    damaged = Result.open(tmp_path / "out").parts[1]
+    result = Result.open(tmp_path / "out")
+    damaged = result.parts[1]
     (tmp_path / "out" / damaged.file).unlink()
-    for selection in ({}, {"appends": damaged.ranges[0].append_id}, {"generation": 1}):
+    for selection in ({}, {"appends": result.by_id[damaged.ranges[0].shard].append_id}, {"generation": 1}):
         with refused(65, f"file={tmp_path / 'out' / damaged.file}", "index"):
             open_features(tmp_path / "out", **selection)
     assert len(open_features(tmp_path / "out", appends=2).features) > 0, "no row is in the damaged part"

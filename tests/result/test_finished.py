@@ -56,13 +56,13 @@ DIGEST = "0123456789abcdef" * 2
 ODD_NAME = "größe \udcff.h5"  # bytes that are not UTF-8, as Python represents them
 
 STAT = Stat(10, 2**62, 2**62, 2**63 - 1)
-SHARDS = [ShardFacts(f"/in/{ODD_NAME}", "X", [9, 4], "f8", STAT, 3, "c" * 64, "d" * 32, "e" * 32)]
+SHARDS = [ShardFacts("f" * 16, f"/in/{ODD_NAME}", "X", [9, 4], "f8", STAT, 3, "c" * 64, "d" * 32, "e" * 32)]
 PARTS = [
-    Part(Entry(f"parts/part-000000-000000000000-{DIGEST}.h5", 7, "b" * 64), 8, [Range(1, 0, 0, 5, n_bad=1)]),
+    Part(Entry(f"parts/part-000000-000000000000-{DIGEST}.h5", 7, "b" * 64), 8, [Range(1, "f" * 16, 0, 5, n_bad=1)]),
     Part(
         Entry(f"parts/part-000000-000000000005-{DIGEST}.h5", 7, "b" * 64),
         4,
-        [Range(0, 0, 5, 8, n_bad=2, outside=[Outside(1, np.inf, 0.0, 1.0, 3)]), Range(3, 0, 8, 9)],
+        [Range(0, "f" * 16, 5, 8, n_bad=2, outside=[Outside(1, np.inf, 0.0, 1.0, 3)]), Range(3, "f" * 16, 8, 9)],
         max_error=np.nan,
     ),
 ]

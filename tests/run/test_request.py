@@ -23,7 +23,8 @@ CONFIG = Config.of(
 )
 STAT = Stat(16000, 10**18, 10**18, 7)
 SHARDS = tuple(
-    ShardFacts(f"/data/{name}.h5", "X", [1000, 4], "<f4", STAT, rows=name * 32, extras="0" * 32) for name in "abc"
+    ShardFacts(name * 16, f"/data/{name}.h5", "X", [1000, 4], "<f4", STAT, rows=name * 32, extras="0" * 32)
+    for name in "abc"
 )
 STAGES = {"scan", "model", "features"}
 

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NoReturn
 from unittest.mock import patch
 
@@ -239,6 +239,9 @@ def journal_records(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for line in lines:
         if line["type"] == "result":
             records.append(dict(line))
+        elif line["type"] == "part":
+            entry = line["part"]["entry"]
+            records.append({"key": PurePath(entry["file"]).stem, "entry": entry})
         elif line["type"] == "withdrawn":
             records = [record for record in records if record["entry"]["file"] not in line["files"]]
     return records

@@ -41,7 +41,8 @@ class FullAfter(FullDisk):
     """Disk that is full after the journal has named `n_named` results of a kind, such as ``part``."""
 
     def _n_found(self, name: str, arguments: tuple[Any, ...]) -> int:
-        return bytes(arguments[1]).count(f'"key": "{self._kind}'.encode()) if name == "write" else 0
+        mark = '"type": "part"' if self._kind == "part" else f'"key": "{self._kind}'
+        return bytes(arguments[1]).count(mark.encode()) if name == "write" else 0
 
 
 def undisturbed_features(workspace: Workspace, *flags: str) -> bytes:

@@ -9,10 +9,11 @@ from msgspec.structs import replace
 
 from shardpress.base.formats import fingerprint
 from shardpress.output.folder import unique_name
-from shardpress.output.journal import Journal, Record
+from shardpress.output.journal import Journal, PartRecord, Record
 from shardpress.result.finished import result_bytes
-from shardpress.result.records import Part, Range, Request, ShardFacts, Stat
+from shardpress.result.records import Part, Range, Request
 from tests.support.hostilemodels import model_of
+from tests.support.parts import shard_facts
 from tests.support.runfacts import run_facts
 
 KEY = "part-000000-000000000000"
@@ -42,28 +43,35 @@ def fill(folder: Path, *names: str) -> dict[str, bytes]:
 
 def written(
     journal: Journal, key: str = KEY, made_from: str = NOW, data: bytes = b"data", facts: dict[str, Any] | None = None
-) -> Record:
+) -> Record | PartRecord:
     """Write the file of a result, which the journal does not name yet."""
     kind = key.split("-")[0]
     name = unique_name(f"parts/{key}", ".h5") if kind == "part" else unique_name(f"work/{kind}", ".npz")
-    return Record(key, made_from, journal.write(name, data), facts or {})
+    entry = journal.write(name, data)
+    if kind == "part":
+        return PartRecord(made_from, Part(entry, 1, []))
+    return Record(key, made_from, entry, facts or {})
 
 
 def add(
     journal: Journal, key: str = KEY, made_from: str = NOW, data: bytes = b"data", facts: dict[str, Any] | None = None
-) -> Record:
-    """Write a result and name it in the journal. Return the record that the journal keeps."""
+) -> Any:
+    """Write a result and name it in the journal. Return its record."""
     record = written(journal, key, made_from, data, facts)
     journal.add(record)
-    (found,) = (each for each in journal.records() if each.identity == record.identity)
-    return found
+    return record
 
 
-def index_of(*records: Record) -> bytes:
+def named(journal: Journal) -> list[Record | PartRecord]:
+    """Return all results that a journal names."""
+    return [*journal.records(), *journal.parts()]
+
+
+def index_of(*records: Record | PartRecord) -> bytes:
     """Return the content of an index with these parts, and without datasets."""
-    shard = ShardFacts("/in/x.h5", "X", [len(records), 4], "f4", Stat(9, 0, 0, 0))
+    shard = shard_facts(0, len(records))
     facts = run_facts(request=replace(REQUEST, shards=[shard]))
-    parts = [Part(record.entry, 1, [Range(0, 0, i, i + 1)]) for i, record in enumerate(records)]
+    parts = [Part(record.entry, 1, [Range(0, shard.id, i, i + 1)]) for i, record in enumerate(records)]
     return result_bytes(lambda file: None, model_of(), facts, parts, {}, {})
 
 

@@ -90,25 +90,26 @@ def finished_parts(directory, parts, model=None, append_ids=None, used=None, **f
     shards = []
     for i, (n_rows, data) in enumerate(parts):
         ranges = (used or {}).get(i, [(0, n_rows)] if n_rows else [])
-        found.append(_part_of(i, data, ranges, len(shards), numbers[i]))
+        found.append(_part_of(i, data, ranges, len(shards)))
         for start, stop in ranges:
-            shards.append(ShardFacts(f"/in/{len(shards)}.h5", "X", [stop - start, 4], "f8", Stat(9, 0, 0, 0)))
+            shards.append(shard_facts(len(shards), stop - start, append_id=numbers[i]))
     facts.setdefault("request", Request(shards, {}, {}, {}))
     facts.setdefault(
         "appends", [Append(0, 0, 0, 0, id=number, made="", drift=None) for number in sorted(set(numbers) - {0})]
     )
-    pairs = in_order(found)
+    pairs = in_order(found, (shard.id for shard in shards))
+    ids_of_appends = {shard.id: shard.append_id for shard in shards}
+    rows_of_appends = [(ids_of_appends[rows.shard], rows.n_rows) for _, rows in pairs]
     use = np.repeat(
-        [Use.LATER if each.append_id else Use.TRAINING for _, each in pairs], [each.n_rows for _, each in pairs]
+        [Use.LATER if append_id else Use.TRAINING for append_id, _ in rows_of_appends], [n for _, n in rows_of_appends]
     )
     row_shapes = {name: (dims[1:], dtype) for name, (dims, dtype) in shapes.items()}
-    rows_of_appends = append_ids and [(each.append_id, each.n_rows) for _, each in pairs]
     with locked(directory) as journal:
         for each, (_, data) in zip(found, parts, strict=True):
             journal.write(each.file, data)
         data = result_bytes(
             lambda file: write_index(
-                file, stretches_of(pairs), row_shapes, categories, use.astype(np.uint8), rows_of_appends
+                file, stretches_of(pairs), row_shapes, categories, use.astype(np.uint8), append_ids and rows_of_appends
             ),
             model,
             run_facts(**facts),
@@ -120,7 +121,16 @@ def finished_parts(directory, parts, model=None, append_ids=None, used=None, **f
     return directory
 
 
-def _part_of(number, data, rows, first_shard, append_id):
+def shard_id(number):
+    """Return an id for the shard with this number. The ids sort like the numbers."""
+    return f"{number:016x}"
+
+
+def shard_facts(number, n_rows, **fields):
+    return ShardFacts(shard_id(number), f"/in/{number}.h5", "X", [n_rows, 4], "f8", Stat(9, 0, 0, 0), **fields)
+
+
+def _part_of(number, data, rows, first_shard):
     """Return the record of a part of which some ranges of rows are used, each as a shard of its own."""
     with h5py.File(io.BytesIO(data)) as file:
         valid = file["valid"][()]
@@ -129,7 +139,7 @@ def _part_of(number, data, rows, first_shard, append_id):
     ranges = []
     for i, (start, stop) in enumerate(rows):
         n_bad = int(np.count_nonzero(~valid[start:stop]))
-        ranges.append(Range(start, first_shard + i, 0, stop - start, n_bad=n_bad, append_id=append_id))
+        ranges.append(Range(start, shard_id(first_shard + i), 0, stop - start, n_bad=n_bad))
     return Part(entry, len(valid), sorted(ranges, key=lambda each: each.first))
 
 

@@ -39,8 +39,9 @@ class EncodeTask:
 
     pieces: Sequence[Piece]
     settings: EncodeSettings
-    unreadable: Mapping[int, str] = field(default_factory=dict)  # reasons why shards cannot be read, by their positions
+    unreadable: Mapping[str, str] = field(default_factory=dict)  # reasons why shards cannot be read, by their ids
     orders: Mapping[str, np.ndarray] = field(default_factory=dict)  # as in `Conversion`
+    name: str = "part"  # beginning of the names of the files
 
     def __str__(self) -> str:
         first = str(self.pieces[0].source)
@@ -66,7 +67,7 @@ class _Arrays(NamedTuple):
 class _Section:
     """Rows of one shard in a part, while they are encoded."""
 
-    def __init__(self, shard: int, source: Block, first: int) -> None:
+    def __init__(self, shard: str, source: Block, first: int) -> None:
         self.shard = shard
         self.source = source
         self.first = first  # position of the first row in the part
@@ -126,7 +127,7 @@ def encode_parts(task: EncodeTask) -> list[Part]:
     """
     worker = worker_of(task.settings)
     keep_chunks(task.settings.chunk_bytes)
-    return [_encode_part(worker, task, sections) for sections in _sections_of_parts(task)]
+    return [_encode_part(worker, task, i, sections) for i, sections in enumerate(_sections_of_parts(task))]
 
 
 def _sections_of_parts(task: EncodeTask) -> Iterator[list[_Section]]:
@@ -163,7 +164,7 @@ def _rows_at_once(source: Block, text_bytes: int) -> int:
     return max(1, text_rows(source.shard, text_bytes) // TILE_ROWS) * TILE_ROWS
 
 
-def _encode_part(worker: Worker, task: EncodeTask, sections: Sequence[_Section]) -> Part:
+def _encode_part(worker: Worker, task: EncodeTask, number: int, sections: Sequence[_Section]) -> Part:
     settings = task.settings
     n_rows = sections[-1].rows.stop
     errors = np.empty(n_rows, dtype=np.float32) if settings.row_error else None
@@ -176,7 +177,8 @@ def _encode_part(worker: Worker, task: EncodeTask, sections: Sequence[_Section])
             else:
                 _mark_unreadable(section, reason, arrays.at(section.rows))
     stored, error = worker.stored(arrays.features)
-    entry = _write_part(worker, settings, sections, arrays._replace(features=stored))
+    stem = f"{PARTS}/{task.name}-{number:04d}"
+    entry = _write_part(worker, settings, stem, sections, arrays._replace(features=stored))
     return Part(
         entry,
         n_rows,
@@ -258,7 +260,9 @@ def _bad_data(model: Model, settings: EncodeSettings) -> BadData:
 # -- writing -------------------------------------------------------------------------------------------------------
 
 
-def _write_part(worker: Worker, settings: EncodeSettings, sections: Sequence[_Section], arrays: _Arrays) -> Entry:
+def _write_part(
+    worker: Worker, settings: EncodeSettings, stem: str, sections: Sequence[_Section], arrays: _Arrays
+) -> Entry:
     """Write the file of a part, and add the extras to the digests of its sections."""
     first = sections[0]
     content = part_file(
@@ -269,7 +273,6 @@ def _write_part(worker: Worker, settings: EncodeSettings, sections: Sequence[_Se
         settings.storage.compression,
         arrays.errors,
     )
-    stem = f"{PARTS}/part-{first.shard:06d}-{first.source.start:012d}"  # so that names sort like the rows
     return write_file(Path(settings.directory), worker.disk, unique_name(stem, ".h5"), content)
 
 

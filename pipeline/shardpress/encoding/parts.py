@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec import structs
@@ -14,7 +14,7 @@ from shardpress.result.records import Part, Range, in_order
 class Piece(NamedTuple):
     """Rows of one shard in a part."""
 
-    shard: int  # position of the shard
+    shard: str  # id of the shard
     source: Block
 
 
@@ -26,52 +26,55 @@ class PartSize(NamedTuple):
     step_rows: int
 
 
-def plan_parts(shards: Sequence[Shard], existing: Iterable[Part], size: PartSize) -> list[list[Piece]]:
-    """Divide all rows that are in no existing part, in row order. Existing parts do not overlap."""
+def plan_parts(shards: Mapping[str, Shard], existing: Iterable[Part], size: PartSize) -> list[list[Piece]]:
+    """Divide all rows that are in no existing part, in row order. Existing parts do not overlap.
+
+    The shards are given by their ids, in the order of the rows.
+    """
     parts: list[list[Piece]] = []
     room = 0  # rows that the last part can still take
-    for number, start, stop in _gaps(shards, existing):
+    for shard_id, start, stop in _gaps(shards, existing):
         while start < stop:
             end = stop if stop - start <= room else (start + room) // size.step_rows * size.step_rows
             if end <= start or len(parts[-1]) == size.n_shards:
                 parts.append([])
                 room = size.n_rows
                 continue
-            parts[-1].append(Piece(number, Block(shards[number], start, end)))
+            parts[-1].append(Piece(shard_id, Block(shards[shard_id], start, end)))
             room -= end - start
             start = end
     return parts
 
 
-def without_overlaps(parts: Sequence[Part], shards: Sequence[Shard]) -> list[Part]:
+def without_overlaps(parts: Sequence[Part], shards: Mapping[str, Shard]) -> list[Part]:
     """Return the parts without ranges that overlap earlier ones, or extend past the end of their shard.
 
     Interrupted runs with parts of other sizes leave such ranges.
     """
-    ends = [0] * len(shards)
+    ends = dict.fromkeys(shards, 0)
     used = set()
-    for part, each in in_order(parts):
-        if ends[each.shard] <= each.start and each.stop <= shards[each.shard].n_rows:
-            ends[each.shard] = each.stop
-            used.add((part.file, each.first))
-    found = []
+    for part, rows in in_order(parts, shards):
+        if ends[rows.shard] <= rows.start and rows.stop <= shards[rows.shard].n_rows:
+            ends[rows.shard] = rows.stop
+            used.add((part.file, rows.first))
+    remaining = []
     for part in parts:
-        ranges = [each for each in part.ranges if (part.file, each.first) in used]
+        ranges = [rows for rows in part.ranges if (part.file, rows.first) in used]
         if ranges:
-            found.append(structs.replace(part, ranges=ranges))
-    return found
+            remaining.append(structs.replace(part, ranges=ranges))
+    return remaining
 
 
-def _gaps(shards: Sequence[Shard], parts: Iterable[Part]) -> Iterator[tuple[int, int, int]]:
-    """Yield the position of a shard and a first row and end for all rows that no part contains."""
-    by_shard: dict[int, list[Range]] = {}
-    for _, each in in_order(parts):
-        by_shard.setdefault(each.shard, []).append(each)
-    for number, shard in enumerate(shards):
+def _gaps(shards: Mapping[str, Shard], parts: Iterable[Part]) -> Iterator[tuple[str, int, int]]:
+    """Yield the id of a shard and a first row and end for all rows that no part contains."""
+    by_shard: dict[str, list[Range]] = {shard_id: [] for shard_id in shards}
+    for _, rows in in_order(parts, shards):
+        by_shard[rows.shard].append(rows)
+    for shard_id, shard in shards.items():
         first = 0
-        for each in by_shard.get(number, []):
-            if first < each.start:
-                yield number, first, each.start
-            first = each.stop
+        for rows in by_shard[shard_id]:
+            if first < rows.start:
+                yield shard_id, first, rows.start
+            first = rows.stop
         if first < shard.n_rows:
-            yield number, first, shard.n_rows
+            yield shard_id, first, shard.n_rows

@@ -87,10 +87,9 @@ class Rows:
 
     def _blocks_of(self, stretch: Stretch, step: int) -> Iterator[Block]:
         path = self.result.directory / stretch.part.file
-        ranges = stretch.ranges
         append_ids = np.repeat(
-            np.array([row_range.append_id for row_range in ranges], np.int32),
-            [row_range.n_rows for row_range in ranges],
+            np.array([self.result.by_id[row_range.shard].append_id for row_range in stretch.ranges], np.int32),
+            [row_range.n_rows for row_range in stretch.ranges],
         )
         try:
             with reading(path) as file:

@@ -86,7 +86,7 @@ def _named(rows: Rows) -> dict[str, Stretch]:
     row = 0
     for stretch in rows.stretches:
         part, first, n_rows = stretch
-        append_ids = [[row_range.first, row_range.append_id] for row_range in stretch.ranges]
+        append_ids = [[used.first, rows.result.by_id[used.shard].append_id] for used in stretch.ranges]
         content = fingerprint(columns, part.entry.blake3, first, n_rows, append_ids)
         stretches[f"part-{row:012d}-{content[:32]}.parquet"] = stretch
         row += n_rows

@@ -37,7 +37,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -57,9 +57,9 @@ _SECONDS = 1.0  # largest age of a line that is not synced; a power cut loses at
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
-    """A file that a run has written, as the journal names it."""
+    """A scan, a model or a checkpoint that a run has written, as the journal names it."""
 
-    key: str  # scan, model, diverged, checkpoint-<step>, part-<shard>-<row>-<unique>
+    key: str  # scan, model, diverged, checkpoint-<step>
     fingerprint: str  # of everything that determines the content
     entry: Entry
     facts: dict[str, Any] = {}  # plain values that are stored with the record
@@ -73,21 +73,20 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
     def identity(self) -> tuple[str, str]:
         return self.key, self.fingerprint
 
-    @property
-    def part(self) -> Part:
-        """The part that the record names."""
-        return msgspec.convert({**self.facts["part"], "entry": self.entry}, Part)
+
+class PartRecord(msgspec.Struct, frozen=True, tag="part"):
+    """A part that a run has written."""
+
+    fingerprint: str  # of everything that determines the features of a row, and the form in which they are stored
+    part: Part
 
     @property
-    def identities(self) -> list[str]:
-        """Identity of the shard of each range of the part, as `Task.identities` returns it."""
-        return msgspec.convert(self.facts["identities"], list[str])
+    def entry(self) -> Entry:
+        return self.part.entry
 
-    @classmethod
-    def of_part(cls, part: Part, fingerprint: str, identities: Sequence[str]) -> Record:
-        facts = plain(part)
-        del facts["entry"]
-        return cls(PurePath(part.file).stem, fingerprint, part.entry, {"part": facts, "identities": list(identities)})
+    @property
+    def identity(self) -> tuple[str, str]:
+        return self.part.file, self.fingerprint
 
 
 class _Base(msgspec.Struct, frozen=True, tag="base"):
@@ -107,7 +106,8 @@ class _Withdrawn(msgspec.Struct, frozen=True, tag="withdrawn"):
     files: list[str]
 
 
-_Line = _Base | Record | _Requested | _Withdrawn
+_Named = Record | PartRecord
+_Line = _Base | Record | PartRecord | _Requested | _Withdrawn
 
 
 class Journal:
@@ -145,7 +145,7 @@ class Journal:
     def _begin(self, restarts: bool) -> None:
         """Start with an empty journal, which is written with the first line that is added."""
         self._begin_line(restarts)
-        self._records: dict[tuple[str, str], Record] = {}
+        self._records: dict[tuple[str, str], _Named] = {}
         self._request: _Requested | None = None
         self._withdrawn: set[str] = set()
 
@@ -161,12 +161,20 @@ class Journal:
         return None if self._base.restarts else self.published
 
     def records(self, kind: str | None = None, fingerprint: str | None = None) -> list[Record]:
-        """Return results sorted by key, optionally only of one kind (``part``, ``scan``) or fingerprint."""
-        found = []
+        """Return results that are no parts, sorted by key, optionally only of one kind (``scan``) or fingerprint."""
+        records = []
         for record in self._records.values():
+            if not isinstance(record, Record):
+                continue
             if kind in (None, record.kind) and fingerprint in (None, record.fingerprint):
-                found.append(record)
-        return sorted(found, key=lambda record: record.key)
+                records.append(record)
+        return sorted(records, key=lambda record: record.key)
+
+    def parts(self, fingerprint: str | None = None) -> list[PartRecord]:
+        """Return parts, optionally only with one fingerprint, in the order of their files' names."""
+        parts = [record for record in self._records.values() if isinstance(record, PartRecord)]
+        selected = [record for record in parts if fingerprint in (None, record.fingerprint)]
+        return sorted(selected, key=lambda record: record.part.file)
 
     def load(self, record: Record) -> bytes:
         """Return the content of a result; raise `ValueError` if it is damaged."""
@@ -199,13 +207,13 @@ class Journal:
     def write(self, name: str, data: bytes | memoryview) -> Entry:
         return write_file(self.directory, self.disk, name, data)
 
-    def add(self, *records: Record, waits: bool = True) -> None:
+    def add(self, *records: _Named, waits: bool = True) -> None:
         """Name results, so that later runs find them.
 
         A result that was named before is kept, and the new file is removed. Unless the call `waits` for the disk, a
         power cut can lose the records of the last second.
         """
-        new: dict[tuple[str, str], Record] = {}
+        new: dict[tuple[str, str], _Named] = {}
         for record in records:
             if record.identity not in self._records:
                 new.setdefault(record.identity, record)
@@ -215,7 +223,7 @@ class Journal:
             if record.entry.file != self._records[record.identity].entry.file:
                 self._remove(record.entry.file)
 
-    def withdraw(self, *records: Record) -> None:
+    def withdraw(self, *records: _Named) -> None:
         """Remove results: first their records, and after a sync their files."""
         if not records:
             return
@@ -228,7 +236,7 @@ class Journal:
 
     def withdraw_parts(self, files: Sequence[str]) -> None:
         """Remove parts from what a run can use. Parts of the published result stay, because readers use them."""
-        records = [record for record in self.records("part") if record.entry.file in files]
+        records = [record for record in self.parts() if record.part.file in files]
         self.withdraw(*records)
         named = {record.entry.file for record in records}
         others = [file for file in files if file not in named]
@@ -362,7 +370,7 @@ class Journal:
             self._base = line
         elif isinstance(line, _Requested):
             self._request = line
-        elif isinstance(line, Record):
+        elif isinstance(line, Record | PartRecord):
             self._records[line.identity] = line
         else:
             withdrawn = set(line.files)
@@ -418,7 +426,7 @@ def _decoded(data: bytes) -> tuple[list[_Line], int]:
             content: _Line = msgspec.convert(json.loads(text), _Line)
         except (ValueError, msgspec.ValidationError):
             break
-        if isinstance(content, Record) and not is_result(content.entry.file):
+        if isinstance(content, Record | PartRecord) and not is_result(content.entry.file):
             break  # the files of withdrawn records are removed, so a record must not name any other file
         found.append(content)
         n_valid += len(line)

@@ -26,15 +26,15 @@ class Inputs:
     """Input shards of a run, which are opened at the paths in its result."""
 
     def __init__(self, result: Result) -> None:
-        self._shards = with_digests(result.shards, result.parts)
+        self._shards = {shard.id: shard for shard in with_digests(result.shards, result.parts)}
         self._model = result.model
 
-    def shard(self, number: int) -> tuple[Shard, Conversion]:
+    def shard(self, shard_id: str) -> tuple[Shard, Conversion]:
         """Return a shard and the conversion of its rows.
 
         Raise `NoInput` if its file does not exist, and `DataError` if it has changed.
         """
-        before = self._shards[number]
+        before = self._shards[shard_id]
         path = Path(before.path)
         if not path.is_file():
             raise NoInput("the file no longer exists at this path")

@@ -57,10 +57,11 @@ def input_facts(shards: Sequence[Shard]) -> InputFacts:
 
 def bad_shards(refused: Sequence[BadFile], ranges: Sequence[Range], shards: Sequence[ShardFacts]) -> list[BadFile]:
     """Return the files that were left out, which are `refused`, and those that could not be read."""
+    paths = {shard.id: shard.path for shard in shards}
     bad_files = list(refused)
     for rows in ranges:
         if rows.is_unreadable and rows.start == 0:
-            bad_files.append(BadFile(shards[rows.shard].path, rows.bad[0]["reason"]))
+            bad_files.append(BadFile(paths[rows.shard], rows.bad[0]["reason"]))
     return bad_files
 
 
@@ -76,7 +77,8 @@ def bad_data_facts(
     for rows in ranges:
         if not rows.is_unreadable:
             bad_rows += [(rows, bad) for bad in rows.bad if isinstance(bad["row"], int)]  # others are ranges of extras
-    first = [_bad_row(shards[rows.shard], bad, columns) for rows, bad in bad_rows[:_MAX_LISTED]]
+    by_id = {shard.id: shard for shard in shards}
+    first = [_bad_row(by_id[rows.shard], bad, columns) for rows, bad in bad_rows[:_MAX_LISTED]]
     return BadDataFacts(
         BadFiles(len(bad_files), list(bad_files[:_MAX_LISTED])), BadRows(len(bad_rows), first), n_uncompared
     )
@@ -91,14 +93,16 @@ def _bad_row(shard: ShardFacts, bad: dict[str, Any], columns: Columns) -> BadRow
 # -- drift ---------------------------------------------------------------------------------------------------------
 
 
-def drift_facts(shards: Sequence[Shard], ranges: Sequence[Range], on_drift: Literal["pass", "clip", "raise"]) -> Drift:
+def drift_facts(
+    shards: Sequence[ShardFacts], names: Columns, ranges: Sequence[Range], on_drift: Literal["pass", "clip", "raise"]
+) -> Drift:
     """Return facts about values outside the range of a model, by column and by shard."""
-    n_rows: Counter[int] = Counter()
-    n_outside: Counter[int] = Counter()
+    n_rows: Counter[str] = Counter()
+    n_outside: Counter[str] = Counter()
     for rows in ranges:
         n_rows[rows.shard] += rows.n_rows
         n_outside[rows.shard] += rows.n_outside
-    affected = sorted((i for i in n_outside if n_outside[i]), key=lambda i: (-n_outside[i], i))
+    affected = sorted((shard for shard in shards if n_outside[shard.id]), key=lambda shard: -n_outside[shard.id])
     columns = farthest(column for rows in ranges for column in rows.outside)
     return Drift(
         on_drift=on_drift,
@@ -107,12 +111,12 @@ def drift_facts(shards: Sequence[Shard], ranges: Sequence[Range], on_drift: Lite
         n_columns=len(columns),
         n_shards=len(affected),
         is_whole=all(len(rows.outside) < MAX_LISTED_COLUMNS for rows in ranges),
-        columns=_first_columns(shards[0], columns, ranges),
-        shards=[ShardDrift(shards[i].path, n_rows[i], n_outside[i]) for i in affected[:_MAX_LISTED]],
+        columns=_first_columns(names, columns, ranges),
+        shards=[ShardDrift(shard.path, n_rows[shard.id], n_outside[shard.id]) for shard in affected[:_MAX_LISTED]],
     )
 
 
-def _first_columns(shard: Shard, columns: Sequence[Outside], ranges: Sequence[Range]) -> list[ColumnDrift]:
+def _first_columns(names: Columns, columns: Sequence[Outside], ranges: Sequence[Range]) -> list[ColumnDrift]:
     """Return facts about the columns with the most values outside the range, with the number of affected shards."""
     shards_and_columns = {(rows.shard, outside.column) for rows in ranges for outside in rows.outside}
     n_shards = Counter(column for _, column in shards_and_columns)
@@ -120,7 +124,7 @@ def _first_columns(shard: Shard, columns: Sequence[Outside], ranges: Sequence[Ra
     return [
         ColumnDrift(
             column=outside.column,
-            name=shard.columns.name_of(outside.column),
+            name=names.name_of(outside.column),
             value=outside.value,
             low=outside.low,
             high=outside.high,

@@ -55,7 +55,7 @@ def check_rows(
     directory: Path,
     pairs: Sequence[tuple[Part, Range]],
     shards: Sequence[ShardFacts],
-    shard_of: Callable[[int], tuple[Shard, Conversion]],
+    shard_of: Callable[[str], tuple[Shard, Conversion]],
     preprocessing: Preprocessing,
     n_rows: int | None = None,
 ) -> RowCheck:
@@ -64,7 +64,7 @@ def check_rows(
     Parameters
     ----------
     shard_of : callable
-        Function that returns a shard and the conversion of its rows, given its position. It raises `DataError`,
+        Function that returns a shard and the conversion of its rows, given its id. It raises `DataError`,
         `NoInput` or `NotPermitted` if the shard cannot be read.
     n_rows : int, optional
         Number of rows, evenly spread. The default is 256, or less if chunks are large.
@@ -78,6 +78,7 @@ def check_rows(
     if not n_rows:
         n_rows = _affordable_rows([each for _, each in pairs], sources)
     selection = select_rows([each.n_rows for _, each in pairs], n_rows)
+    paths = {shard.id: shard.path for shard in shards}
     results = []
     for pair, rows in zip(pairs, selection, strict=True):
         for start in range(0, len(rows), _DEFAULT_ROWS):
@@ -89,7 +90,7 @@ def check_rows(
         of_tolerance=max((result.of_tolerance for result in results), default=0.0),
         n_unread=sum(result.n_unread for result in results),
         faults=list(dict.fromkeys(fault for result in results for fault in result.faults)),
-        unchecked=list(dict.fromkeys(Fault(shards[i].path, reason) for i, reason in sources.unreadable.items())),
+        unchecked=list(dict.fromkeys(Fault(paths[shard_id], why) for shard_id, why in sources.unreadable.items())),
     )
 
 
@@ -173,20 +174,20 @@ def check_failure(error: Exception, path: Path) -> None:
 class _Sources:
     """Input shards. Each one is opened only once."""
 
-    def __init__(self, shard_of: Callable[[int], tuple[Shard, Conversion]]) -> None:
+    def __init__(self, shard_of: Callable[[str], tuple[Shard, Conversion]]) -> None:
         self._shard_of = shard_of
-        self._shards: dict[int, tuple[Shard, Conversion] | None] = {}
-        self.unreadable: dict[int, str] = {}  # the reason why a shard cannot be read, by its position
+        self._shards: dict[str, tuple[Shard, Conversion] | None] = {}
+        self.unreadable: dict[str, str] = {}  # the reason why a shard cannot be read, by its id
 
-    def shard(self, number: int) -> tuple[Shard, Conversion] | None:
+    def shard(self, shard_id: str) -> tuple[Shard, Conversion] | None:
         """Return a shard and the conversion of its rows, or None if it can no longer be read."""
-        if number not in self._shards:
-            self._shards[number] = None
+        if shard_id not in self._shards:
+            self._shards[shard_id] = None
             try:
-                self._shards[number] = self._shard_of(number)
+                self._shards[shard_id] = self._shard_of(shard_id)
             except (DataError, NoInput, NotPermitted) as error:
-                self.unreadable[number] = str(error)
-        return self._shards[number]
+                self.unreadable[shard_id] = str(error)
+        return self._shards[shard_id]
 
 
 def _read_rows(shard: Shard, conversion: Conversion, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:

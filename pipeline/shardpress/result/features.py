@@ -391,7 +391,9 @@ def _features_of(result: Result, selection: _Selection) -> Features:
     ]
     opened = _opened(pieces, manifest, selection.block_rows, categories_in(result))
     if result.facts.appends:
-        opened.extras[APPEND_ID] = _lazy_append_ids(pairs, selection.block_rows)
+        opened.extras[APPEND_ID] = _lazy_append_ids(
+            [(result.by_id[rows.shard].append_id, rows.n_rows) for _, rows in pairs], selection.block_rows
+        )
     return replace(opened, result=result)
 
 
@@ -411,9 +413,9 @@ def _generation(result: Result, number: int) -> Result:
 
 
 def _ranges_of(appends: Collection[int], result: Result) -> list[tuple[Part, Range]]:
-    selected = [(part, each) for part, each in result.ranges if each.append_id in appends]
+    selected = [(part, rows) for part, rows in result.ranges if result.by_id[rows.shard].append_id in appends]
     if not selected:
-        known = short_list(map(str, sorted({each.append_id for _, each in result.ranges})), _NAMED)
+        known = short_list(map(str, sorted({shard.append_id for shard in result.shards})), _NAMED)
         raise DataError(
             f"features={printable(result.directory)}: has no rows of appends={sorted(appends)}, expected numbers of "
             f"its appends: {known}."
@@ -421,12 +423,12 @@ def _ranges_of(appends: Collection[int], result: Result) -> list[tuple[Part, Ran
     return selected
 
 
-def _lazy_append_ids(pairs: Sequence[tuple[Part, Range]], block_rows: int) -> Any:
+def _lazy_append_ids(append_ids: Sequence[tuple[int, int]], block_rows: int) -> Any:
     import dask.array as da
 
     runs = []  # of equal numbers
-    for append_id, group in groupby(pairs, key=lambda pair: pair[1].append_id):
-        n_rows = sum(each.n_rows for _, each in group)
+    for append_id, group in groupby(append_ids, key=lambda pair: pair[0]):
+        n_rows = sum(n for _, n in group)
         runs.append(da.full(n_rows, append_id, dtype=np.int32, chunks=block_rows))
     return da.concatenate(runs)
 

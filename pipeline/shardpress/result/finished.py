@@ -164,7 +164,12 @@ class Result:
     @cached_property
     def ranges(self) -> list[tuple[Part, Range]]:
         """All ranges of rows with their parts, in the order of the rows."""
-        return in_order(self.parts)
+        return in_order(self.parts, self.by_id)
+
+    @cached_property
+    def by_id(self) -> dict[str, ShardFacts]:
+        """The shards by the ids that ranges name, in the order of the rows."""
+        return {shard.id: shard for shard in self.shards}
 
     @property
     def shards(self) -> list[ShardFacts]:
@@ -267,12 +272,17 @@ def _check_rows(shards: Sequence[ShardFacts], parts: Sequence[Part]) -> None:
             end = each.first + each.n_rows
         if end > part.n_rows:
             raise ValueError(f"its part {part.file} has {part.n_rows} rows, but {end} are used")
-    ends = [0] * len(shards)  # of the rows so far
-    for part, each in in_order(parts):
-        if not (0 <= each.shard < len(shards) and each.start == ends[each.shard] < each.stop):
+    ends = {shard.id: 0 for shard in shards}  # of the rows so far
+    if len(ends) < len(shards):
+        raise ValueError("two of its shards have the same id")
+    unknown = {rows.shard for part in parts for rows in part.ranges} - ends.keys()
+    if unknown:
+        raise ValueError(f"its parts name the unknown shard {min(unknown)}")
+    for part, rows in in_order(parts, ends):
+        if not rows.start == ends[rows.shard] < rows.stop:
             raise ValueError(f"rows of its part {part.file} do not follow the rows before them")
-        ends[each.shard] = each.stop
-    if ends != [shard.shape[0] for shard in shards]:
+        ends[rows.shard] = rows.stop
+    if any(ends[shard.id] != shard.shape[0] for shard in shards):
         raise ValueError("its parts do not contain all rows of its shards")
 
 

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 
 _Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]  # of rows or extras
+_ShardId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -61,14 +62,13 @@ class Range(msgspec.Struct, frozen=True, omit_defaults=True):
     """Consecutive rows of a shard that a part contains."""
 
     first: int  # position of the first row in the part
-    shard: int  # position of the shard in the table of shards
+    shard: _ShardId
     start: int  # first row in the shard
     stop: int
     n_bad: int = 0  # bad rows, whose features are NaN
     n_outside: int = 0  # good rows with values outside the range of the model's training rows
     bad: list[dict[str, Any]] = []  # ``row``, ``columns`` and ``reason`` of each bad row
     outside: list[Outside] = []  # columns with values outside the range, the farthest first
-    append_id: int = 0  # number of the append, from 1 on; 0 for rows of the run that trained the model
     # row ranges of the shard with fill values for unreadable ones, by the names of extras in the part
     lost: dict[str, list[list[int]]] = {}
     rows: _Digest | None = None  # digest of the rows as they are stored; None if the shard was unreadable
@@ -102,13 +102,14 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def n_live(self) -> int:
         """Number of rows that a result uses."""
-        return sum(each.n_rows for each in self.ranges)
+        return sum(rows.n_rows for rows in self.ranges)
 
 
-def in_order(parts: Iterable[Part]) -> list[tuple[Part, Range]]:
-    """Return all ranges with their parts, in the order of the rows of a result."""
-    pairs = [(part, each) for part in parts for each in part.ranges]
-    return sorted(pairs, key=lambda pair: (pair[1].shard, pair[1].start))
+def in_order(parts: Iterable[Part], shard_ids: Iterable[str]) -> list[tuple[Part, Range]]:
+    """Return all ranges with their parts, in the order of the rows of a result, given that of its shards."""
+    positions = {shard_id: i for i, shard_id in enumerate(shard_ids)}
+    pairs = [(part, rows) for part in parts for rows in part.ranges]
+    return sorted(pairs, key=lambda pair: (positions[pair[1].shard], pair[1].start))
 
 
 class Stretch(NamedTuple):
@@ -121,18 +122,19 @@ class Stretch(NamedTuple):
     @property
     def ranges(self) -> list[Range]:
         """Ranges with these rows, in order."""
-        return [each for each in self.part.ranges if self.first <= each.first < self.first + self.n_rows]
+        return [rows for rows in self.part.ranges if self.first <= rows.first < self.first + self.n_rows]
 
 
 def stretches_of(pairs: Iterable[tuple[Part, Range]]) -> list[Stretch]:
     """Join ranges that follow each other in their part and in the result."""
-    found: list[Stretch] = []
-    for part, each in pairs:
-        if found and found[-1].part is part and found[-1].first + found[-1].n_rows == each.first:
-            found[-1] = found[-1]._replace(n_rows=found[-1].n_rows + each.n_rows)
+    stretches: list[Stretch] = []
+    for part, rows in pairs:
+        last = stretches[-1] if stretches else None
+        if last is not None and last.part is part and last.first + last.n_rows == rows.first:
+            stretches[-1] = last._replace(n_rows=last.n_rows + rows.n_rows)
         else:
-            found.append(Stretch(part, each.first, each.n_rows))
-    return found
+            stretches.append(Stretch(part, rows.first, rows.n_rows))
+    return stretches
 
 
 class Stat(NamedTuple):
@@ -147,6 +149,8 @@ class Stat(NamedTuple):
 class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     """Facts about a shard, and digests of its content."""
 
+    # What ranges name. It stays while rows of the shard stay in the parts of a result, also if its file is moved.
+    id: _ShardId
     path: str
     dataset: str
     shape: list[int]
@@ -157,6 +161,13 @@ class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     rows: _Digest | None = None  # digest of the rows; None if it is unknown
     extras: _Digest | None = None  # digest of the extras
     is_transposed: bool = False  # whether the rows are along the last axis, or are the columns of a sparse matrix
+    append_id: int = 0  # number of the append that brought the rows, from 1 on; 0 for the run that trained the model
+    # What identifies the content in addition to the stat: an ETag, or the digest of a listing. Issue AE fills it.
+    source: str | None = None
+    # Digest of the names of the fields that are the columns, if the rows are no single dataset. Issue AC fills it.
+    fields: str | None = None
+    # Path and stat of a file that names the rows, and contains their extras. Issue AC fills it.
+    master: tuple[str, Stat] | None = None
 
     @property
     def name(self) -> str:
@@ -167,9 +178,9 @@ class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.path, self.dataset, self.first_row
 
     @property
-    def source(self) -> tuple[str, int, bool, str | None]:
+    def selection(self) -> tuple[str, int, bool, str | None, str | None]:
         """Facts that decide which values of the file are its rows, and in which order."""
-        return self.dataset, self.first_row, self.is_transposed, self.column_order
+        return self.dataset, self.first_row, self.is_transposed, self.column_order, self.fields
 
     @property
     def kind(self) -> tuple[tuple[int, ...], str]:
@@ -223,16 +234,16 @@ def _total(digests: Iterable[str | None]) -> str | None:
 
 def with_digests(shards: Sequence[ShardFacts], parts: Iterable[Part]) -> list[ShardFacts]:
     """Return the shards with the digests of their content, which are the sums of those of their ranges."""
-    by_shard: dict[int, list[Range]] = defaultdict(list)
+    ranges: dict[str, list[Range]] = defaultdict(list)
     for part in parts:
-        for each in part.ranges:
-            by_shard[each.shard].append(each)
-    found = []
-    for i, shard in enumerate(shards):
-        rows = _total(each.rows for each in by_shard[i])
-        extras = _total(each.extras for each in by_shard[i])
-        found.append(structs.replace(shard, rows=rows, extras=extras))
-    return found
+        for rows in part.ranges:
+            ranges[rows.shard].append(rows)
+    known = []
+    for shard in shards:
+        rows_digest = _total(rows.rows for rows in ranges[shard.id])
+        extras_digest = _total(rows.extras for rows in ranges[shard.id])
+        known.append(structs.replace(shard, rows=rows_digest, extras=extras_digest))
+    return known
 
 
 class Keys(msgspec.Struct, frozen=True):

@@ -73,9 +73,6 @@ def base_of(journal: Journal | None) -> Base | None:
     facts = result.facts
     shards = with_digests(facts.request.shards, result.parts)
     request = structs.replace(facts.request, shards=shards)
-    append_ids = [0] * len(shards)
-    for _, each in result.ranges:
-        append_ids[each.shard] = each.append_id
     request = _with_later_stats(request, journal.request)
     return Base(
         request,
@@ -83,7 +80,6 @@ def base_of(journal: Journal | None) -> Base | None:
         result.encoder,
         facts.keys.features,
         n_appends=len(facts.appends),
-        append_ids=append_ids,
     )
 
 

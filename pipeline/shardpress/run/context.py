@@ -98,7 +98,7 @@ class RunContext:
         checkpoints = self.journal.records("checkpoint", state.model_key) if state.model_key else []
         if checkpoints:
             stages += f"; checkpoint: {checkpoint_in_words(checkpoints[-1])}"
-        parts = self.journal.records("part", state.features_key) if state.features_key else []
+        parts = self.journal.parts(state.features_key) if state.features_key else []
         return (
             f"Stopped after {state.total_seconds:.1f} s in {printable(self.journal.directory)}. Done: {stages}; "
             f"{n_rows_in(parts)} of {n_rows} rows encoded."

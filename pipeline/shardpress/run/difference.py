@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from msgspec import structs
 
+from shardpress.base.formats import fingerprint
 from shardpress.result.records import Part, Request, ShardFacts
 
 MOST_PARTS = 500
@@ -31,7 +32,6 @@ class Base:
     features: str  # fingerprint of everything else that determines the features of a row
     parts: tuple[Part, ...] = ()  # intact ones
     n_appends: int = 0
-    append_ids: Sequence[int] = ()  # the append that brought the rows of each shard; 0 for the first run
 
 
 class Matching(NamedTuple):
@@ -70,7 +70,7 @@ class Change:
     trains: bool = True  # whether the model of the base is not used
     settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # before and now, by name
     encodes_again: bool = False  # whether all rows are encoded again with the same model, for example with more extras
-    kept: tuple[Part, ...] = ()  # parts, with the ranges that stay and the positions of `places`
+    kept: tuple[Part, ...] = ()  # parts, with the ranges that stay
     # Parts whose rows are encoded again with others, because much of them is dead or they are small.
     n_rewritten: int = 0
 
@@ -126,15 +126,15 @@ def difference(base: Base | None, wanted: Wanted) -> Change:
     )
 
 
-def compacted(change: Change, unreadable: Collection[int], n_missing: int, part_rows: int) -> Change:
+def compacted(change: Change, unreadable: Collection[str], n_missing: int, part_rows: int) -> Change:
     """Return the change without parts that are mostly dead or, if there are too many parts, small.
 
     Their rows are encoded again, together with the `n_missing` rows that no part contains. Parts with rows of the
-    `unreadable` shards, which are given by their positions, stay. New parts have `part_rows` rows.
+    `unreadable` shards, which are given by their ids, stay. New parts have `part_rows` rows.
     """
     if not n_missing and not change.gone:
         return change
-    is_fixed = [any(each.shard in unreadable for each in part.ranges) for part in change.kept]
+    is_fixed = [any(rows.shard in unreadable for rows in part.ranges) for part in change.kept]
     kept = [
         part for part, stays in zip(change.kept, is_fixed, strict=True) if stays or part.n_live >= _LIVE * part.n_rows
     ]
@@ -161,23 +161,37 @@ def needed_digests(before: Sequence[ShardFacts], now: Sequence[ShardFacts], matc
     return [i for i, shard in enumerate(now) if i not in found and shard.kind in kinds]
 
 
-def identity_of(shard: ShardFacts, compares_digests: bool) -> list[Any]:
-    """Return plain values that identify the content of a shard without its digest."""
-    stat = shard.stat if compares_digests else shard.stat[:2]
-    return [shard.path, *shard.source, *shard.kind, *stat]
+def resulting_shards(base: Base, wanted: Wanted, change: Change) -> list[ShardFacts]:
+    """Return the wanted shards with their appends, and with what is known about those of the base that are the same.
 
-
-def known_digests(base: Base, wanted: Wanted, change: Change) -> list[ShardFacts]:
-    """Return the wanted shards with the digests of those of the base that are the same."""
+    These are the digests and, if their parts stay, the ids.
+    """
     shards = list(wanted.request.shards)
-    for place in change.places:
-        if place.is_same and place.base is not None and place.wanted is not None:
+    keeps_ids = not (change.trains or change.encodes_again)
+    same = [place.base for place in change.places if place.is_same]
+    kept_ids = {base.request.shards[i].id for i in same if i is not None} if keeps_ids else set()
+    for i, place in enumerate(change.places):
+        if place.wanted is None:
+            continue
+        shard = shards[place.wanted]
+        append_id = 0 if change.trains else base.n_appends + 1
+        if place.base is not None and (place.is_same or i in change.relabelled):
             before = base.request.shards[place.base]
-            shard = structs.replace(shards[place.wanted], rows=before.rows, extras=before.extras)
-            if not wanted.matching.compares_digests:
-                shard = structs.replace(shard, stat=before.stat)  # that of the content to which the digests belong
-            shards[place.wanted] = shard
+            append_id = 0 if change.trains else before.append_id
+            if place.is_same:
+                shard = _with_facts_of(before, shard, wanted.matching.compares_digests, keeps_ids)
+        while not place.is_same and shard.id in kept_ids:  # a file that has been moved was at the place of this one
+            shard = structs.replace(shard, id=fingerprint(shard.id)[: len(shard.id)])
+        shards[place.wanted] = structs.replace(shard, append_id=append_id)
     return shards
+
+
+def _with_facts_of(before: ShardFacts, shard: ShardFacts, compares_digests: bool, keeps_id: bool) -> ShardFacts:
+    """Return a shard with what is known about the same content in the base."""
+    shard = structs.replace(shard, rows=before.rows, extras=before.extras)
+    if not compares_digests:
+        shard = structs.replace(shard, stat=before.stat)  # that of the content to which the digests belong
+    return structs.replace(shard, id=before.id) if keeps_id else shard
 
 
 def _changed_settings(before: Request, now: Request) -> dict[str, tuple[Any, Any]]:
@@ -254,7 +268,7 @@ def _relabelled(base: Base, wanted: Wanted, places: Sequence[Place]) -> Iterator
 
 
 def _stat_key(shard: ShardFacts) -> Hashable:
-    return shard.stat, shard.source, shard.kind
+    return shard.stat, shard.source, shard.selection, shard.kind, shard.master
 
 
 def _named_stat_key(shard: ShardFacts) -> Hashable:
@@ -263,7 +277,7 @@ def _named_stat_key(shard: ShardFacts) -> Hashable:
 
 
 def _name_key(shard: ShardFacts) -> Hashable:
-    return shard.name, shard.stat[:2], shard.source, shard.kind
+    return shard.name, shard.stat[:2], shard.source, shard.selection, shard.kind
 
 
 def _content_key(shard: ShardFacts) -> Hashable:
@@ -290,11 +304,11 @@ def _trains(base: Base, wanted: Wanted, places: Sequence[Place]) -> bool:
 
 
 def _kept(base: Base, places: Sequence[Place]) -> tuple[Part, ...]:
-    """Return the parts with the ranges whose rows stay, with their positions in the new result."""
-    positions = {place.base: i for i, place in enumerate(places) if place.is_same}
+    """Return the parts with the ranges whose rows stay."""
+    ids = {base.request.shards[place.base].id for place in places if place.is_same and place.base is not None}
     kept = []
     for part in base.parts:
-        ranges = [structs.replace(each, shard=positions[each.shard]) for each in part.ranges if each.shard in positions]
+        ranges = [rows for rows in part.ranges if rows.shard in ids]
         if ranges:
             kept.append(structs.replace(part, ranges=ranges))
     return tuple(kept)

@@ -25,7 +25,7 @@ from shardpress.hdf5.shard import Block
 from shardpress.model.encoder import Model
 from shardpress.output.disk import Disk
 from shardpress.output.folder import WORK
-from shardpress.output.journal import Journal, Record
+from shardpress.output.journal import Journal, PartRecord
 from shardpress.report.overview import bad_shards
 from shardpress.result.records import Entry, Part, Range, in_order
 from shardpress.run.budget import extras_bytes
@@ -96,14 +96,13 @@ class EncodingStage:
         """Return the parts that stay in the result, and those that an unfinished run has encoded."""
         kept = self.task.change.kept
         encoded = []
-        for part in earlier.parts(self.key, self.task.identities):
-            # A run without a scan may have encoded the first rows of a file before it met a damaged chunk.
-            ranges = [rows for rows in part.ranges if rows.is_unreadable or rows.shard not in self.fit.unreadable]
+        for part in earlier.parts(self.key):
+            ranges = [rows for rows in part.ranges if self._is_usable(rows)]
             if ranges:
                 encoded.append(structs.replace(part, ranges=ranges))
-        parts = without_overlaps([*kept, *encoded], self.task.inputs.shards)
+        parts = without_overlaps([*kept, *encoded], self.task.by_id)
         published = {part.file for part in kept}
-        return Encoding(self.fit, _sorted(parts), _sorted(part for part in parts if part.file not in published))
+        return self._encoding(parts, [part for part in parts if part.file not in published])
 
     def make(self, context: RunContext) -> Encoding:
         """Encode the missing rows."""
@@ -112,19 +111,19 @@ class EncodingStage:
         n_missing = self.task.inputs.n_rows - encoding.n_rows
         missing: list[list[Piece]] = []
         if n_missing:
-            missing = plan_parts(self.task.inputs.shards, encoding.parts, part_size(self.task, n_missing))
+            missing = plan_parts(self.task.by_id, encoding.parts, part_size(self.task, n_missing))
         context.state.features_key = self.key
         if encoding.parts:
             context.state.reused[self.name] = f"the features of {_rows_in_words(encoding.parts)}"
         if encoding.new:
             log.info("encoding: resuming; an earlier run has encoded %s", _rows_in_words(encoding.new))
         new = self._encode(context, encoder, missing) if missing else []
-        return Encoding(self.fit, _sorted([*encoding.parts, *new]), _sorted([*encoding.new, *new]))
+        return self._encoding([*encoding.parts, *new], [*encoding.new, *new])
 
     def check(self, encoding: Encoding) -> None:
         """Raise `DataError` if too many rows or shards are bad; warn if many rows differ from the training rows."""
-        limited = set(self.task.limited)
-        ranges = [rows for _, rows in in_order(encoding.parts)]
+        limited = set(self.task.ids_of(self.task.limited))
+        ranges = [rows for _, rows in in_order(encoding.parts, self.task.positions)]
         limited_ranges = [rows for rows in ranges if rows.shard in limited]
         self._check_bad_rows(limited_ranges)
         self._check_bad_shards(limited_ranges)
@@ -154,12 +153,13 @@ class EncodingStage:
         settings = EncodingStage(replace(self.fit, task=task)).settings(n_rows, Path())
         parts: list[list[Piece]] = []
         room = 0
-        for piece in (Piece(stretch.number, block) for stretch in stretches for block in stretch.block.cut(n_rows)):
-            if not parts or len(parts[-1]) == _LEAST_FILES or room < len(piece.source):
-                parts.append([])
-                room = n_rows
-            parts[-1].append(piece)
-            room -= len(piece.source)
+        for stretch in stretches:
+            for block in stretch.block.cut(n_rows):
+                if not parts or len(parts[-1]) == _LEAST_FILES or room < len(block):
+                    parts.append([])
+                    room = n_rows
+                parts[-1].append(Piece(task.request.shards[stretch.number].id, block))
+                room -= len(block)
         _compile_encoder(encoder, self.fit, settings.row_error)
         with serving(settings, self.fit.model, encoder.encode_checked, disk, encoder.errors):
             tasks = [(encode_parts, EncodeTask(pieces, settings, orders=task.inputs.orders)) for pieces in parts]
@@ -196,6 +196,19 @@ class EncodingStage:
 
     # -- private --
 
+    def _is_usable(self, rows: Range) -> bool:
+        """Return whether rows that an unfinished run has encoded are those of this run."""
+        # A run without a scan may have encoded the first rows of a file before it met a damaged chunk.
+        return rows.shard in self.task.by_id and (rows.is_unreadable or rows.shard not in self.fit.unreadable)
+
+    def _encoding(self, parts: Iterable[Part], new: Iterable[Part]) -> Encoding:
+        """Return the features, with the parts in the order of their first rows."""
+
+        def place(part: Part) -> tuple[int, int]:
+            return self.task.positions[part.ranges[0].shard], part.ranges[0].start
+
+        return Encoding(self.fit, sorted(parts, key=place), sorted(new, key=place))
+
     def _check_bad_rows(self, ranges: Sequence[Range]) -> None:
         """Raise `DataError` if there are more bad rows than the settings allow, for example outside ``--fit-on``."""
         settings = self.task.settings.bad_data
@@ -203,7 +216,7 @@ class EncodingStage:
         n_bad = sum(rows.n_bad for rows in ranges)
         if n_bad > limit:
             worst = max(ranges, key=lambda rows: rows.n_bad)
-            block = Block(self.task.inputs.shards[worst.shard], worst.start, worst.stop)
+            block = Block(self.task.by_id[worst.shard], worst.start, worst.stop)
             raise DataError(
                 f"{quantity(n_bad, 'bad row')}, most of them in {block}, expected at most {limit} "
                 f"(--max-bad {settings.max_bad}, --on-bad-data {settings.on_bad_data}). Fix the files, or raise "
@@ -226,7 +239,7 @@ class EncodingStage:
         for rows in ranges:
             if rows.lost:
                 # Reports of lost values follow those of bad rows.
-                reasons.setdefault(self.task.inputs.shards[rows.shard].path, rows.bad[-1]["reason"])
+                reasons.setdefault(self.task.by_id[rows.shard].path, rows.bad[-1]["reason"])
         if reasons:
             raise damage_error(reasons, len(self.task.inputs.shards), None)
 
@@ -243,9 +256,11 @@ class EncodingStage:
         settings = self._shared_settings(context, max(sizes))
         tasks = []
         for pieces in missing:
-            unreadable = {i: self.fit.unreadable[i] for i, _ in pieces if i in self.fit.unreadable}
+            first = pieces[0]
+            name = f"part-{task.positions[first.shard]:06d}-{first.source.start:012d}"  # sorts like the rows
+            unreadable = {shard: self.fit.unreadable[shard] for shard, _ in pieces if shard in self.fit.unreadable}
             orders = task.conversion.of(piece.source for piece in pieces).orders
-            tasks.append((encode_parts, EncodeTask(pieces, settings, unreadable, orders)))
+            tasks.append((encode_parts, EncodeTask(pieces, settings, unreadable, orders, name)))
         # Small parts are sent together, with about the number of rows of a full part in total.
         n_small = task.budget.part_rows * len(tasks) // max(1, sum(sizes))
         stats = context.pool.stats
@@ -258,10 +273,7 @@ class EncodingStage:
 
             def keep(new_parts: Sequence[Part]) -> None:
                 for part in new_parts:
-                    ranges = [structs.replace(rows, append_id=task.append_ids[rows.shard]) for rows in part.ranges]
-                    part = structs.replace(part, ranges=ranges)
-                    identities = [task.identities[rows.shard] for rows in part.ranges]
-                    context.journal.add(Record.of_part(part, self.key, identities), waits=False)
+                    context.journal.add(PartRecord(self.key, part), waits=False)
                     parts.append(part)
                     progress.advance(part.n_rows, stats)
 
@@ -318,11 +330,6 @@ def _compile_encoder(encoder: Encoders | Autoencoder, fit: Fit, row_error: bool)
         encoder.encode_checked(nothing, features)
         if row_error:
             encoder.errors(nothing, features)
-
-
-def _sorted(parts: Iterable[Part]) -> list[Part]:
-    """Return parts in the order of their first rows."""
-    return sorted(parts, key=lambda part: (part.ranges[0].shard, part.ranges[0].start))
 
 
 def _rows_in_words(parts: Sequence[Part]) -> str:

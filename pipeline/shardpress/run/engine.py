@@ -211,8 +211,8 @@ def _load_or_make(stage: _Stage[T], context: RunContext) -> T:
     return result
 
 
-def _spared_shards(task: Task) -> list[int]:
-    """Return the positions of shards whose rows stay, but whose files no longer have the content of the result.
+def _spared_shards(task: Task) -> list[str]:
+    """Return the ids of shards whose rows stay, but whose files no longer have the content of the result.
 
     A file can be damaged without new times. Its rows then stay where they are, so that a merge neither loses them nor
     ends the run.
@@ -229,4 +229,4 @@ def _spared_shards(task: Task) -> list[int]:
     n_threads = task.budget.n_threads
     with threads(n_threads) as pool:
         are_lost = compute([(is_lost, i) for i in positions], pool, n_threads)
-    return [i for i, is_so in zip(positions, are_lost, strict=True) if is_so]
+    return task.ids_of(i for i, is_so in zip(positions, are_lost, strict=True) if is_so)

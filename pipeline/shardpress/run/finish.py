@@ -122,7 +122,7 @@ def _bad_rows(result: Result) -> bytes:
     for file in result.facts.bad_shards:
         lines.append({**plain(file), "dataset": None, "row": None, "columns": []})
     for _, each in result.ranges:
-        shard = result.shards[each.shard]
+        shard = result.by_id[each.shard]
         for bad in each.bad:
             row = np.add(bad["row"], shard.first_row).tolist()  # a number, or the first row and the end of a range
             lines.append({"file": shard.path, "dataset": shard.dataset, **_with_names(bad, columns), "row": row})
@@ -182,7 +182,7 @@ class _Finish:
         self._encoding = encoding
         self._parts = encoding.parts
         self._kept = task.kept  # the result whose model stays, or None
-        self._ranges = in_order(self._parts)
+        self._ranges = in_order(self._parts, self._task.positions)
         settings = task.settings.bad_data
         clips_drift = task.has_other_rows and settings.on_drift == "clip"
         self._spec = SampleSpec(
@@ -206,9 +206,9 @@ class _Finish:
         task = self._task
         checked = check_rows(
             self._journal.directory,
-            in_order(self._encoding.new),
+            in_order(self._encoding.new, task.positions),
             self._fit.request.shards,
-            lambda i: (task.inputs.shards[i], self._fit.conversion),
+            lambda shard_id: (task.by_id[shard_id], self._fit.conversion),
             self._spec,
         )
         if checked.faults:
@@ -226,7 +226,7 @@ class _Finish:
         first = checked.faults[0]
         part = next(part for part in self._encoding.new if part.file == first.file)
         for each in part.ranges:
-            rows = Block(self._task.inputs.shards[each.shard], each.start, each.stop)
+            rows = Block(self._task.by_id[each.shard], each.start, each.stop)
             if each.rows not in (None, self._fit.conversion.digest(rows)):
                 return _changed(rows.shard.path)
         n_parts = quantity(len(self._encoding.new), "part")
@@ -300,9 +300,9 @@ class _Finish:
         starts = first_rows(self._task.inputs.shards)
         sources = []
         for part, each in pairs:
-            shard = self._task.inputs.shards[each.shard]
+            shard = self._task.by_id[each.shard]
             if shard.form != UNREADABLE:
-                row = int(starts[each.shard]) + each.start
+                row = int(starts[self._task.positions[each.shard]]) + each.start
                 trained = ~self._are_held_out[row : row + each.n_rows]
                 fitted = self._use[row : row + each.n_rows] == Use.TRAINING
                 block = Block(shard, each.start, each.stop)
@@ -424,7 +424,8 @@ class _Finish:
         stretches = stretches_of(self._ranges)
         append_ids = None
         if facts.appends:
-            append_ids = [(each.append_id, each.n_rows) for _, each in self._ranges]
+            numbers = {shard.id: shard.append_id for shard in facts.request.shards}
+            append_ids = [(numbers[each.shard], each.n_rows) for _, each in self._ranges]
         data = result_bytes(
             lambda file: write_index(file, stretches, shapes, stored_categories(extras), self._use, append_ids),
             self._model,
@@ -459,13 +460,13 @@ class _Finish:
         if not task.has_other_rows:
             return None
         ranges = [rows for _, rows in self._ranges]
-        return drift_facts(task.inputs.shards, ranges, task.settings.bad_data.on_drift)
+        return drift_facts(task.request.shards, task.inputs.columns, ranges, task.settings.bad_data.on_drift)
 
     @property
     def _added(self) -> list[tuple[Part, Range]]:
         """The ranges of new and changed shards."""
         change = self._task.change
-        added = {*change.new, *change.replaced}
+        added = set(self._task.ids_of([*change.new, *change.replaced]))
         return [(part, each) for part, each in self._ranges if each.shard in added]
 
     def _training_errors(self) -> _TrainingErrors:

@@ -101,7 +101,8 @@ def open_inputs(config: Config, model: Model | None, base: Base | None, result: 
     check_any(shards)
     _check_width(shards[0])
     orders = dict(check.orders)
-    facts = [facts_of(shard, orders.get(shard.path)) for shard in shards]
+    compares_digests = config.results.verify == "digests"
+    facts = [facts_of(shard, compares_digests, orders.get(shard.path)) for shard in shards]
     opened = Inputs(shards, orders, facts, refused, refused, (), 0)
     if base is None or result is None:
         return opened
@@ -169,7 +170,7 @@ def _compare_contents(
         earlier = at_place.get(facts[i].place)
         if not keeps_damaged or facts[i].rows is not None or earlier is None:
             return
-        if (earlier.source, earlier.kind) == (facts[i].source, facts[i].kind):
+        if (earlier.selection, earlier.kind) == (facts[i].selection, facts[i].kind):
             damage = damage_of(with_extras(shards[i], names), conversion, earlier, result)
             if damage is not None:
                 bad = BadFile(facts[i].path, damage.reason)

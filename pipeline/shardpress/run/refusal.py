@@ -42,7 +42,7 @@ def check_change(journal: Journal, task: Task) -> None:
     if task.base is not None:
         _refuse(task.base, task.wanted, task.change, task.settings, _lost_extras(journal, task))
         _check_unreadable(task, journal)
-    elif journal.base is None and journal.request is not None and journal.records():
+    elif journal.base is None and journal.request is not None and (journal.records() or journal.parts()):
         _refuse_unfinished(journal.request, task.wanted, expensive_work(journal), task.settings)
 
 

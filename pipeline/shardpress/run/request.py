@@ -15,7 +15,9 @@ from typing import Any
 
 import h5py
 import numpy as np
+from msgspec import structs
 
+from shardpress.base.formats import fingerprint
 from shardpress.base.packages import version_of
 from shardpress.encoding.partfile import row_shapes, stored_masks, stored_paths
 from shardpress.hdf5.shard import Extra, Shard
@@ -35,6 +37,7 @@ _ENCODING = 1
 # for bit (`tests/run/test_pythons.py`), except for the rounding of principal components, which depends on the BLAS of
 # NumPy and on the processor. Change this version if a later NumPy gives other results.
 _NUMPY = "1.26.4"
+_ID_DIGITS = 16
 SELECTED = "fitted"
 """Key in the settings of a scan: the digest of the rows that ``--fit-on`` selects."""
 TARGETS = "target_values"
@@ -78,10 +81,15 @@ def _training_request(settings: Settings) -> dict[str, Any]:
     return training
 
 
-def facts_of(shard: Shard, order: np.ndarray | None = None) -> ShardFacts:
-    """Return the facts that identify a shard and the order of its columns, without digests of its content."""
+def facts_of(shard: Shard, compares_digests: bool = True, order: np.ndarray | None = None) -> ShardFacts:
+    """Return the facts that identify a shard and the order of its columns, without digests of its content.
+
+    Runs that resume each other give it the same id, in any order of the files. If only sizes are compared, neither
+    ctime nor inode changes it.
+    """
     identity = shard.identity
-    return ShardFacts(
+    facts = ShardFacts(
+        id="",
         path=absolute(shard.path),
         dataset=shard.dataset,
         shape=list(shard.shape),
@@ -91,6 +99,9 @@ def facts_of(shard: Shard, order: np.ndarray | None = None) -> ShardFacts:
         is_transposed=shard.is_transposed,
         column_order=None if order is None else sha256(order.astype("<i4").tobytes()).hexdigest(),
     )
+    stat = facts.stat if compares_digests else facts.stat[:2]
+    content = (facts.path, *facts.selection, *facts.kind, *stat, facts.source, facts.master)
+    return structs.replace(facts, id=fingerprint(*content)[:_ID_DIGITS])
 
 
 def absolute(path: str) -> str:

@@ -8,14 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from msgspec import structs
-
 from shardpress.base.errors import DataError, NoInput, printable
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.model.encoder import Model
 from shardpress.output.folder import fault_of
-from shardpress.output.journal import Journal, Record
+from shardpress.output.journal import Journal, PartRecord, Record
 from shardpress.result.facts import BadFile
 from shardpress.result.finished import Result, read_model_file
 from shardpress.result.records import Entry, Part, Request, RunFacts
@@ -26,6 +24,7 @@ from shardpress.settings.kinds import deadline_of, time_in_words
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+R = TypeVar("R", Record, PartRecord)
 
 _MAX_COMPLAINT = 1000  # characters of an error that a warning quotes
 _SIZES_PER_TASK = 100  # files whose sizes a task compares
@@ -53,7 +52,9 @@ class EarlierResults:
 
         Records with damaged files are logged and withdrawn first.
         """
-        records = self.journal.records(kind, key)
+        return self._intact(self.journal.records(kind, key))
+
+    def _intact(self, records: Sequence[R]) -> list[R]:
         faults = self.faults(record.entry for record in records)
         damaged = [record for record, fault in zip(records, faults, strict=True) if fault]
         self.withdraw(*damaged)
@@ -75,22 +76,9 @@ class EarlierResults:
                 self.withdraw(record)
         return None
 
-    def parts(self, key: str, identities: Sequence[str]) -> list[Part]:
-        """Return the intact parts in the journal that were made from the fingerprint `key`.
-
-        They have the ranges of shards that are still the same, given what identifies each shard of this run.
-        """
-        positions = {identity: i for i, identity in reversed(list(enumerate(identities)))}
-        found = []
-        for record in self.records("part", key):
-            part = record.part
-            ranges = []
-            for each, identity in zip(part.ranges, record.identities, strict=True):
-                if identity in positions:
-                    ranges.append(structs.replace(each, shard=positions[identity]))
-            if ranges:
-                found.append(structs.replace(part, ranges=ranges))
-        return found
+    def parts(self, key: str) -> list[Part]:
+        """Return the intact parts in the journal that were made from the fingerprint `key`."""
+        return [record.part for record in self._intact(self.journal.parts(key))]
 
     def published_parts(self) -> tuple[Part, ...]:
         """Return the intact parts of the published result."""
@@ -109,7 +97,7 @@ class EarlierResults:
 
         return self.latest("model", key, read, "%s; the model is trained again")
 
-    def withdraw(self, *records: Record) -> None:
+    def withdraw(self, *records: Record | PartRecord) -> None:
         if not self._is_readonly:
             self.journal.withdraw(*records)
 
@@ -147,7 +135,7 @@ def checkpoint_in_words(checkpoint: Record) -> str:
     return f"{facts['n_epochs']} of {facts['of']} epochs, step {step_of(checkpoint)}"
 
 
-def n_rows_in(parts: Iterable[Record]) -> int:
+def n_rows_in(parts: Iterable[PartRecord]) -> int:
     return sum(record.part.n_live for record in parts)
 
 
@@ -231,7 +219,7 @@ def expensive_work(journal: Journal) -> str:
         done.append("trained")
     elif checkpoints:
         done.append(f"a checkpoint at {checkpoint_in_words(checkpoints[-1])}")
-    n_rows = n_rows_in(journal.records("part"))
+    n_rows = n_rows_in(journal.parts())
     if n_rows:
         done.append(f"{n_rows} rows encoded")
     return ", ".join(done)

@@ -58,10 +58,9 @@ class ScanStage:
     def key(self) -> str:
         """Fingerprint of the scan, for which the digests of the rows need not be known."""
         task = self.task
-        identities = task.identities
         # A training must not use the scan of other runs, which lacks what only the training needs.
         is_training = task.source == "trained"
-        return fingerprint("scan", task.request.scan, is_training, [identities[i] for i in task.scanned])
+        return fingerprint("scan", task.request.scan, is_training, task.ids_of(task.scanned))
 
     def load(self, earlier: EarlierResults) -> Scan | None:
         scan = self.existing(earlier)

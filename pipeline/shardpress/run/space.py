@@ -66,7 +66,7 @@ def _needed_bytes(journal: Journal, task: Task, row_bytes: float | None) -> int:
         training = min(settings.epochs, CHECKPOINTS_KEPT + 1) * n_copies * weights
 
     # Existing parts may belong to this model, whose fingerprint is known only after the training.
-    parts = [*(record.part for record in journal.records("part")), *task.change.kept]
+    parts = [*(record.part for record in journal.parts()), *task.change.kept]
     n_missing = max(0, task.inputs.n_rows - sum(part.n_live for part in parts))
     table = _SHARD * len(task.inputs.shards)
     new_index = _INDEX + model + table + _reference_bytes(task)

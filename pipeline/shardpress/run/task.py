@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -11,13 +11,12 @@ from typing import Literal
 import numpy as np
 from msgspec import structs
 
-from shardpress.base.formats import fingerprint
-from shardpress.hdf5.shard import UNREADABLE
+from shardpress.hdf5.shard import UNREADABLE, Shard
 from shardpress.model.encoder import Model
 from shardpress.result.finished import Result
 from shardpress.result.records import Request
 from shardpress.run.budget import Budget
-from shardpress.run.difference import Base, Change, Wanted, compacted, difference, identity_of, known_digests
+from shardpress.run.difference import Base, Change, Wanted, compacted, difference, resulting_shards
 from shardpress.run.inputs import Inputs
 from shardpress.scan.ranges import Scan, n_fitted_rows
 from shardpress.settings.kinds import n_allowed
@@ -60,10 +59,17 @@ class Task:
         return self.wanted.request
 
     @cached_property
-    def identities(self) -> list[str]:
-        """Identity of the content of each shard, which needs no digest."""
-        compares_digests = self.wanted.matching.compares_digests
-        return [fingerprint(identity_of(shard, compares_digests))[:32] for shard in self.request.shards]
+    def positions(self) -> dict[str, int]:
+        """Positions of the shards by the ids that ranges name."""
+        return {shard.id: i for i, shard in enumerate(self.request.shards)}
+
+    @cached_property
+    def by_id(self) -> dict[str, Shard]:
+        """The shards by the ids that ranges name, in the order of the rows."""
+        return dict(zip(self.positions, self.inputs.shards, strict=True))
+
+    def ids_of(self, positions: Iterable[int]) -> list[str]:
+        return [self.request.shards[i].id for i in positions]
 
     @property
     def appends(self) -> bool:
@@ -71,27 +77,14 @@ class Task:
         change = self.change
         return self.source == "kept" and bool(change.new or change.gone or change.replaced)
 
-    @cached_property
-    def append_ids(self) -> list[int]:
-        """Number of the append that brings the rows of each shard; 0 for the run that trains the model."""
-        if self.base is None or self.source != "kept":
-            return [0] * len(self.inputs.shards)
-        ids = []
-        for i, place in enumerate(self.change.places):
-            if place.base is not None and (place.is_same or i in self.change.relabelled):
-                ids.append(self.base.append_ids[place.base])
-            else:
-                ids.append(self.base.n_appends + 1)
-        return ids
-
     @property
     def encoded(self) -> list[int]:
         """Positions of the shards with rows that have to be encoded."""
-        n_kept: Counter[int] = Counter()
+        n_kept: Counter[str] = Counter()
         for part in self.change.kept:
-            for each in part.ranges:
-                n_kept[each.shard] += each.n_rows
-        return [i for i, shard in enumerate(self.inputs.shards) if n_kept[i] < shard.n_rows]
+            for rows in part.ranges:
+                n_kept[rows.shard] += rows.n_rows
+        return [i for i, (shard_id, shard) in enumerate(self.by_id.items()) if n_kept[shard_id] < shard.n_rows]
 
     @property
     def scanned(self) -> Sequence[int]:
@@ -162,18 +155,20 @@ class Task:
         """
         return n_allowed(self.settings.bad_data.max_bad, self.inputs.n_files) if self.allows_bad_data else 0
 
-    def compared_with(self, base: Base | None, result: Result | None, spared: Collection[int] = ()) -> Task:
+    def compared_with(self, base: Base | None, result: Result | None, spared: Collection[str] = ()) -> Task:
         """Return the task in an output directory with this result.
 
-        Parts with rows of the shards `spared`, which are given by their positions, are not merged with others.
+        Parts with rows of the shards `spared`, which are given by their ids, are not merged with others.
         """
         change = difference(base, self.wanted)
         if base is None or result is None:
             return replace(self, result=None, base=None, change=change)
         n_missing = self.inputs.n_rows - sum(part.n_live for part in change.kept)
-        unreadable = {i for i, shard in enumerate(self.inputs.shards) if shard.form == UNREADABLE}
-        change = compacted(change, {*unreadable, *spared}, n_missing, self.budget.part_rows)
-        request = structs.replace(self.request, shards=known_digests(base, self.wanted, change))
+        facts = resulting_shards(base, self.wanted, change)
+        unreadable = [i for i, shard in enumerate(self.inputs.shards) if shard.form == UNREADABLE]
+        fixed = {*(facts[i].id for i in unreadable), *spared}
+        change = compacted(change, fixed, n_missing, self.budget.part_rows)
+        request = structs.replace(self.request, shards=facts)
         wanted = replace(self.wanted, request=request)
         model = self.model
         if model is None and not change.trains:
@@ -206,8 +201,9 @@ class Fit:
         return replace(self.task.conversion, offset=self.model.offset)
 
     @cached_property
-    def unreadable(self) -> dict[int, str]:
-        """Why shards cannot be read, by their positions, as far as the scan has found out."""
+    def unreadable(self) -> dict[str, str]:
+        """Why shards cannot be read, by their ids, as far as the scan has found out."""
         if self.scan is None:
             return {}
-        return {self.task.scanned[i]: reason for i, reason in self.scan.unreadable.items()}
+        scanned = self.task.ids_of(self.task.scanned)
+        return {scanned[i]: reason for i, reason in self.scan.unreadable.items()}

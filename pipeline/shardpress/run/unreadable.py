@@ -38,15 +38,19 @@ def damage_of(shard: Shard, conversion: Conversion, before: ShardFacts, result: 
     """
     if before.rows is None:  # the result has no features of these rows
         return None
-    number = next(i for i, facts in enumerate(result.shards) if facts.place == before.place)
-    pairs = [pair for pair in result.ranges if pair[1].shard == number]
+    pairs = [pair for pair in result.ranges if pair[1].shard == before.id]
     reasons: list[str] = []
     is_unread = _unreadable_rows(shard, conversion, reasons)
     if is_unread.any():
         model = result.model
         of_model = replace(conversion, offset=model.offset, preparation=model.preparation)
         checked = check_rows(
-            result.directory, pairs, result.shards, lambda i: (shard, of_model), preprocessing_of(result), shard.n_rows
+            result.directory,
+            pairs,
+            result.shards,
+            lambda shard_id: (shard, of_model),
+            preprocessing_of(result),
+            shard.n_rows,
         )
         has_rows = not checked.faults
     else:
