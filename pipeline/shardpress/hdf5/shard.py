@@ -1,7 +1,6 @@
 """Shards, blocks of rows, and the numbering of rows over all shards. All of these are plain values.
 
 No open file is passed between tasks: a shard holds the location of its rows, and each read opens and closes the file.
-An array of rows can be a shard as well, and is then processed like a file.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,9 +22,8 @@ from shardpress.hdf5.layout import Layout
 
 _NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
 
-
-UNREADABLE = "unreadable"
-"""Form of a shard whose rows are in a result, but whose file cannot be used."""
+FormName = Literal["dense", "columns", "sparse", "table"]
+"""Name of a class in `shardpress.hdf5.forms`."""
 
 _READ_AS = {
     "bool": "uint8",  # the fastest dtype to copy to a device
@@ -82,37 +80,47 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """A vetted file of the data set, or an array."""
+class Description:
+    """The rows and extras of a file, as the child describes them."""
 
-    path: str
     dataset: str  # path of the dataset with the rows
     shape: tuple[int, ...]  # number of rows, then any number of axes, which are flattened
     stored_dtype: str
-    chunk_rows: int = 1  # rows that are cheapest to read together: those of one HDF5 chunk, or 1
-    extras: tuple[Extra, ...] = ()
-    identity: Identity = _NO_FILE  # of the vetted file; a different file is not read
-    columns: Columns = field(default=NO_COLUMNS, compare=False, repr=False)  # of the model, after their comparison
-    fill_value: float | None = None  # marks missing values, according to the file
-    form: str = "dense"  # as in `shardpress.hdf5.forms`, or "array" if the rows are not in a file
+    form: FormName = "dense"
     is_transposed: bool = False  # True if the rows are along the last axis, or are the columns of a sparse matrix
-    layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)  # of the rows; three for sparse rows
-    left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)  # datasets that are not extras
-    rows: Any = field(default=None, compare=False, repr=False)  # (n_rows, n_inputs), if they are not in a file
+    layouts: tuple[Layout, ...] = ()  # of the rows; three for sparse rows
+    chunk_rows: int = 1  # rows that are cheapest to read together: those of one HDF5 chunk, or 1
+    fill_value: float | None = None  # marks missing values, according to the file
+    columns: Columns = NO_COLUMNS
+    extras: tuple[Extra, ...] = ()  # the name of an extra that a user has named is its path in the file
+    left_out: tuple[LeftOut, ...] = ()  # datasets that are not extras
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows of a file, after the comparison of all files."""
+
+    path: str
+    dataset: str
+    shape: tuple[int, ...]
+    stored_dtype: str
+    chunk_rows: int = 1
+    extras: tuple[Extra, ...] = ()  # the same in all shards
+    identity: Identity = _NO_FILE  # a different file is not read
+    columns: Columns = field(default=NO_COLUMNS, compare=False, repr=False)  # of the model
+    fill_value: float | None = None
+    form: FormName = "dense"
+    is_transposed: bool = False
+    layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
+    left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
     first_row: int = 0  # of the rows in their dataset and in the extras, which can have others before and after them
 
     def __str__(self) -> str:
-        if self.is_array:
-            return self.dataset
         return f"file={printable(self.path)} dataset={printable(self.dataset)}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the names of columns: they may take megabytes, and every task contains a shard."""
         return {**self.__dict__, "columns": NO_COLUMNS}
-
-    @property
-    def is_array(self) -> bool:
-        return self.form == "array"
 
     @property
     def n_rows(self) -> int:
@@ -143,21 +151,29 @@ class Shard:
         return self.n_inputs * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class UnreadableShard(Shard):
+    """Rows that stay in a result, although their file cannot be used."""
+
+
+@dataclass(frozen=True)
+class ArrayShard(Shard):
+    """Rows in memory, which are processed like those of a file."""
+
+    rows: Any = field(default=None, compare=False, repr=False)  # (n_rows, n_inputs): an array or a CSR matrix of SciPy
+
+    def __str__(self) -> str:
+        return self.dataset
+
+
+def array_shard(rows: Any, columns: Columns = NO_COLUMNS) -> ArrayShard:
+    """Return rows (n_rows, n_inputs) of any real dtype as a shard, uncopied."""
+    return ArrayShard("<array>", "X", rows.shape, rows.dtype.str, columns=columns, rows=rows)
+
+
 def rows_of(shard: Shard, first: int, n_rows: int) -> Shard:
     """Return a shard with some of the rows of another one."""
     return replace(shard, shape=(n_rows, *shard.shape[1:]), first_row=shard.first_row + first)
-
-
-def array_shard(rows: Any) -> Shard:
-    """Return rows (n_rows, n_inputs) of any real dtype, an array or a CSR matrix of SciPy, as a shard, uncopied."""
-    return Shard(
-        path="<array>",
-        dataset="X",
-        shape=rows.shape,
-        stored_dtype=rows.dtype.str,
-        form="array",
-        rows=rows,
-    )
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def prepare_fit(
         config = config.changed(target=targets.name)
     refuse(conflicts(config))
     columns = Columns(row_shape=row_shape)
-    shard = replace(array_shard(rows), columns=columns)
+    shard = array_shard(rows, columns)
     settings, conversion = resolve_for(config, [shard], AS_STORED, model)
     if model is None:
         refuse(conflicts_with_rows(settings, *shard.shape))

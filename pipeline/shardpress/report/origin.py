@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shardpress.base.errors import DataError, NoInput
-from shardpress.hdf5.shard import Block, Shard, rows_of
+from shardpress.hdf5.shard import Block, Shard
 from shardpress.report.recompute import Preprocessing
 from shardpress.result.finished import Result
 from shardpress.result.records import ShardFacts, Stat, with_digests
@@ -38,12 +38,13 @@ class Inputs:
         path = Path(before.path)
         if not path.is_file():
             raise NoInput("the file no longer exists at this path")
-        shard = vet(path, Selection(before.dataset, "columns" if before.is_transposed else "rows"))
-        if before.first_row + before.shape[0] <= shard.n_rows:
-            shard = rows_of(shard, before.first_row, before.shape[0])
+        file = vet(path, Selection(before.dataset, "columns" if before.is_transposed else "rows"))
+        if before.first_row + before.shape[0] <= file.n_rows:
+            file = file.with_rows(before.first_row, before.shape[0])
         match = "ignore" if before.column_order is None else "name"
         check = ColumnCheck(ColumnRule(match, self._model.columns, "the model"))
-        shard = check.accept(shard)
+        check.accept(file)
+        shard = file.shard(check.columns, (), ())
         conversion = Conversion(dict(check.orders), self._model.offset, self._model.preparation)
         if not _has_rows(shard, conversion, before):
             raise DataError("its rows have changed since the run")

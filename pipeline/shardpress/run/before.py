@@ -10,7 +10,8 @@ from typing import Any
 from msgspec import structs
 
 from shardpress.base.errors import ConfigError, NoInput, Problem, printable
-from shardpress.hdf5.shard import Extra, Shard
+from shardpress.hdf5.files import Identity
+from shardpress.hdf5.shard import Description, Extra
 from shardpress.output.disk import Disk
 from shardpress.output.journal import Journal
 from shardpress.result.finished import INDEX, Result, given_name, load_model
@@ -18,6 +19,7 @@ from shardpress.result.records import Request, with_digests
 from shardpress.run.difference import Base
 from shardpress.settings.config import SETTINGS, Config, Setting
 from shardpress.settings.kinds import as_typed
+from shardpress.shards.vet import InputFile
 
 # Settings that the new rows need in addition to those that affect only the features. The model has all others.
 _INHERITED = (
@@ -97,8 +99,8 @@ def _with_later_stats(request: Request, later: Request | None) -> Request:
     return structs.replace(request, shards=shards)
 
 
-def shard_like(result: Result) -> Shard:
-    """Return the rows of a result as a shard with its extras, whose dtypes, categories and masks new rows get."""
+def earlier_rows(result: Result) -> InputFile:
+    """Return the rows of a result with its extras, whose dtypes, categories and masks new rows get."""
     masks = result.facts.masks
     paths = result.facts.paths
     extras = []
@@ -109,7 +111,8 @@ def shard_like(result: Result) -> Shard:
             extra = replace(extra, fill=-1, categories=tuple(categories), codes=codes)
         extras.append(extra)
     shape = (result.n_rows, result.n_features)
-    return Shard(str(result.path), "features", shape, "<f4", extras=tuple(extras))
+    rows = Description("features", shape, "<f4", extras=tuple(extras))
+    return InputFile(str(result.path), Identity(0, 0, 0, 0), rows, 0, result.n_rows)
 
 
 # -- settings ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from shardpress.base.runlog import MAX_WARNINGS
-from shardpress.hdf5.shard import UNREADABLE
+from shardpress.hdf5.shard import UnreadableShard
 from shardpress.result.facts import ReportFacts, Summary, WarningFacts
 from shardpress.result.records import RunFacts
 from shardpress.run.resume import has_other_labels
@@ -77,7 +77,7 @@ def _changes_sample(task: Task, before: RunFacts) -> bool:
     """
     change = task.change
     assert task.base is not None
-    if any(shard.form == UNREADABLE for shard in task.inputs.shards):
+    if any(isinstance(shard, UnreadableShard) for shard in task.inputs.shards):
         return False
     has_others = has_other_labels(task.settings, before) or bool(change.relabelled)
     return has_others or change.encodes_again or bool(change.moved(task.base, task.wanted))

@@ -25,7 +25,7 @@ from shardpress.base.text import duration
 from shardpress.encoding.index import write_index
 from shardpress.encoding.partfile import row_shapes, stored_categories, stored_masks, stored_paths
 from shardpress.hdf5.columns import Columns
-from shardpress.hdf5.shard import UNREADABLE, Block, Shard, first_rows
+from shardpress.hdf5.shard import Block, Shard, UnreadableShard, first_rows
 from shardpress.model.labels import LabelChoice
 from shardpress.output.disk import publish, remove
 from shardpress.output.folder import BAD_ROWS, REPORT
@@ -301,7 +301,7 @@ class _Finish:
         sources = []
         for part, each in pairs:
             shard = self._task.by_id[each.shard]
-            if shard.form != UNREADABLE:
+            if not isinstance(shard, UnreadableShard):
                 row = int(starts[self._task.positions[each.shard]]) + each.start
                 trained = ~self._are_held_out[row : row + each.n_rows]
                 fitted = self._use[row : row + each.n_rows] == Use.TRAINING

@@ -15,12 +15,12 @@ from shardpress.base.runlog import BAD_FILE
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.hdf5.columns import Columns
-from shardpress.hdf5.shard import UNREADABLE, Shard
+from shardpress.hdf5.shard import Shard, UnreadableShard
 from shardpress.model.encoder import Model
 from shardpress.result.facts import BadFile
 from shardpress.result.finished import Result, given_name
 from shardpress.result.records import ShardFacts
-from shardpress.run.before import shard_like
+from shardpress.run.before import earlier_rows
 from shardpress.run.budget import n_threads_of
 from shardpress.run.contents import with_content, with_extras
 from shardpress.run.difference import Base, Matching, Place, needed_digests, places_of
@@ -32,7 +32,7 @@ from shardpress.shards.column_order import ColumnCheck, ColumnRule
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.open import check_any, open_sources
 from shardpress.shards.sources import Source, find
-from shardpress.shards.vet import Selection
+from shardpress.shards.vet import InputFile, Selection
 
 log = logging.getLogger(__name__)
 
@@ -119,12 +119,12 @@ def _column_rule(config: Config, model: Model | None) -> ColumnRule:
     return ColumnRule(match, model.columns, model_name(config), model.n_columns if config.results.append else None)
 
 
-def _extras_like(config: Config, result: Result | None) -> tuple[Shard | None, dict[str, tuple[Any, ...]]]:
-    """Return a shard whose extras those of the input must have, or None, and the categories of earlier extras."""
+def _extras_like(config: Config, result: Result | None) -> tuple[InputFile | None, dict[str, tuple[Any, ...]]]:
+    """Return the earlier rows whose extras new ones must have, or None, and the categories of their extras."""
     if result is None:
         return None, {}
-    earlier = shard_like(result)
-    categories = {extra.name: extra.categories for extra in earlier.extras if extra.categories is not None}
+    earlier = earlier_rows(result)
+    categories = {extra.name: extra.categories for extra in earlier.description.extras if extra.categories is not None}
     has_same_extras = set(config.inputs.include) == set(result.facts.config["include"])
     return earlier if config.results.append and has_same_extras else None, categories
 
@@ -221,16 +221,10 @@ def matching_of(results: ResultSettings) -> Matching:
     return Matching(compares_digests=results.verify == "digests", reorders=results.retrain)
 
 
-def _unreadable_shard(like: Shard, facts: ShardFacts) -> Shard:
+def _unreadable_shard(like: Shard, facts: ShardFacts) -> UnreadableShard:
     """Return a shard whose rows stay in the result, although its file cannot be read."""
-    return replace(
-        like,
-        path=facts.path,
-        dataset=facts.dataset,
-        shape=tuple(facts.shape),
-        stored_dtype=facts.dtype,
-        form=UNREADABLE,
-        layouts=(),
+    return UnreadableShard(
+        facts.path, facts.dataset, tuple(facts.shape), facts.dtype, extras=like.extras, columns=like.columns
     )
 
 

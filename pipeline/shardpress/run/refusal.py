@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from shardpress.base.errors import ConfigError, DataError, NoInput, printable, quantity, short_list
-from shardpress.hdf5.shard import UNREADABLE
+from shardpress.hdf5.shard import UnreadableShard
 from shardpress.output.journal import Journal
 from shardpress.result.finished import stored_name
 from shardpress.result.records import Request, ShardFacts
@@ -168,7 +168,7 @@ def _check_gone(base: Base, change: Change, where: str, drops: bool) -> None:
 
 def _check_unreadable(task: Task, journal: Journal) -> None:
     """Raise `DataError` if a run has to read files that cannot be used, to encode or to judge their rows again."""
-    unreadable = [i for i, shard in enumerate(task.inputs.shards) if shard.form == UNREADABLE]
+    unreadable = [i for i, shard in enumerate(task.inputs.shards) if isinstance(shard, UnreadableShard)]
     if not unreadable:
         return
     names = short_list((printable(task.inputs.shards[i].path) for i in unreadable), _NAMED)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from msgspec import structs
 
-from shardpress.hdf5.shard import UNREADABLE, Shard
+from shardpress.hdf5.shard import Shard, UnreadableShard
 from shardpress.model.encoder import Model
 from shardpress.result.finished import Result
 from shardpress.result.records import Request
@@ -165,7 +165,7 @@ class Task:
             return replace(self, result=None, base=None, change=change)
         n_missing = self.inputs.n_rows - sum(part.n_live for part in change.kept)
         facts = resulting_shards(base, self.wanted, change)
-        unreadable = [i for i, shard in enumerate(self.inputs.shards) if shard.form == UNREADABLE]
+        unreadable = [i for i, shard in enumerate(self.inputs.shards) if isinstance(shard, UnreadableShard)]
         fixed = {*(facts[i].id for i in unreadable), *spared}
         change = compacted(change, fixed, n_missing, self.budget.part_rows)
         request = structs.replace(self.request, shards=facts)

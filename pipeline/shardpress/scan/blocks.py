@@ -10,7 +10,7 @@ import numpy as np
 
 from shardpress.base.errors import DataError
 from shardpress.cluster.threads import check
-from shardpress.hdf5.shard import Block, Shard, first_rows
+from shardpress.hdf5.shard import ArrayShard, Block, Shard, first_rows
 from shardpress.model.scaler import bad_rows, missing_entries
 from shardpress.scan.column_sample import sample_positions
 from shardpress.shards.conversion import AS_STORED, Conversion
@@ -114,7 +114,7 @@ def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) ->
         check()
         block = piece.block
         try:
-            digest = None if block.shard.is_array else Digest()  # no later run recognizes an array
+            digest = None if isinstance(block.shard, ArrayShard) else Digest()  # no later run recognizes an array
             rows = settings.conversion.read(block, memory, digest)
             found = _stats_of_rows(settings, stride, piece, rows)
             stats.append(found if digest is None else replace(found, digests={piece.number: digest.value}))

@@ -14,7 +14,7 @@ from shardpress.base.errors import DataError, Problem, printable, quantity, shor
 from shardpress.base.formats import pack, sum_of_digests, unpack
 from shardpress.cluster.executor import reduce
 from shardpress.hdf5.columns import Columns
-from shardpress.hdf5.shard import Block, Shard, block_of, first_rows
+from shardpress.hdf5.shard import ArrayShard, Block, Shard, block_of, first_rows
 from shardpress.model.scaler import Scaler, bad_entries
 from shardpress.result.facts import ScanFacts
 from shardpress.scan.blocks import (
@@ -394,7 +394,7 @@ def check_usable(shards: Sequence[Shard], scan_result: Scan, settings: ScanSetti
         )
     if scan_result.constant.all():
         advice = "Provide other rows."
-        if not first.is_array:
+        if not isinstance(first, ArrayShard):
             advice = "Choose another dataset with --dataset, or provide other rows."
         raise DataError(
             f"{first}: all {scan_result.n_fitted} usable rows are equal, expected columns that vary. {advice}"

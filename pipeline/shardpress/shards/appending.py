@@ -9,9 +9,19 @@ from dataclasses import replace
 import numpy as np
 
 from shardpress.base.errors import DataError, printable, quantity, short_list
+from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.limits import MOST_LEFT_OUT
 from shardpress.hdf5.shard import Extra, LeftOut, Shard
-from shardpress.shards.extras import common_dtype, existing_paths, in_words, rename_extras, shorten, unify_renamed
+from shardpress.shards.extras import (
+    FileExtras,
+    common_dtype,
+    common_extras,
+    existing_paths,
+    in_words,
+    rename_extras,
+    shorten,
+)
+from shardpress.shards.vet import InputFile
 
 log = logging.getLogger(__name__)
 
@@ -20,94 +30,93 @@ _NAMED = 20  # extras that a message names
 
 
 def fit_extras(
-    shards: Sequence[Shard], part: Shard, refuse: Callable[[str, DataError], object], include: Sequence[str] = ()
+    files: Sequence[InputFile],
+    columns: Columns,
+    part: InputFile,
+    refuse: Callable[[str, DataError], object],
+    include: Sequence[str] = (),
 ) -> tuple[Shard, ...]:
-    """Return new shards with the extras of a part of a finished run, which has those of its index and their masks.
+    """Return the shards of new files with the extras of a part of a finished run, which has those of its index.
 
     Further extras are left out with a warning. Codes refer to the categories of the part, followed by new ones.
-    `refuse` is called with the path of each shard that lacks an extra, or whose values do not fit into the dtype of the
-    part. Such shards are left out.
+    `refuse` is called with the path of each file that lacks an extra, or whose values do not fit into the dtype of the
+    part. Such files are left out.
 
     Raise `DataError` if the codes of all categories do not fit into the dtype of the part.
     """
-    shards, _ = rename_extras(shards, existing_paths(shards, include))
-    masks = {extra.name: extra.mask for extra in part.extras if extra.mask is not None}
-    expected = [extra for extra in part.extras if extra.name not in masks.values()]
+    candidates, _ = rename_extras(files, existing_paths(files, include))
+    masks = {extra.name: extra.mask for extra in part.description.extras if extra.mask is not None}
+    expected = [extra for extra in part.description.extras if extra.name not in masks.values()]
     required = {extra.name for extra in expected if extra.mask is None}
+    known_names = {extra.name for extra in part.description.extras}
     fitting = []
-    for shard in shards:
+    for candidate in candidates:
         try:
-            _check_has_all(shard, required, part)
-            _check_values(shard, expected, part)
-            fitting.append(shard)
+            _check_has_all(candidate, required, part)
+            _check_values(candidate, expected, part)
+            fitting.append(_without_others(candidate, known_names))
         except DataError as error:
-            refuse(shard.path, error)
-    if not fitting:
-        return ()
-    shards = _without_others(fitting, {extra.name for extra in part.extras})
-    named = {extra.name for shard in shards for extra in shard.extras if extra.is_named}
-    model = tuple(replace(extra, is_named=extra.name in named) for extra in expected)
-    categories = {extra.name: extra.categories for extra in model if extra.categories is not None}
-    unified = unify_renamed([replace(part, extras=model), *shards], frozenset(), categories)[1:]
-    fitted = [_with_masks(shard, masks) for shard in unified]
-    for extra in part.extras:
-        _check_dtype(extra, fitted[0], part)
-    return tuple(fitted)
+            refuse(candidate.file.path, error)
+    categories = {extra.name: extra.categories for extra in expected if extra.categories is not None}
+    extras, _ = common_extras([FileExtras(part, tuple(expected), ()), *fitting], frozenset(), categories)
+    shards = []
+    for candidate, own in zip(fitting, extras[1:], strict=True):
+        shards.append(candidate.file.shard(columns, _with_masks(own, masks), candidate.left_out))
+    for extra in part.description.extras if shards else ():
+        _check_dtype(extra, shards[0], part)
+    return tuple(shards)
 
 
-def _check_has_all(shard: Shard, required: Iterable[str], part: Shard) -> None:
-    missing = sorted(set(required) - {extra.name for extra in shard.extras})
-    if missing and shard.n_rows:
+def _check_has_all(candidate: FileExtras, required: Iterable[str], part: InputFile) -> None:
+    missing = sorted(set(required) - {extra.name for extra in candidate.extras})
+    if missing and candidate.file.n_rows:
         them = "it" if len(missing) == 1 else "them"
         raise DataError(
-            f"{shard}: lacks {quantity(len(missing), 'extra')} of the earlier rows (file={printable(part.path)}), "
-            f"expected {printable(short_list(missing, _NAMED))}. Add {them} to the file, for example with missing "
-            "values; or write these rows to another --output with --model."
+            f"{candidate.file}: lacks {quantity(len(missing), 'extra')} of the earlier rows "
+            f"(file={printable(part.path)}), expected {printable(short_list(missing, _NAMED))}. Add {them} to the "
+            "file, for example with missing values; or write these rows to another --output with --model."
         )
 
 
-def _without_others(shards: Sequence[Shard], names: set[str]) -> list[Shard]:
-    fitting = []
-    for shard in shards:
-        extras = tuple(extra for extra in shard.extras if extra.name in names)
-        surplus = (LeftOut(extra.name, _NOT_IN_EARLIER, True) for extra in shard.extras if extra.name not in names)
-        left_out = (*surplus, *shard.left_out)[:MOST_LEFT_OUT]
-        fitting.append(replace(shard, extras=extras, left_out=left_out))
-    return fitting
+def _without_others(candidate: FileExtras, names: set[str]) -> FileExtras:
+    """Return the candidate without extras that the part lacks. They are listed as left out."""
+    extras = tuple(extra for extra in candidate.extras if extra.name in names)
+    surplus = [LeftOut(extra.name, _NOT_IN_EARLIER, True) for extra in candidate.extras if extra.name not in names]
+    return FileExtras(candidate.file, extras, (*surplus, *candidate.left_out)[:MOST_LEFT_OUT])
 
 
-def _with_masks(shard: Shard, masks: Mapping[str, str]) -> Shard:
-    """Return a shard with a mask for each extra that some rows lack or lacked. `masks` are their names."""
-    names = {extra.name for extra in shard.extras}
-    extras = [replace(extra, mask=masks.get(extra.name)) for extra in shard.extras]
-    extras += [Extra(mask, np.dtype(bool), fill=True) for mask in sorted(masks.values()) if mask not in names]
-    return replace(shard, extras=tuple(extras))
+def _with_masks(extras: Sequence[Extra], masks: Mapping[str, str]) -> tuple[Extra, ...]:
+    """Return extras with a mask for each one that some rows lack or lacked. `masks` are their names."""
+    names = {extra.name for extra in extras}
+    masked = [replace(extra, mask=masks.get(extra.name)) for extra in extras]
+    masked += [Extra(mask, np.dtype(bool), fill=True) for mask in sorted(masks.values()) if mask not in names]
+    return tuple(masked)
 
 
-def _check_values(shard: Shard, expected: Sequence[Extra], part: Shard) -> None:
+def _check_values(candidate: FileExtras, expected: Sequence[Extra], part: InputFile) -> None:
     """Check that values fit into the dtype of the part, and that both or none have categories."""
-    own = {extra.name: extra for extra in shard.extras if shard.n_rows}
-    for extra in expected:
-        found = own.get(extra.name)
-        if found is None:
+    own = {extra.name: extra for extra in candidate.extras if candidate.file.n_rows}
+    for earlier in expected:
+        extra = own.get(earlier.name)
+        if extra is None:
             continue
-        are_alike = (extra.categories is None) == (found.categories is None)
-        if extra.categories is None and found.categories is None:
-            are_alike = common_dtype([extra.dtype, found.dtype]) == extra.dtype
+        are_alike = (earlier.categories is None) == (extra.categories is None)
+        if earlier.categories is None and extra.categories is None:
+            are_alike = common_dtype([earlier.dtype, extra.dtype]) == earlier.dtype
         if not are_alike:
-            raise _dtype_error(shard, found, extra, part)
+            raise _dtype_error(candidate.file, extra, earlier, part)
 
 
-def _check_dtype(expected: Extra, shard: Shard, part: Shard) -> None:
+def _check_dtype(expected: Extra, shard: Shard, part: InputFile) -> None:
     """Check that an extra of a fitted shard has the dtype of the part, and not, for example, longer codes."""
-    found = next((extra for extra in shard.extras if extra.name == expected.name), None)
-    if found is None or found.dtype != expected.dtype:
-        raise _dtype_error(shard, found, expected, part)
+    extra = next((extra for extra in shard.extras if extra.name == expected.name), None)
+    if extra is None or extra.dtype != expected.dtype:
+        raise _dtype_error(shard, extra, expected, part)
 
 
-def _dtype_error(shard: Shard, found: Extra | None, expected: Extra, part: Shard) -> DataError:
-    values = "of another dtype" if found is None else in_words(found)
+def _dtype_error(where: InputFile | Shard, extra: Extra | None, expected: Extra, part: InputFile) -> DataError:
+    values = "of another dtype" if extra is None else in_words(extra)
     return DataError(
-        f"{shard}: extra {shorten(expected.name)} is {values}, but {in_words(expected)} in the earlier rows "
+        f"{where}: extra {shorten(expected.name)} is {values}, but {in_words(expected)} in the earlier rows "
         f"(file={printable(part.path)}). Convert it in the file, or write these rows to another --output with --model."
     )

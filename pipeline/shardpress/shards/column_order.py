@@ -11,7 +11,7 @@ import numpy as np
 
 from shardpress.base.errors import DataError, printable, quantity, short_list
 from shardpress.hdf5.columns import NO_COLUMNS, Columns, Difference, row_shape_of
-from shardpress.hdf5.shard import Shard
+from shardpress.shards.vet import InputFile
 
 log = logging.getLogger(__name__)
 
@@ -54,41 +54,41 @@ class ColumnCheck:
         self._has_any = False
         self._n_shards = 0
         self._notes: Counter[str] = Counter()
-        self._first_note: dict[str, Shard] = {}
+        self._first_note: dict[str, InputFile] = {}
         self._distinct_orders: dict[bytes, np.ndarray] = {}
 
-    def accept(self, shard: Shard) -> Shard:
-        """Return a shard with its final columns, and compare later shards with its columns as well.
+    def accept(self, file: InputFile) -> None:
+        """Compare the columns of a file with those of the model and of earlier files, and later files with them.
 
-        Raise `DataError` if the columns differ from the columns of the model or of earlier shards.
+        Raise `DataError` if they differ.
         """
-        order = self._order_by_name(shard) if self._rule.match == "name" else None
-        found = shard.columns if order is None else shard.columns.reordered(order)
+        order = self._order_by_name(file) if self._rule.match == "name" else None
+        columns = file.description.columns
+        if order is not None:
+            columns = columns.reordered(order)
         if self._rule.match != "ignore":
-            difference = found.first_difference(self.columns)
+            difference = columns.first_difference(self.columns)
             if difference is not None:
-                raise self._error(shard, found, difference)
+                raise self._error(file, columns, difference)
         # The error about names comes first, because it says which columns are missing.
-        if self._n_inputs not in (None, shard.n_inputs):
+        if self._n_inputs not in (None, file.n_inputs):
             raise DataError(
-                f"{shard}: shape {shard.shape} has {shard.n_inputs} columns, expected {self._n_inputs} as in "
+                f"{file}: shape {file.shape} has {file.n_inputs} columns, expected {self._n_inputs} as in "
                 f"{self._n_inputs_of}. Give shards with the same number of columns."
             )
         if self._n_inputs is None:
-            self._n_inputs = shard.n_inputs
-            self._n_inputs_of = f"{shard} of shape {shard.shape}"
+            self._n_inputs = file.n_inputs
+            self._n_inputs_of = f"{file} of shape {file.shape}"
         if order is not None:
-            self.orders[shard.path] = order
-        self._count(shard)
-        self._extend(found, shard)
-        # All shards share one object, since there may be many shards and many names.
-        return replace(shard, columns=self.columns)
+            self.orders[file.path] = order
+        self._count(file)
+        self._extend(columns, file)
 
-    def _error(self, shard: Shard, found: Columns, difference: Difference) -> DataError:
+    def _error(self, file: InputFile, found: Columns, difference: Difference) -> DataError:
         is_name = bool(found.names) and found.names != self.columns.names and bool(self.columns.names)
         where = self._names_of if is_name else self._values_of
         return DataError(
-            f"{shard}: column {difference.column} is {difference.found}, expected {difference.expected} as in {where}. "
+            f"{file}: column {difference.column} is {difference.found}, expected {difference.expected} as in {where}. "
             f"{self._advice(found, is_name)}"
         )
 
@@ -100,44 +100,44 @@ class ColumnCheck:
             return f"Only the order of the names differs. {advice}, or reorder them with --match-columns name."
         return f"{advice}."
 
-    def _order_by_name(self, shard: Shard) -> np.ndarray | None:
+    def _order_by_name(self, file: InputFile) -> np.ndarray | None:
         """Return the position in a shard of each column, (n_inputs,), int32; None if they are in this order."""
-        names = shard.columns.names
+        names = file.description.columns.names
         expected = self.columns.names
         if not names:
             raise DataError(
-                f"{shard}: has no column names, which --match-columns name needs. Omit the option, or write the names "
+                f"{file}: has no column names, which --match-columns name needs. Omit the option, or write the names "
                 "into the file (docs/inputs.md)."
             )
         if not expected or names == expected:
             return None
-        _check_same_names(shard, expected, self._names_of)
+        _check_same_names(file, expected, self._names_of)
         positions = {name: position for position, name in enumerate(names)}
         order = np.array([positions[name] for name in expected], dtype=np.int32)
         return self._distinct_orders.setdefault(order.tobytes(), order)  # shards with the same order share one array
 
-    def _extend(self, found: Columns, shard: Shard) -> None:
-        """Add names and numbers of columns that no earlier shard has."""
+    def _extend(self, columns: Columns, file: InputFile) -> None:
+        """Add names and numbers of columns that no earlier file has."""
         common = self.columns
-        if found.names and not common.names:
-            common = replace(common, names=found.names, names_from=found.names_from)
-            self._names_of = str(shard)
-        if found.values is not None and common.values is None:
-            common = replace(common, values=found.values, values_from=found.values_from)
-            self._values_of = str(shard)
-        row_shape = row_shape_of(shard.shape) or common.row_shape
+        if columns.names and not common.names:
+            common = replace(common, names=columns.names, names_from=columns.names_from)
+            self._names_of = str(file)
+        if columns.values is not None and common.values is None:
+            common = replace(common, values=columns.values, values_from=columns.values_from)
+            self._values_of = str(file)
+        row_shape = row_shape_of(file.shape) or common.row_shape
         if row_shape != common.row_shape:
             common = replace(common, row_shape=row_shape)
         self.columns = common
 
-    def _count(self, shard: Shard) -> None:
-        found = shard.columns
+    def _count(self, file: InputFile) -> None:
+        columns = file.description.columns
         self._n_shards += 1
-        self._n_named += bool(found.names)
-        self._has_any |= found.is_known
-        if found.note:
-            self._notes[found.note] += 1
-            self._first_note.setdefault(found.note, shard)
+        self._n_named += bool(columns.names)
+        self._has_any |= columns.is_known
+        if columns.note:
+            self._notes[columns.note] += 1
+            self._first_note.setdefault(columns.note, file)
 
     def log(self) -> None:
         """Log which columns were compared, and why the names in some files are ignored."""
@@ -167,17 +167,17 @@ class ColumnCheck:
             log.warning("%s: column names or numbers are ignored%s: %s", self._first_note[note], more, printable(note))
 
 
-def _check_same_names(shard: Shard, expected: Sequence[str], where: str) -> None:
+def _check_same_names(file: InputFile, expected: Sequence[str], where: str) -> None:
     """Raise `DataError` unless a shard has the expected names, and all names are unique."""
-    names = shard.columns.names
-    _check_unique(names, str(shard))
+    names = file.description.columns.names
+    _check_unique(names, str(file))
     _check_unique(expected, where)
     found = set(names)
     missing = [name for name in expected if name not in found]
     surplus = sorted(found.difference(expected))
     if missing or surplus:
         raise DataError(
-            f"{shard}: {len(missing)} columns of {where} are missing ({_name_list(missing)}), and {len(surplus)} "
+            f"{file}: {len(missing)} columns of {where} are missing ({_name_list(missing)}), and {len(surplus)} "
             f"columns are not in it ({_name_list(surplus)}), expected the same names. Give shards with the same "
             "columns."
         )

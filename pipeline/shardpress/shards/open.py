@@ -20,7 +20,7 @@ from shardpress.hdf5.child.ask import Refusal, retire
 from shardpress.hdf5.files import writers
 from shardpress.hdf5.forms.known import FORMS
 from shardpress.hdf5.names import PREFERRED
-from shardpress.hdf5.shard import Shard, rows_of
+from shardpress.hdf5.shard import Shard
 from shardpress.hdf5.values import file_digest
 from shardpress.settings.kinds import sufficient_percentage
 from shardpress.shards.appending import fit_extras
@@ -29,7 +29,7 @@ from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.damaged import MOST_NAMED, damage_error
 from shardpress.shards.extras import log_extras, shorten, unify_extras
 from shardpress.shards.sources import COPY_AGAIN, Source, find
-from shardpress.shards.vet import Selection, vet
+from shardpress.shards.vet import InputFile, Selection, vet
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def open_sources(
     selection: Selection,
     on_bad_shard: Callable[[Path, DataError], object] | None,
     check: ColumnCheck,
-    like: Shard | None = None,
+    like: InputFile | None = None,
     categories: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[Shard, ...]:
     """Vet files and describe the shards in the log, as `open_shards` does. Raise `DataError` if no file is left.
@@ -91,12 +91,13 @@ def open_sources(
     selection = replace(selection, include=tuple(dict.fromkeys(selection.include)))
     refused = _Refused(on_bad_shard)
     with closing(_open_all(sources, selection)) as opened:  # after an error, no more files are opened
-        shards = _accept_fitting(sources, opened, refused, check)
-    if like is not None:
-        shards = fit_extras(shards, like, refused.add, selection.include)
-    refused.check(len(shards))
+        files = _accept_fitting(sources, opened, refused, check)
     if like is None:
-        shards = unify_extras(shards, selection.include, categories or {})
+        refused.check(len(files))
+        shards = unify_extras(files, check.columns, selection.include, categories or {})
+    else:
+        shards = fit_extras(files, check.columns, like, refused.add, selection.include)
+        refused.check(len(shards))
     _log_shards(shards)
     check.log()
     return shards
@@ -113,9 +114,9 @@ def check_any(shards: Sequence[Shard]) -> None:
 # -- each file ---------------------------------------------------------------------------------------------------
 
 
-def _open_all(sources: Sequence[Source], selection: Selection) -> Generator[Shard | DataError, None, None]:
-    """Yield each shard, or the error of its file, in order."""
-    parts: dict[Path, Shard] = {}
+def _open_all(sources: Sequence[Source], selection: Selection) -> Generator[InputFile | DataError, None, None]:
+    """Yield each file, or its error, in order."""
+    parts: dict[Path, InputFile] = {}
     n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_PER_THREAD)
     with (
         Progress("input", len(sources), "files", is_minor=True) as progress,
@@ -124,15 +125,17 @@ def _open_all(sources: Sequence[Source], selection: Selection) -> Generator[Shar
         for start in range(0, len(sources), _FILES_PER_BATCH):
             batch = sources[start : start + _FILES_PER_BATCH]
             tasks = (batch[i : i + _FILES_PER_TASK] for i in range(0, len(batch), _FILES_PER_TASK))
-            for shards in pool.map(partial(_open_few, selection=selection, parts=parts), tasks):
-                progress.advance(len(shards))
-                yield from shards
+            for files in pool.map(partial(_open_few, selection=selection, parts=parts), tasks):
+                progress.advance(len(files))
+                yield from files
     retire(n_kept=1)  # each thread may have started a child process
 
 
-def _open_few(sources: Sequence[Source], selection: Selection, parts: dict[Path, Shard]) -> list[Shard | DataError]:
+def _open_few(
+    sources: Sequence[Source], selection: Selection, parts: dict[Path, InputFile]
+) -> list[InputFile | DataError]:
     """Open some files. A part of a result is vetted once for all of its rows, and then kept in `parts`."""
-    opened: list[Shard | DataError] = []
+    opened: list[InputFile | DataError] = []
     for source in sources:
         try:
             if source.rows is None:
@@ -140,23 +143,23 @@ def _open_few(sources: Sequence[Source], selection: Selection, parts: dict[Path,
                 continue
             if source.path not in parts:  # a part can have many ranges of rows, and its digest takes time
                 parts[source.path] = _vetted(source, selection)
-            opened.append(rows_of(parts[source.path], *source.rows))
+            opened.append(parts[source.path].with_rows(*source.rows))
         except DataError as error:  # the caller decides, in the order of the files, whether the error ends the run
             opened.append(error)
     return opened
 
 
-def _vetted(source: Source, selection: Selection) -> Shard:
+def _vetted(source: Source, selection: Selection) -> InputFile:
     """Vet a file, and check that it is the one that the index names; the digest, which takes longest, comes last."""
-    shard = vet(source.path, selection)
+    file = vet(source.path, selection)
     where = f"file={printable(source.path)}"
-    n_bytes = shard.identity.size
-    for n, expected, unit in ((n_bytes, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
+    n_bytes = file.identity.size
+    for n, expected, unit in ((n_bytes, source.n_bytes, "bytes"), (file.n_rows, source.n_rows, "rows")):
         if expected not in (None, n):
             raise DataError(f"{where}: {n} {unit}, expected {expected} from the index. {COPY_AGAIN}")
-    if source.blake3 is not None and file_digest(shard.path, shard.identity) != source.blake3:
+    if source.blake3 is not None and file_digest(file.path, file.identity) != source.blake3:
         raise DataError(f"{where}: its content has changed: the BLAKE3 digest differs from the index. {COPY_AGAIN}")
-    return shard
+    return file
 
 
 # -- all together ------------------------------------------------------------------------------------------------
@@ -193,23 +196,22 @@ class _Refused:
 
 def _accept_fitting(
     sources: Sequence[Source],
-    opened: Iterator[Shard | DataError],
+    opened: Iterator[InputFile | DataError],
     refused: _Refused,
     check: ColumnCheck,
-) -> tuple[Shard, ...]:
-    """Return the shards that fit the accepted shards before them, and refuse the others, in the order of the files."""
-    shards: list[Shard] = []
-    for source, shard in zip(sources, opened, strict=True):
-        signals.check()  # there may be many shards
+) -> list[InputFile]:
+    """Return the files whose columns fit those of the files before them, and refuse the others, in their order."""
+    files: list[InputFile] = []
+    for source, file in zip(sources, opened, strict=True):
+        signals.check()  # there may be many files
         try:
-            if isinstance(shard, DataError):
-                raise shard
-            shards.append(check.accept(shard))
+            if isinstance(file, DataError):
+                raise file
+            check.accept(file)
+            files.append(file)
         except DataError as error:
             refused.add(str(source.path), error)
-    if check.columns.is_known:  # also set the columns of shards before the first one with names
-        shards = [replace(shard, columns=check.columns) for shard in shards]
-    return tuple(shards)
+    return files
 
 
 # -- the log -----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from shardpress.hdf5.forms.known import FORMS
 from shardpress.hdf5.forms.table import records_of
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import LONGEST_TEXT
-from shardpress.hdf5.shard import UNREADABLE, Block, Extra, Shard, aligned
+from shardpress.hdf5.shard import ArrayShard, Block, Extra, Shard, UnreadableShard, aligned
 from shardpress.hdf5.values import read_values
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,18 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
     if out is None:
         out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
     if len(block):  # an empty block needs no file
-        _READERS[shard.form](_in_dataset(block), out)
+        _read_rows(block, out)
     return out
+
+
+def _read_rows(block: Block, out: np.ndarray) -> None:
+    shard = block.shard
+    if isinstance(shard, UnreadableShard):
+        raise DataError(f"{shard}: its file cannot be used. See the warning about it above.")
+    if isinstance(shard, ArrayShard):
+        _read_array(shard.rows, _in_dataset(block), out)
+    else:
+        FORMS[shard.form].read(_in_dataset(block), out)
 
 
 def _in_dataset(block: Block) -> Block:
@@ -61,27 +71,15 @@ def _in_dataset(block: Block) -> Block:
     return block if not first else replace(block, start=block.start + first, stop=block.stop + first)
 
 
-def _read_array(block: Block, out: np.ndarray) -> None:
-    shard = block.shard
-    if isinstance(shard.rows, np.ndarray):
-        out[...] = shard.rows[block.start : block.stop]
+def _read_array(rows: Any, block: Block, out: np.ndarray) -> None:
+    if isinstance(rows, np.ndarray):
+        out[...] = rows[block.start : block.stop]
         return
     # A CSR matrix of SciPy, whose `toarray` returns a copy: a few rows at a time need little memory.
-    n_rows = max(1, _PIECE // (shard.n_inputs * shard.rows.dtype.itemsize))
+    n_rows = max(1, _PIECE // (block.shard.n_inputs * rows.dtype.itemsize))
     for start in range(0, len(block), n_rows):
         stop = min(start + n_rows, len(block))
-        out[start:stop] = shard.rows[block.start + start : block.start + stop].toarray()
-
-
-def _refuse(block: Block, out: np.ndarray) -> None:
-    raise DataError(f"{block.shard}: its file cannot be used. See the warning about it above.")
-
-
-_READERS: dict[str, Callable[[Block, np.ndarray], None]] = {
-    **{name: form.read for name, form in FORMS.items()},
-    "array": _read_array,
-    UNREADABLE: _refuse,
-}
+        out[start:stop] = rows[block.start + start : block.start + stop].toarray()
 
 
 # -- extras ------------------------------------------------------------------------------------------------------

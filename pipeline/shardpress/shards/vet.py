@@ -10,15 +10,17 @@ itself, and asks a child for the location of the rows. Then the rows can be read
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TypeVar
 
 from shardpress.base.errors import DataError, ReadFailed, printable
 from shardpress.hdf5.child.ask import Refusal, ask
+from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.files import Identity, opened, translated_error, with_retries
-from shardpress.hdf5.shard import Shard
+from shardpress.hdf5.shard import Description, Extra, LeftOut, Shard
 from shardpress.hdf5.signature import check_signature
 
 log = logging.getLogger(__name__)
@@ -35,17 +37,63 @@ class Selection:
     include: tuple[str, ...] = ()  # paths, from the root, of extras anywhere in the file, or of groups with extras
 
 
-def vet(path: Path, selection: Selection = Selection()) -> Shard:
-    """Check the structure of a file, and return the file as a shard. No rows are read.
+@dataclass(frozen=True)
+class InputFile:
+    """A file that can be a shard, or some of its rows, before it is compared with other files."""
 
-    Raise `DataError` with the reason if the file is not a shard, and `NoInput`, `NotPermitted`, `ReadFailed` or
+    path: str
+    identity: Identity
+    description: Description
+    first_row: int
+    n_rows: int
+
+    def __str__(self) -> str:
+        return f"file={printable(self.path)} dataset={printable(self.description.dataset)}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.n_rows, *self.description.shape[1:])
+
+    @property
+    def n_inputs(self) -> int:
+        return prod(self.shape[1:])
+
+    def with_rows(self, first: int, n_rows: int) -> InputFile:
+        """Return the file with some of its rows."""
+        return InputFile(self.path, self.identity, self.description, first, n_rows)
+
+    def shard(self, columns: Columns, extras: tuple[Extra, ...], left_out: Sequence[LeftOut]) -> Shard:
+        """Return the shard with what the comparison of all files has found."""
+        rows = self.description
+        return Shard(
+            path=self.path,
+            dataset=rows.dataset,
+            shape=self.shape,
+            stored_dtype=rows.stored_dtype,
+            chunk_rows=rows.chunk_rows,
+            extras=extras,
+            identity=self.identity,
+            columns=columns,
+            fill_value=rows.fill_value,
+            form=rows.form,
+            is_transposed=rows.is_transposed,
+            layouts=rows.layouts,
+            left_out=tuple(left_out),
+            first_row=self.first_row,
+        )
+
+
+def vet(path: Path, selection: Selection = Selection()) -> InputFile:
+    """Check the structure of a file. No rows are read.
+
+    Raise `DataError` with the reason if the file cannot be a shard, and `NoInput`, `NotPermitted`, `ReadFailed` or
     `SystemLimit` if it cannot be read.
     """
     where = f"file={printable(path)}"
 
-    def read(descriptor: int, identity: Identity) -> Shard:
-        found = _described(descriptor, [selection.dataset, selection.orientation, list(selection.include)], where)
-        return replace(found, path=str(path), identity=identity)
+    def read(descriptor: int, identity: Identity) -> InputFile:
+        rows = _described(descriptor, [selection.dataset, selection.orientation, list(selection.include)], where)
+        return InputFile(str(path), identity, rows, 0, rows.shape[0])
 
     return read_structure(path, read)
 
@@ -71,17 +119,17 @@ def read_structure(path: Path, read: Callable[[int, Identity], T]) -> T:
     return with_retries(read_once, where)
 
 
-def _described(descriptor: int, arguments: list[object], where: str) -> Shard:
-    """Return the shard that the child finds in a file, or its rows alone if the child fails because of the extras."""
+def _described(descriptor: int, arguments: list[object], where: str) -> Description:
+    """Return what the child finds in a file, or its rows alone if the child fails because of the extras."""
     try:
-        return ask("describe", descriptor, arguments, Shard, where)
+        return ask("describe", descriptor, arguments, Description, where)
     except DataError as error:
         include = arguments[-1]
         if isinstance(error, Refusal) or include:
             raise
         try:
-            found = ask("describe", descriptor, [*arguments, False], Shard, where)
+            rows = ask("describe", descriptor, [*arguments, False], Description, where)
         except DataError:
             raise error from None
         log.warning("%s The rows are read without the datasets next to them.", error)
-        return found
+        return rows

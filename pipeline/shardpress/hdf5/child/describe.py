@@ -19,7 +19,7 @@ from shardpress.hdf5.forms.form import Rows
 from shardpress.hdf5.forms.table import index_of_table
 from shardpress.hdf5.limits import MOST_LEFT_OUT
 from shardpress.hdf5.names import normal, text
-from shardpress.hdf5.shard import Extra, LeftOut, Shard
+from shardpress.hdf5.shard import Description, Extra, LeftOut
 
 _LONGEST = 200  # characters of a name or dtype
 _LAYOUTS = {h5py.h5d.COMPACT: "compact", h5py.h5d.CONTIGUOUS: "contiguous", h5py.h5d.CHUNKED: "chunked"}
@@ -34,8 +34,8 @@ def describe(
     orientation: str | None = None,
     include: Sequence[str] = (),
     has_extras: bool = True,
-) -> Shard:
-    """Return the rows and their extras, as a shard without a path and an identity.
+) -> Description:
+    """Return the rows and their extras.
 
     Parameters
     ----------
@@ -56,8 +56,7 @@ def describe(
     if index is not None and all(extra.name != index.name for extra in extras):
         extras.append(index)
     check_apart([*layouts, *(extra.layout for extra in extras if extra.layout)])
-    return Shard(
-        path="",
+    return Description(
         dataset=rows.name,
         shape=rows.shape,
         stored_dtype=rows.dtype.str,

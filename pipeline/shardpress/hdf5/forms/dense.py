@@ -1,7 +1,7 @@
 """Rows in one dataset of numbers, along its first or its last axis. The other axes are flattened."""
 
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -10,7 +10,7 @@ from shardpress.base.errors import short_list
 from shardpress.hdf5.child.find import LISTED, Dataset, Refused
 from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, Form, Rows, is_number
 from shardpress.hdf5.layout import Layout
-from shardpress.hdf5.shard import Block
+from shardpress.hdf5.shard import Block, FormName
 from shardpress.hdf5.values import read_values
 
 _MATLAB = b"MATLAB_class"  # attribute that MATLAB writes to every array
@@ -21,7 +21,7 @@ _MOST_READ = 2**23  # bytes that are read of all columns at once
 class Dense(Form):
     """Rows along the first axis."""
 
-    name = "dense"
+    name: ClassVar[FormName] = "dense"
     axis = 0
 
     def candidate(self, item: Any) -> Candidate | None:

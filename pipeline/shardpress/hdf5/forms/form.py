@@ -11,7 +11,7 @@ import numpy as np
 from shardpress.hdf5.child.find import Dataset, names_in
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_COLUMNS
-from shardpress.hdf5.shard import Block
+from shardpress.hdf5.shard import Block, FormName
 
 WRITE_ROWS = "Write them as one array of two dimensions"
 _NUMBER_SIZES = {"b": (1,), "u": (1, 2, 4, 8), "i": (1, 2, 4, 8), "f": (2, 4, 8)}
@@ -69,7 +69,7 @@ class Candidate(NamedTuple):
 class Form(ABC):
     """A form of rows. The child recognizes and describes rows with it, and the driver reads them."""
 
-    name: ClassVar[str]
+    name: ClassVar[FormName]
     words: ClassVar[str] = ""  # for the log, if a user should know
 
     @abstractmethod
