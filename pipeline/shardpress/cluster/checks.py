@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from distributed import Client, Worker, WorkerPlugin
 
 from shardpress.base.errors import ConfigError, DeviceError, TryAgain, printable, quantity, short_list
 from shardpress.cluster.probe import Probe, differences, packages
 from shardpress.cluster.stats import KnownWorker, process_name
+
+if TYPE_CHECKING:
+    from shardpress_kernels.backend import Device
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +73,7 @@ class _Answer:
 
 
 def check_workers(
-    client: Client, probe: Probe, start_device: Callable[[], Any], requires_device: bool, keeps_others: bool
+    client: Client, probe: Probe, start_device: Callable[[], Device], requires_device: bool, keeps_others: bool
 ) -> list[KnownWorker]:
     """Check the scheduler and all its workers, and later those that join. Return the workers to use.
 
@@ -122,7 +125,7 @@ def _examine_scheduler(client: Client) -> _Answer:
     return _Answer("scheduler", problems=tuple(problems))
 
 
-async def _examine(check: _Check, start_device: Callable[[], Any], dask_worker: Worker) -> _Answer:
+async def _examine(check: _Check, start_device: Callable[[], Device], dask_worker: Worker) -> _Answer:
     """Compare a worker with the driver, and start its device. The thread leaves the worker's event loop free."""
     name = str(dask_worker.name)
     try:
@@ -131,7 +134,7 @@ async def _examine(check: _Check, start_device: Callable[[], Any], dask_worker: 
         return _Answer(name, failure=f"it did not start within {_DEVICE_SECONDS:.0f} s")
 
 
-def _examine_in_thread(name: str, check: _Check, start_device: Callable[[], Any]) -> _Answer:
+def _examine_in_thread(name: str, check: _Check, start_device: Callable[[], Device]) -> _Answer:
     problems = check.problems()
     if problems:
         return _Answer(name, problems=tuple(problems))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from dask.local import get_async
 
@@ -33,14 +33,19 @@ _SCHEDULER_CAPACITY = 600
 _LAST_NUMBER = 10**12 - 1
 """Largest number in the name of a task. All names have the same length, so that they sort like their numbers."""
 
-_Task = tuple[Callable[[Any], Any], Any]
-_Callback = Callable[[Any], object]
-_Graph = dict[str, tuple[Any, ...]]
+_Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
+_Node = tuple[Any, ...]  # a task, or a function that merges and the names of its arguments
+_Graph = dict[str, _Node]
 
 
 def compute(
-    tasks: Sequence[_Task], executor: Executor, n_at_once: int, done: _Callback | None = None, n_small: int = 1
-) -> list[Any]:
+    tasks: Sequence[tuple[Callable[[_Argument], _Result], _Argument]],
+    executor: Executor,
+    n_at_once: int,
+    done: Callable[[_Result], object] | None = None,
+    n_small: int = 1,
+) -> list[_Result]:
     """Run tasks and return their results in the order of the tasks. The first error stops the other tasks.
 
     No task is running when this function returns. If the function raises an error, no task is running in this process,
@@ -66,13 +71,13 @@ def compute(
 
 
 def reduce(
-    tasks: Sequence[_Task],
-    merge: Callable[[Sequence[Any]], Any],
+    tasks: Sequence[tuple[Callable[[_Argument], _Result], _Argument]],
+    merge: Callable[[Sequence[_Result]], _Result],
     executor: Executor,
     n_at_once: int,
-    done: _Callback | None = None,
+    done: Callable[[_Result], object] | None = None,
     n_small: int = 1,
-) -> Any:
+) -> _Result:
     """Run tasks and merge their results in order. Results are merged in groups, so that few are in memory at once.
 
     `merge` must also accept its own results. For the other arguments, see `compute`. Merged results are not passed to
@@ -112,36 +117,36 @@ def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1) -> int:
 class _Batch:
     """Batch of tasks as one callable, which hides the tasks from distributed: it would search a list for Dask tasks."""
 
-    function: Callable[[Any], Any]  # Dask's function that runs the tasks
-    tasks: Any  # the tasks in Dask's form
-    nodes: tuple[tuple[Any, ...], ...]  # the same tasks as nodes of our graph
+    function: Callable[[object], object]  # Dask's function that runs the tasks
+    tasks: object  # the tasks in Dask's form
+    nodes: tuple[_Node, ...]  # the same tasks as nodes of our graph
 
-    def __call__(self) -> Any:
+    def __call__(self) -> object:
         return self.function(self.tasks)
 
     def __str__(self) -> str:
         return "; ".join(_node_text(node) for node in self.nodes)
 
 
-def _node_text(node: tuple[Any, ...]) -> str:
+def _node_text(node: _Node) -> str:
     if _is_merge(node):
         return "a merge of results"
     (task,) = node
     return str(task.args[0])
 
 
-def _is_merge(node: tuple[Any, ...]) -> bool:
+def _is_merge(node: _Node) -> bool:
     return len(node) > 1
 
 
-def _graph_of(tasks: Sequence[_Task]) -> _Graph:
+def _graph_of(tasks: Sequence[tuple[Callable[[_Argument], object], _Argument]]) -> _Graph:
     # A partial hides the argument from Dask. Otherwise Dask would search it (a list of shards, for example) for keys of
     # other tasks.
     keys = _task_names(0, len(tasks))
     return {key: (partial(function, argument),) for key, (function, argument) in zip(keys, tasks, strict=True)}
 
 
-def _add_merges(graph: _Graph, merge: Callable[[Sequence[Any]], Any]) -> str:
+def _add_merges(graph: _Graph, merge: Callable[[Sequence[_Result]], _Result]) -> str:
     """Add a tree of merges to a graph of tasks, and return the key of its root."""
     keys = list(graph)
     while len(keys) > 1:
@@ -166,16 +171,16 @@ def _run(
     keys: list[str],
     executor: Executor,
     n_at_once: int,
-    done: _Callback | None,
+    done: Callable[[_Result], object] | None,
     n_small: int,
-) -> Any:
+) -> Sequence[_Result]:
     run = _GraphRun(graph, executor, done)
     n_remote_threads = getattr(executor, "n_remote_threads", 0)
     # Pass all options, even the cache, because environment variables DASK_... set options that are omitted. Signals are
     # deferred, because the pool would lose track of a thread if an exception were raised while the thread starts.
     with signals.deferred():
         try:
-            return get_async(
+            results: Sequence[_Result] = get_async(
                 run.submit,
                 n_at_once,
                 graph,
@@ -186,6 +191,7 @@ def _run(
                 rerun_exceptions_locally=False,
                 callbacks=[(None, None, None, run.handle_result, None)],
             )
+            return results
         except BaseException:
             # Dask does not wait for running tasks. They must end here, because the caller unlocks the output directory,
             # and no task is allowed to write to it after that.
@@ -197,21 +203,21 @@ def _run(
 class _GraphRun:
     """State of one run of a graph: the unfinished batches, and the handling of results."""
 
-    def __init__(self, graph: _Graph, executor: Executor, done: _Callback | None) -> None:
+    def __init__(self, graph: _Graph, executor: Executor, done: Callable[[Any], object] | None) -> None:
         self._graph = graph
         self._executor = executor
         self._stats = getattr(executor, "stats", None)
         self._done = done
-        self._pending: set[Future[Any]] = set()
+        self._pending: set[Future[object]] = set()
 
-    def submit(self, function: Callable[[Any], Any], tasks: Any) -> Future[Any]:
+    def submit(self, function: Callable[[object], object], tasks: Sequence[Sequence[str]]) -> Future[object]:
         nodes = tuple(self._graph[task[0]] for task in tasks)
         future = self._executor.submit(_Batch(function, tasks, nodes))
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
         return future
 
-    def handle_result(self, key: str, result: Any, _graph: object, _state: object, process: str) -> None:
+    def handle_result(self, key: str, result: object, _graph: object, _state: object, process: str) -> None:
         """Count a result and call `done`. Dask calls this method in the thread that runs the graph."""
         if not _is_merge(self._graph[key]):
             if self._stats is not None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from shardpress.cluster.probe import Probe
 from shardpress.cluster.security import scheduler_address
@@ -18,6 +18,7 @@ from shardpress.settings.config import ClusterSettings
 
 if TYPE_CHECKING:
     from shardpress.cluster.workers import Cluster, ClusterPool
+    from shardpress_kernels.backend import Device
 
 WorkerPool: TypeAlias = "_LocalPool | ClusterPool"
 
@@ -57,7 +58,7 @@ def check_settings(settings: ClusterSettings) -> None:
 def open_pool(
     settings: ClusterSettings,
     n_threads: int,
-    start_device: Callable[[], Any],
+    start_device: Callable[[], Device],
     probe: Probe,
     requires_device: bool = False,
 ) -> Iterator[WorkerPool]:

@@ -42,7 +42,7 @@ _CLOSE_SECONDS = 2.0  # time for a worker to close; its unfinished tasks are not
 class _LocalScheduler(Scheduler):
     """Scheduler without Dask's HTTP server, which would open a port."""
 
-    def start_http_server(self, *_arguments: Any, **_named: Any) -> None: ...
+    def start_http_server(self, *_arguments: object, **_named: object) -> None: ...
 
 
 class _LocalWorker(Worker):
@@ -53,7 +53,7 @@ class _LocalWorker(Worker):
             logging.getLogger(name).addHandler(logging.NullHandler())
         super().__init__(*arguments, **named)
 
-    def start_http_server(self, *_arguments: Any, **_named: Any) -> None: ...
+    def start_http_server(self, *_arguments: object, **_named: object) -> None: ...
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import ipaddress
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import dask.config
 
@@ -71,7 +71,7 @@ def dask_security(address: str) -> Security:
     if not address.startswith("tls://"):
         return IsolatedSecurity(require_encryption=False)
     configuration = dask.config.collect()
-    certificates: dict[str, Any] = {
+    certificates: dict[str, str | None] = {
         "tls_ca_file": dask.config.get(f"{_TLS}.ca-file", None, configuration),
         "tls_client_cert": dask.config.get(f"{_TLS}.client.cert", None, configuration),
         "tls_client_key": dask.config.get(f"{_TLS}.client.key", None, configuration),

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from distributed import Client, KilledWorker, Reschedule, Security, Worker, get_worker
@@ -31,6 +31,9 @@ from shardpress.cluster.security import dask_security, scheduler_address
 from shardpress.cluster.stats import KnownWorker, WorkerStats
 from shardpress.result.facts import ClusterFacts
 from shardpress.settings.config import ClusterSettings
+
+if TYPE_CHECKING:
+    from shardpress_kernels.backend import Device
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +82,7 @@ def existing_cluster(settings: ClusterSettings) -> Cluster:
 
 @contextmanager
 def cluster_pool(
-    cluster: Cluster, probe: Probe, start_device: Callable[[], Any], requires_device: bool = False
+    cluster: Cluster, probe: Probe, start_device: Callable[[], Device], requires_device: bool = False
 ) -> Iterator[ClusterPool]:
     """Connect to a scheduler, and provide its workers after a check. Workers can join and leave at any time."""
     with quiet_dask(), _client(cluster) as client, ClusterPool(client, cluster).watched() as pool:
@@ -138,7 +141,7 @@ class ClusterPool(Executor):
     def facts(self) -> ClusterFacts:
         return ClusterFacts(self._cluster.kind, self.stats.facts(self._known), self._cluster.address)
 
-    def check_workers(self, probe: Probe, start_device: Callable[[], Any], requires_device: bool) -> None:
+    def check_workers(self, probe: Probe, start_device: Callable[[], Device], requires_device: bool) -> None:
         """Wait for a worker, and check all workers. See `checks.check_workers`."""
         probe = probe.marked()
         # A remote worker without its configured device is slower, but others decided to start it.
@@ -231,7 +234,7 @@ class ClusterPool(Executor):
                 self._abort_connections()  # first, because a failure makes the other thread close the client
             self.fail(error)
 
-    def _request_facts(self) -> Future[dict[str, Any]]:
+    def _request_facts(self) -> Future[dict[str, int]]:
         """Request facts about the scheduler without waiting for the answer."""
         client: Any = self._client
         return asyncio.run_coroutine_threadsafe(client.scheduler.identity(n_workers=0), client.loop.asyncio_loop)

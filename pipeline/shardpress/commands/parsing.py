@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 
 def whole_number(text: str) -> int:
@@ -39,7 +38,7 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
 
 
-def print_json(result: Any) -> None:
+def print_json(result: object) -> None:
     print(json.dumps(result, indent=1, ensure_ascii=False))
 
 

@@ -85,7 +85,7 @@ class Setting:
         """Whether the setting has a flag, a key and a variable. Others can only be changed by a preset."""
         return self.help != ""
 
-    def checked(self, value: object) -> Any:
+    def checked(self, value: object) -> object:
         """Return a plain value in the type of the setting. Raise `ValueError` if it is invalid."""
         try:
             return convert(value, self.type)
@@ -507,12 +507,12 @@ class Config:
     cluster: ClusterSettings = _slice(ClusterSettings, "nothing", "cluster")
 
     @classmethod
-    def of(cls, **values: Any) -> Self:
+    def of(cls, **values: object) -> Self:
         """Return the defaults with some settings changed."""
         return cls().changed(**values)
 
     @classmethod
-    def from_flat(cls, values: Mapping[str, Any]) -> Self:
+    def from_flat(cls, values: Mapping[str, object]) -> Self:
         """Return the settings whose `flat` values were stored as JSON. Settings without a value have their defaults.
 
         Raise `ValueError` for an invalid value, and for an unknown setting, because it could affect the features.
@@ -527,9 +527,9 @@ class Config:
                 raise ValueError(f"{name}: {error}") from None
         return cls.of(**settings)
 
-    def changed(self, **values: Any) -> Self:
+    def changed(self, **values: object) -> Self:
         """Return a copy with other values of some settings, given by their names."""
-        changes: dict[str, dict[str, Any]] = {}
+        changes: dict[str, dict[str, object]] = {}
         for name, value in values.items():
             changes.setdefault(SETTINGS[name].slice, {})[name] = value
         slices = {name: replace(getattr(self, name), **change) for name, change in changes.items()}

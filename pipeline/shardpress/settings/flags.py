@@ -83,11 +83,11 @@ def _variables(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _merge(flags: dict[str, Any], variables: dict[str, str]) -> Config:
+def _merge(flags: dict[str, object], variables: dict[str, str]) -> Config:
     """Return the settings of all sources; the key ``config`` is removed from flags and variables."""
     from_variable = variables.pop("config", "")
-    path = os.path.expanduser(flags.pop("config", None) or from_variable)
-    values: dict[str, Any] = {}
+    path = os.path.expanduser(str(flags.pop("config", from_variable)))
+    values: dict[str, object] = {}
     if path:
         values |= convert_settings(_read_configuration(path), f"config={printable(path)}: key ", ConfigError)
     values |= convert_settings(variables, "environment: ", ConfigError, _variable)
@@ -95,7 +95,7 @@ def _merge(flags: dict[str, Any], variables: dict[str, str]) -> Config:
     return Config.of(**{**values_of_preset(values.get("preset")), **values})
 
 
-def _read_configuration(path: str) -> dict[str, Any]:
+def _read_configuration(path: str) -> dict[str, object]:
     """Return the values of a YAML file by their keys; an empty dict for an empty file."""
     where = f"config={printable(path)}"
     try:
@@ -165,7 +165,7 @@ def _help(setting: Setting, is_short: bool) -> str:
     return text.replace("%", "%%")
 
 
-def _parse_flags(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+def _parse_flags(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, object]]:
     """Return the values of the command's own arguments, and the settings that were given."""
     # parse_args would not suggest a similar flag.
     known, unknown = parser.parse_known_args(arguments)
@@ -202,11 +202,11 @@ def _argument(setting: Setting) -> dict[str, Any]:
 
 
 def convert_settings(
-    values: Mapping[str, Any],
+    values: Mapping[str, object],
     where: str,
     error: type[UsageError | ConfigError],
     spelled: Callable[[str], str] = str,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return settings as values of the right types, given texts or plain values.
 
     Raise `error` with a message for each invalid value. Each message begins with `where` and the name as it is
@@ -230,7 +230,7 @@ def convert_settings(
     return settings
 
 
-def _convert(setting: Setting, value: Any) -> Any:
+def _convert(setting: Setting, value: object) -> object:
     kind = setting.kind
     if not isinstance(setting.default, tuple):
         text = _text(kind, value)
@@ -247,7 +247,7 @@ def _convert(setting: Setting, value: Any) -> Any:
     return tuple(kind.parse(_text(kind, item)) for item in values)
 
 
-def _text(kind: Kind, value: Any) -> str:
+def _text(kind: Kind, value: object) -> str:
     """Return one value as a flag would spell it.
 
     A name that looks like a number is refused, since YAML reads it as a number: 2024_01 is 202401.

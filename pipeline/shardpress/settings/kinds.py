@@ -27,13 +27,13 @@ class Kind:
     """The form in which users write the values of a type."""
 
     metavar: str  # placeholder of a value in ``--help``
-    read: Callable[[str], Any]  # raises `KeyError` or `ValueError` for invalid texts
+    read: Callable[[str], object]  # raises `KeyError` or `ValueError` for invalid texts
     expected: str  # description of valid values
     is_text: bool = False  # a text that looks like a number needs quotes in YAML
     none_texts: tuple[str, ...] = ("", "none", "auto")  # texts that mean None, if the default is None
     is_list: bool = False  # a value is a list in YAML, and a text with commas elsewhere
 
-    def parse(self, text: str) -> Any:
+    def parse(self, text: str) -> object:
         """Return the value that a text describes. Raise `ValueError` with a description of valid values."""
         try:
             return self.read(text)
@@ -199,7 +199,7 @@ def one_of(names: Iterable[str]) -> Meta:
     return Meta(pattern=rf"^({'|'.join(names)})\Z", extra={"kind": _choice(names)})
 
 
-def _form(metavar: str, read: Callable[[str], Any], expected: str, **other: Any) -> Meta:
+def _form(metavar: str, read: Callable[[str], object], expected: str, **other: Any) -> Meta:
     """Return the annotation of a type whose values have a `Kind` of their own."""
     return Meta(extra={"kind": Kind(metavar, read, expected, **other)})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 # Each setting that changes the model has its value here, even if it is the default, because defaults can change.
 _REFERENCE = {
@@ -28,7 +27,7 @@ _REFERENCE = {
     "validation_fraction": 0.0,
 }
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {"reference": _REFERENCE}
+PRESETS: Mapping[str, Mapping[str, object]] = {"reference": _REFERENCE}
 """Values of settings by the names of presets and settings.
 
 The values of ``reference`` never change: its model is the one of the published table that ``scripts/reference.py``
@@ -36,8 +35,8 @@ reproduces.
 """
 
 
-def values_of_preset(name: str | None) -> Mapping[str, Any]:
+def values_of_preset(name: object) -> Mapping[str, object]:
     """Return the values of a preset by the names of the settings; nothing for None."""
     if name is None:
         return {}
-    return PRESETS[name]
+    return PRESETS[str(name)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator
-from typing import Any
 
 import yaml
 
@@ -47,13 +46,13 @@ def as_yaml(config: Config) -> str:
     return "".join(lines)
 
 
-def _defaults(config: Config) -> dict[str, Any]:
+def _defaults(config: Config) -> dict[str, object]:
     """Return the values without any other setting than the preset."""
     preset = config.training.preset
     return {**Config.of(**values_of_preset(preset)).flat(), "preset": None}
 
 
-def _short_value(setting: Setting, value: Any) -> str:
+def _short_value(setting: Setting, value: object) -> str:
     if value == ():
         return "none"
     if isinstance(value, tuple):
@@ -61,7 +60,7 @@ def _short_value(setting: Setting, value: Any) -> str:
     return printable(_yaml_value(setting.kind, value))
 
 
-def _lines_of_setting(setting: Setting, value: Any, *, is_default: bool) -> Iterator[str]:
+def _lines_of_setting(setting: Setting, value: object, *, is_default: bool) -> Iterator[str]:
     text = setting.help
     if setting.kind.metavar.startswith("{"):
         text = f"{text} Values: {setting.kind.metavar.strip('{}').replace(',', ', ')}."
@@ -75,14 +74,14 @@ def _lines_of_setting(setting: Setting, value: Any, *, is_default: bool) -> Iter
         yield prefix + line
 
 
-def _yaml_lines(name: str, value: Any) -> list[str]:
+def _yaml_lines(name: str, value: object) -> list[str]:
     """Return lines of YAML; characters that libyaml can interpret as the end of a line are escaped."""
     values = value if isinstance(value, list) else [value]
     is_plain = all(str(item).isprintable() for item in values)
     return yaml.safe_dump({name: value}, allow_unicode=is_plain, width=math.inf).splitlines(keepends=True)
 
 
-def _yaml_value(kind: Kind, value: Any) -> Any:
+def _yaml_value(kind: Kind, value: object) -> object:
     """Return a value as a user would write it into a file."""
     if value == () and kind.is_list:
         return "none"
