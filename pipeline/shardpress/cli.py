@@ -43,18 +43,8 @@ def main(
 ) -> int:
     """Run the pipeline with the settings of a command line, and return the exit code.
 
-    If a signal stops the run, the code is 128 plus the number of the signal.
-
-    Parameters
-    ----------
-    description : str
-        First part of the ``--help`` page.
-    argv : sequence of str, optional
-        Arguments without the program name. The default is ``sys.argv[1:]``.
-    disk : Disk, optional
-        Object that makes all changes to the file system.
-    program : str
-        Command that precedes the arguments in attributes of the outputs.
+    If a signal stops the run, the code is 128 plus the number of the signal. `description` is the first part of the
+    ``--help`` page, and `argv` the arguments without the `program`. The `disk` makes all changes to the file system.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_streams()  # before anything is logged or any file is opened

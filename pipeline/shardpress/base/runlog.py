@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,17 +50,12 @@ class RunLog(logging.Handler):
 
     def start(self, directory: Path) -> None:
         """Start writing to ``run.log`` in an output directory, which this run has locked."""
-        # An existing run.log may be a link to another file, or a pipe that no process reads.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        # Without O_NONBLOCK, a run would wait for a process that reads a named pipe.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
         with suppress(OSError):
-            descriptor = os.open(directory / _NAME, flags, 0o666)
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-                os.close(descriptor)  # with a hard link, another file would be changed
-                return
-            self._descriptor = descriptor
+            self._descriptor = os.open(directory / _NAME, flags, 0o666)
             for line in self._waiting:
-                _write(descriptor, line)
+                _write(self._descriptor, line)
             self._waiting.clear()
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -48,21 +48,18 @@ def compute(
 ) -> list[_Result]:
     """Run tasks and return their results in the order of the tasks. The first error stops the other tasks.
 
-    No task is running when this function returns. If the function raises an error, no task is running in this process,
-    and the executor can no longer be used.
+    No task is running when this function returns. If it raises an error, no task is running in this process, and the
+    executor can no longer be used.
 
     Parameters
     ----------
     executor : Executor
-        Executor that uses threads, processes or a cluster. If the executor has an attribute ``stats`` (a
-        `WorkerStats`), each result is added to these statistics. If it has an attribute ``n_remote_threads`` (the
-        number of threads in other processes), small tasks are sent in batches (see `batch_size`).
+        Its attributes are used if it has them: each result is added to ``stats`` (a `WorkerStats`), and small tasks are
+        sent in batches to ``n_remote_threads`` (see `batch_size`).
     n_at_once : int
-        Maximum number of submitted tasks. For threads and processes, use their number plus one, so that they are busy
-        while this process handles a result.
+        Maximum number of submitted tasks: one more than the threads, which are busy while a result is handled.
     done : callable, optional
-        Function that is called with each result as soon as it is available, in the calling thread. If it raises an
-        error, the other tasks are stopped.
+        Function that is called in this thread with each result as soon as it is available.
     n_small : int
         Number of tasks that together take about one second. 0 if each task takes longer.
     """

@@ -65,18 +65,8 @@ def open_pool(
     """Provide the configured pool within the context.
 
     All local workers together have `n_threads`. `start_device` is `shardpress.model.device.start_device`. With
-    `requires_device`, each worker must use its configured device.
-
-    Raises
-    ------
-    ConfigError
-        If the cluster cannot be used safely, or if its workers could compute different results from this process.
-    DeviceError
-        If no worker can use its device.
-    SystemLimit
-        If a local worker cannot be started.
-    TryAgain
-        If the scheduler or its workers do not respond.
+    `requires_device`, each worker must use its configured device. Raise `ConfigError` if workers could compute
+    different results from this process, and `DeviceError`, `SystemLimit` or `TryAgain` if they cannot be used.
     """
     has_local_workers = settings.workers or settings.devices
     if not has_local_workers and not settings.scheduler:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from shardpress.base.errors import CannotCreate, UsageError, printable
+from shardpress.base.errors import CannotCreate, printable
 from shardpress.commands.parsing import add_directory, print_json
 
 DESCRIPTION = """Write the report of a finished run from its output directory.
@@ -61,11 +61,6 @@ def _write(target: str, page: str) -> None:
         print(page, end="")
         return
     path = Path(target).expanduser()
-    if (path.parent / ".shardpress").exists():
-        raise UsageError(
-            f"html={printable(path)}: is in the output directory of a run, where only runs write files. Choose "
-            "another directory."
-        )
     try:
         path.write_text(page, "utf-8")
     except OSError as error:

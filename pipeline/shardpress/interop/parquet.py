@@ -48,31 +48,22 @@ def write_parquet(folder: Path, rows: Rows, source: str, disk: Disk) -> int:
     """Write the rows to the files of a folder, as far as they are new, and return the number of new files.
 
     New files have hidden names until all of them are written. Until then, the earlier export is complete. Files with
-    the same content at another place are renamed, and files with other rows are removed.
+    other rows, or with rows at another place, are removed.
     """
     earlier = _earlier_files(folder, source)
     stretches = _named(rows)
-    spare = {_digest_in(name): name for name in sorted(earlier - stretches.keys())}
-    missing: dict[str, str] = {}  # present names of files, by the names that they get
-    to_write: dict[str, Stretch] = {}
-    for name, stretch in stretches.items():
-        if name in earlier:
-            continue
-        present = spare.pop(_digest_in(name), None)
-        if present is None:
-            present = f"{_NEW}{name}"
-            to_write[present] = stretch
-        missing[name] = present
+    new = {name: stretch for name, stretch in stretches.items() if name not in earlier}
+    to_write = {name: stretch for name, stretch in new.items() if f"{_NEW}{name}" not in earlier}
     with changing(folder, "writing its files"):
         if not folder.exists():
             disk.make_directory(folder)
             sync_directory(disk, folder.parent)
         with Progress("export", sum(stretch.n_rows for stretch in to_write.values()), "rows") as progress:
             for name, stretch in to_write.items():
-                _write(folder / name, stretch, rows, source, progress, disk)
-        for name, present in missing.items():
-            disk.replace(folder / present, folder / name)
-        for name in sorted(earlier - stretches.keys() - set(missing.values())):
+                _write(folder / f"{_NEW}{name}", stretch, rows, source, progress, disk)
+        for name in new:
+            disk.replace(folder / f"{_NEW}{name}", folder / name)
+        for name in sorted(earlier - stretches.keys() - {f"{_NEW}{name}" for name in new}):
             remove(disk, folder / name)
         sync_directory(disk, folder)
     return len(to_write)
@@ -91,11 +82,6 @@ def _named(rows: Rows) -> dict[str, Stretch]:
         stretches[f"part-{row:012d}-{content[:32]}.parquet"] = stretch
         row += n_rows
     return stretches
-
-
-def _digest_in(name: str) -> str:
-    """Return the digest of the content in the name of a file."""
-    return name.removesuffix(".parquet")[-32:]
 
 
 def _earlier_files(folder: Path, source: str) -> set[str]:

@@ -24,8 +24,6 @@ _ENVIRONMENT_PREFIX = "SHARDPRESS_"
 
 _Shown = Literal["none", "common", "all"]  # settings on a page
 
-_COMPLAINTS_LISTED = 50  # each line of a file that is not a configuration can cause one
-
 _FLAGGED = {name: setting for name, setting in SETTINGS.items() if setting.has_flag}
 
 _OTHER_FLAGS = {
@@ -215,9 +213,6 @@ def convert_settings(
     complaints: list[str] = []
     settings = {}
     for name, value in values.items():
-        if len(complaints) == _COMPLAINTS_LISTED:
-            complaints.append("and more")
-            break
         if name not in _FLAGGED:
             complaints.append(f"{where}{printable(spelled(name))} is unknown.{_suggestion(name, spelled)}")
             continue
