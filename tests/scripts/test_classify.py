@@ -133,23 +133,6 @@ def test_numbers_are_predicted_with_the_r2_of_plain_scikit_learn(
         assert scores[title] == pytest.approx(score, abs=1e-4)
 
 
-def test_rows_of_another_run_are_test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kinds = np.array([b"one", b"two", b"three"])[Y]
-    is_test = np.arange(len(Y)) % 4 == 1
-    for name, chosen in (("train", ~is_test), ("test", is_test)):
-        write(tmp_path / name, X[chosen].astype(np.float32), kind=kinds[chosen])
-    output = run(tmp_path / "train", tmp_path / "out")
-    other = run(tmp_path / "test", tmp_path / "other", "--model", str(output))
-    sizes, accuracies = outcome(capsys, output, "--test", other, "--labels", "kind")
-    assert sizes == [is_test.sum(), (~is_test).sum()]
-    features = np.zeros((len(Y), 2), np.float32)
-    features[~is_test] = open_features(output).features.compute()
-    features[is_test] = open_features(other).features.compute()
-    assert accuracies == pytest.approx(
-        by_hand(features, X.astype(np.float32), kinds.astype(str), ~is_test, is_test), abs=1e-4
-    )
-
-
 def test_rows_of_the_training_are_no_test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, rows in (("x", X[::2]), ("z", X[1::2])):
         write(tmp_path / name, rows.astype(np.float32), y=Y[::2][: len(rows)])

@@ -2,11 +2,13 @@
 
 import random
 
+import pytest
+
 from shardpress.settings.config import SETTINGS, Config
 from shardpress.settings.conflicts import conflicts
 from shardpress.settings.flags import parse
 from shardpress.settings.kinds import SWITCH, YES_OR_NO
-from shardpress.settings.presets import values_of_preset
+from shardpress.settings.presets import PRESETS, values_of_preset
 from shardpress.settings.printed import as_yaml
 from tests.support.cases import case
 from tests.support.helpers import refused
@@ -81,13 +83,24 @@ def settings(*arguments, **environment):
     return parse(arguments, environment, "")
 
 
+@pytest.fixture
+def file(tmp_path):
+    """Return a function that writes a configuration file and returns the flags that name it."""
+
+    def write(text):
+        (tmp_path / "settings.yaml").write_text(text)
+        return ["--config", str(tmp_path / "settings.yaml")]
+
+    return write
+
+
 # -- precedence --------------------------------------------------------------------------------------------------
 
 
 def test_flags_override_environment_file_and_defaults(file):
     assert settings() == Config()
     for name in WITH_FLAG:
-        if name == "preset":  # see test_presets.py
+        if name == "preset":
             continue
         values = values_of(SETTINGS[name])
         in_file, in_environment, in_flag = (values * 3)[:3]
@@ -118,6 +131,27 @@ def test_a_tilde_is_expanded_in_every_path(file, tmp_path, monkeypatch):
         sources = ((flags(name, "~/x"), {}), ([], variable(name, "~/x")), (file(f"{name}: ~/x"), {}))
         for arguments, variables in sources:
             assert settings(*arguments, **variables).flat()[name] == f"{tmp_path}/x", name
+
+
+# -- presets -------------------------------------------------------------------------------------------------------
+
+
+def test_each_preset_sets_every_setting_of_the_model():
+    # Defaults can change, but presets must not.
+    deciding = {setting.name for setting in SETTINGS.values() if setting.affects in ("scan", "model")}
+    about_data = {"fit_on", "missing_value", "impute", "missing_indicator", "target", "target_weight"}
+    of_steps = {"epochs", "batch_size", "seed", "patience"}  # patience has no effect without validation rows
+    for name, values in PRESETS.items():
+        assert deciding - set(values) == about_data | of_steps, name
+        assert list(conflicts(Config.of(**values))) == [], name
+
+
+def test_other_settings_override_a_preset(file):
+    expected = Config.of(**{**values_of_preset("reference"), "preset": "reference", "n_features": 3, "scale": "auto"})
+    assert settings("--preset", "reference", "--n-features", "3", "--scale", "auto") == expected
+    variables = {"SHARDPRESS_N_FEATURES": "3", "SHARDPRESS_PRESET": "reference"}
+    assert settings("--scale", "auto", **variables) == expected
+    assert settings(*file("preset: reference"), "--preset", "none") == Config()
 
 
 # -- the file ----------------------------------------------------------------------------------------------------

@@ -53,13 +53,6 @@ _EXAMPLES = (
     "  shardpress doctor                                   check this machine",
     "  shardpress run --input shards/ --output features    extract features; run it again to resume",
 )
-# For names that are no commands but that users may try, what to use.
-_ADVICE = {
-    "train": "Use shardpress run.",
-    "fit": "Use shardpress run.",
-    "classify": "Open the features with shardpress.open_features, and use scikit-learn.",
-    "version": "Use shardpress --version.",
-}
 _INTERRUPTED = 130
 
 
@@ -95,7 +88,9 @@ def _main(arguments: Sequence[str]) -> int:
         print(f"shardpress {version('shardpress')}")
         return 0
     if name not in COMMANDS:
-        raise UsageError(f"shardpress has no command {printable(name)}. {_advice_about(name)}See shardpress --help.")
+        near = get_close_matches(name, COMMANDS, 1)
+        advice = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"shardpress has no command {printable(name)}.{advice} See shardpress --help.")
     problem = missing_proc()
     if problem and COMMANDS[name].group != _SET_UP:
         raise SystemLimit(problem)
@@ -105,13 +100,6 @@ def _main(arguments: Sequence[str]) -> int:
     parser = Parser(f"shardpress {name}", command.DESCRIPTION)
     command.configure(parser)
     return int(command.run(parser.parse_args(arguments[1:])))
-
-
-def _advice_about(name: str) -> str:
-    if name in _ADVICE:
-        return f"{_ADVICE[name]} "
-    near = get_close_matches(name, COMMANDS, 1)
-    return f"Did you mean {near[0]}? " if near else ""
 
 
 def _page() -> str:

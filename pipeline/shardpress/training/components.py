@@ -13,8 +13,8 @@ from itertools import takewhile
 
 import numpy as np
 
-from shardpress.base.eigenvectors import eigenvectors
 from shardpress.base.outliers import Outlier, largest_share, outliers
+from shardpress.base.ridge import eigenvectors
 from shardpress.model.about import BaselineErrors
 from shardpress.model.scaler import Scaler
 from shardpress.training.feed import Rows
