@@ -23,7 +23,7 @@ from tests.support.standin import Workspace
 
 
 def exit_codes(planned_run: plan.Plan) -> list[int]:
-    return [problem["exit_code"] for problem in planned_run.problems]
+    return [problem.exit_code for problem in planned_run.problems]
 
 
 @pytest.mark.parametrize(("kind", "n_named"), [("checkpoint", 4), ("part", 2)])
@@ -65,7 +65,7 @@ def test_a_plan_predicts_the_exit_code(workspace: Workspace, tmp_path: Path, cap
             caplog.clear()
             assert its.run(output, *flags) == expected
             assert exit_codes(planned_run)[:1] == ([expected] if expected else [])
-            assert all(problem["words"] in caplog.text for problem in planned_run.problems[:1])
+            assert all(problem.words in caplog.text for problem in planned_run.problems[:1])
             has_one_line = expected in (0, 78)
             assert has_one_line or LAST_LINE.search(f" ERROR {caplog.messages[-1]}")
 
@@ -91,7 +91,7 @@ def test_a_plan_reports_every_problem(workspace: Workspace, out: Path) -> None:
     planned_run = workspace.plan(out)
     assert exit_codes(planned_run) == [65, 65, 73, 65]
     assert workspace.run(out) == 65
-    words = "\n".join(problem["words"] for problem in planned_run.problems)
+    words = "\n".join(problem.words for problem in planned_run.problems)
     assert all(place in words for place in ("7.h5: ", "8.h5: ", f"file={workspace.shards}/9.h5 dataset=X"))
     lenient = workspace.plan(out, "--on-bad-data", "skip", "--max-bad", "50%")
     assert exit_codes(lenient) == [73]

@@ -76,7 +76,7 @@ def test_a_plan_finds_that_a_real_disk_is_too_small(workspace: Workspace, tmp_pa
         found = []
         for share in (0.97, 1.1):
             assert small_disk(folder, int(share * needed))
-            codes = [problem["exit_code"] for problem in workspace.plan(folder / "out", *flags).problems]
+            codes = [problem.exit_code for problem in workspace.plan(folder / "out", *flags).problems]
             found.append([codes, workspace.run(folder / "out", *flags)])
         return found
 

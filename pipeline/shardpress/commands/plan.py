@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         print("\n".join(_plan_lines(plan)))
     if plan.problems:
-        return int(plan.problems[0]["exit_code"])
+        return plan.problems[0].exit_code
     return 0
 
 
@@ -75,7 +75,7 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
             available = size(space["available"]) if space.get("available") else "an unknown amount"
             yield f"{name:12} {size(space['n_bytes'])} at the peak; {available} available"
     for problem in plan.problems:
-        yield from _filled("PROBLEM", f"{problem['kind']} ({problem['exit_code']}): {problem['words']}")
+        yield from _filled("PROBLEM", f"{problem.kind} ({problem.exit_code}): {problem.words}")
     for words in plan.warnings:
         yield from _filled("warning", words)
     if not plan.problems:

@@ -46,6 +46,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class _Obstacle:
+    """An error that would stop the run."""
+
+    kind: str
+    exit_code: int
+    words: str
+
+
 @dataclass
 class Plan:
     """Plain values that describe what a run would do."""
@@ -59,7 +68,7 @@ class Plan:
     # ``n_bytes`` that are needed at the peak, and the bytes that are ``available``
     memory: dict[str, int] = field(default_factory=dict)
     disk: dict[str, int] = field(default_factory=dict)
-    problems: list[dict[str, Any]] = field(default_factory=list)  # ``kind``, ``exit_code``, ``words``
+    problems: list[_Obstacle] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -71,8 +80,7 @@ class Plan:
         try:
             return check(*arguments)
         except ShardpressError as error:
-            words = f"{where}{error}"
-            self.problems.append({"kind": type(error).__name__, "exit_code": error.exit_code, "words": words})
+            self.problems.append(_Obstacle(type(error).__name__, error.exit_code, f"{where}{error}"))
             return None
 
 

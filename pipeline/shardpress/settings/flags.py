@@ -171,7 +171,7 @@ def _parse_flags(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Nam
         name = printable(unknown[0].split("=")[0])
         page = f"{parser.prog} --help".strip()
         raise UsageError(f"unknown argument {name}.{_advice(unknown)} See {page}.")
-    of_run = {*_FLAGGED, *(flag.strip("-").replace("-", "_") for flag in _OTHER_FLAGS)}
+    of_run = {*_FLAGGED, *(other.strip("-").replace("-", "_") for other in _OTHER_FLAGS)}
     flags = {name: value for name, value in vars(known).items() if name in of_run}
     own = {name: value for name, value in vars(known).items() if name not in of_run}
     return argparse.Namespace(**own), flags
