@@ -35,7 +35,7 @@ def replace_last(output: Path, arrays: Any = (), progress: Any = ()) -> None:
         journal.withdraw(last)
         about = {**about, "progress": {**about["progress"], **dict(progress)}}
         entry = journal.write(unique_name("work/checkpoint", ".npz"), pack({**found, **dict(arrays)}, about))
-        journal.add(Record(last.key, last.fingerprint, entry, last.facts))
+        journal.add(Record(last.key, last.fingerprint, entry, last.n_epochs, last.of_epochs))
 
 
 # What happens to the three checkpoints, and the step after which the training resumes.

@@ -41,23 +41,19 @@ def fill(folder: Path, *names: str) -> dict[str, bytes]:
     return {name: name.encode() for name in names}
 
 
-def written(
-    journal: Journal, key: str = KEY, made_from: str = NOW, data: bytes = b"data", facts: dict[str, Any] | None = None
-) -> Record | PartRecord:
+def written(journal: Journal, key: str = KEY, made_from: str = NOW, data: bytes = b"data") -> Record | PartRecord:
     """Write the file of a result, which the journal does not name yet."""
     kind = key.split("-")[0]
     name = unique_name(f"parts/{key}", ".h5") if kind == "part" else unique_name(f"work/{kind}", ".npz")
     entry = journal.write(name, data)
     if kind == "part":
         return PartRecord(made_from, Part(entry, 1, []))
-    return Record(key, made_from, entry, facts or {})
+    return Record(key, made_from, entry)
 
 
-def add(
-    journal: Journal, key: str = KEY, made_from: str = NOW, data: bytes = b"data", facts: dict[str, Any] | None = None
-) -> Any:
+def add(journal: Journal, key: str = KEY, made_from: str = NOW, data: bytes = b"data") -> Any:
     """Write a result and name it in the journal. Return its record."""
-    record = written(journal, key, made_from, data, facts)
+    record = written(journal, key, made_from, data)
     journal.add(record)
     return record
 

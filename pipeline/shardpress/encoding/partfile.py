@@ -18,7 +18,7 @@ import numpy as np
 from shardpress.encoding.storage import write_chunked
 from shardpress.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
 from shardpress.hdf5.shard import Extra
-from shardpress.output.disk import PAGE, Pieces
+from shardpress.output.disk import PAGE, Content
 from shardpress.result.features import Shape
 from shardpress.result.finished import ERROR, FEATURES, VALID, stored_name
 
@@ -34,7 +34,7 @@ def part_file(
     categories: Mapping[str, np.ndarray | str],
     compression: str = "none",
     errors: np.ndarray | None = None,
-) -> Pieces:
+) -> Content:
     """Return the file of a part.
 
     Parameters
@@ -71,7 +71,7 @@ def part_file(
         for name, value in categories.items():
             file[name].attrs[ATTRIBUTE] = value
         file.attrs["format"] = FORMAT
-    return Pieces(image.size, _pieces(image, offsets, values))
+    return Content(image.size, _pieces(image, offsets, values))
 
 
 def _pieces(

@@ -103,7 +103,7 @@ class AnonymousDisk(Disk):
 
 
 @dataclass(frozen=True)
-class Pieces:
+class Content:
     """Content of a file that may be larger than memory. A piece is used before the next one is read."""
 
     n_bytes: int  # size of the file
@@ -113,7 +113,7 @@ class Pieces:
         return self.n_bytes
 
 
-def publish(disk: Disk, path: Path, data: bytes | memoryview | Pieces, name_is_synced: bool = True) -> None:
+def publish(disk: Disk, path: Path, data: bytes | memoryview | Content, name_is_synced: bool = True) -> None:
     """Write a complete file, or replace an existing one atomically.
 
     If `name_is_synced` is False, the caller must sync the directory before it relies on the name.
@@ -240,8 +240,8 @@ def _advice_when_full(path: Path) -> str:
         return "The number of free bytes is unknown. Free some space"
 
 
-def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:
-    pieces = data.pieces if isinstance(data, Pieces) else [data]
+def _fill(disk: Disk, path: Path, data: bytes | memoryview | Content) -> None:
+    pieces = data.pieces if isinstance(data, Content) else [data]
     descriptor = disk.create(path)
     try:
         _is_supported(disk.reserve, descriptor, len(data))  # if it is unsupported, a write reports a full disk

@@ -7,12 +7,13 @@ import os
 import re
 import stat
 import uuid
-from functools import partial
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 
 from shardpress.base.errors import ReadFailed, printable
 from shardpress.base.formats import Digested, digest
-from shardpress.output.disk import TEMPORARY, Disk, Pieces, publish, write_error
+from shardpress.output.disk import TEMPORARY, Content, Disk, publish, write_error
 from shardpress.result.records import Entry
 
 PARTS = "parts"
@@ -50,14 +51,14 @@ def unique_name(stem: str, suffix: str) -> str:
     return f"{stem}-{uuid.uuid4().hex}{suffix}"
 
 
-def write_file(directory: Path, disk: Disk, name: str, data: bytes | memoryview | Pieces) -> Entry:
+def write_file(directory: Path, disk: Disk, name: str, data: bytes | memoryview | Content) -> Entry:
     """Write a file that counts only when the journal or an index names it. The directory is not synced.
 
     Any thread or process can call this. It raises like `shardpress.output.disk.publish`.
     """
-    if isinstance(data, Pieces):
+    if isinstance(data, Content):
         content = Digested(data.pieces)
-        publish(disk, directory / name, Pieces(data.n_bytes, content), name_is_synced=False)
+        publish(disk, directory / name, Content(data.n_bytes, content), name_is_synced=False)
         return Entry(name, content.n_bytes, content.blake3)
     publish(disk, directory / name, data, name_is_synced=False)
     return Entry(name, len(data), digest([data]))
@@ -122,3 +123,34 @@ def _difference(descriptor: int, entry: Entry, digests: bool) -> str | None:
         if digest(pieces) != entry.blake3:
             return "its content has changed: the BLAKE3 digest differs from that of the written file"
     return None
+
+
+def files_inside(directory: Path, paths: Sequence[Path]) -> list[Path]:
+    """Return the paths that a run in `directory` could remove or replace.
+
+    A file is inside if one of its parent directories is the output directory or a folder of the output directory. These
+    directories are compared by device and inode. The directory and the files may be missing.
+    """
+    folders = [directory, *(directory / name for name in FOLDERS)]
+    identities = {_identity(folder) for folder in folders} - {None}
+    resolved_directory = directory.resolve()
+
+    @cache
+    def is_own_folder(folder: Path) -> bool:
+        return _identity(folder) in identities
+
+    inside = []
+    for path in paths:
+        parents = {*path.absolute().parents, *path.resolve().parents}
+        if resolved_directory in parents or any(map(is_own_folder, parents)):
+            inside.append(path)
+    return inside
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return device and inode."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

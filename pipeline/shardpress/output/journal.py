@@ -38,7 +38,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -62,7 +61,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
     key: str  # scan, model, diverged, checkpoint-<step>
     fingerprint: str  # of everything that determines the content
     entry: Entry
-    facts: dict[str, Any] = {}  # plain values that are stored with the record
+    n_epochs: int = 0  # finished ones, of a checkpoint
+    of_epochs: int = 0
 
     @property
     def kind(self) -> str:
@@ -97,9 +97,14 @@ class _Base(msgspec.Struct, frozen=True, tag="base"):
     format: str = FORMAT
 
 
+class Deadline(msgspec.Struct, frozen=True):
+    finish_by: str  # as a user has given it
+    ends_by: float  # in seconds since 1970
+
+
 class _Requested(msgspec.Struct, frozen=True, tag="request"):
     request: Request
-    deadline: dict[str, Any] | None
+    deadline: Deadline | None
 
 
 class _Withdrawn(msgspec.Struct, frozen=True, tag="withdrawn"):
@@ -198,7 +203,7 @@ class Journal:
         return None if self._request is None else self._request.request
 
     @property
-    def deadline(self) -> dict[str, Any] | None:
+    def deadline(self) -> Deadline | None:
         """Deadline of an unfinished run; None if it has none."""
         return None if self._request is None else self._request.deadline
 
@@ -244,7 +249,7 @@ class Journal:
             self._withdrawn.update(others)
             self._append([_Withdrawn(others)])
 
-    def set_request(self, request: Request, deadline: dict[str, Any] | None = None) -> None:
+    def set_request(self, request: Request, deadline: Deadline | None = None) -> None:
         line = _Requested(request, deadline)
         if line != self._request:
             self._request = line
@@ -291,11 +296,11 @@ class Journal:
                 )
             return
         yield from self.published.files
-        for each in self.published.facts.generations:
-            name = GENERATION.format(each.generation)
+        for earlier in self.published.facts.generations:
+            name = GENERATION.format(earlier.generation)
             yield name
             if os.path.lexists(self.directory / name):  # otherwise a user has removed it
-                yield from self.published.generation(each.generation).files
+                yield from self.published.generation(earlier.generation).files
 
     def _paths(self) -> Iterator[str]:
         for folder in ("", *FOLDERS):
@@ -416,7 +421,7 @@ def _encoded(line: _Line) -> bytes:
 
 def _decoded(data: bytes) -> tuple[list[_Line], int]:
     """Return the lines up to the first one that is damaged, and the number of their bytes."""
-    found: list[_Line] = []
+    lines: list[_Line] = []
     n_valid = 0
     for line in data.splitlines(keepends=True):
         stored, _, text = line.removesuffix(b"\n").partition(b" ")
@@ -428,6 +433,6 @@ def _decoded(data: bytes) -> tuple[list[_Line], int]:
             break
         if isinstance(content, Record | PartRecord) and not is_result(content.entry.file):
             break  # the files of withdrawn records are removed, so a record must not name any other file
-        found.append(content)
+        lines.append(content)
         n_valid += len(line)
-    return found, n_valid
+    return lines, n_valid

@@ -7,7 +7,6 @@ import logging
 import os
 import platform
 import re
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -162,22 +161,18 @@ def _is_marked(directory: Path) -> bool:
     path = directory / MARKER
     names = os.listdir(directory)  # list first, because another run may be creating the marker and other files
     if path.exists():
-        found = re.search(r"shardpress-output/[0-9]+", path.read_text(errors="replace"))
-        if found is None:
+        version = re.search(r"shardpress-output/[0-9]+", path.read_text(errors="replace"))
+        if version is None:
             log.debug("output=%s: its marker is damaged", printable(directory))
-        else:
-            _check_version(path, found[0])
+            return True
+        try:
+            check_version(FORMAT, version[0], "Choose another --output, or delete the directory.")
+        except OtherVersion as error:
+            raise OtherVersion(f"file={printable(path)}: {error}") from error
         return True
     if not all(is_ours(name) for name in names):
         raise CannotCreate("contains files that shardpress did not write, expected a new or empty directory")
     return False
-
-
-def _check_version(marker: Path, found: str) -> None:
-    try:
-        check_version(FORMAT, found, "Choose another --output, or delete the directory.")
-    except OtherVersion as error:
-        raise type(error)(f"file={printable(marker)}: {error}") from error
 
 
 def _lock(directory: Path) -> int:
@@ -185,12 +180,6 @@ def _lock(directory: Path) -> int:
     # O_CLOEXEC: a child process that outlives the run must not keep the lock.
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise CannotCreate(f"its {LOCK} is a FIFO or a device, expected a regular file")
-        if status.st_nlink > 1:
-            # Truncating it would destroy the other file.
-            raise CannotCreate(f"its {LOCK} is a hard link to another file, expected a separate file")
         _flock(directory, descriptor)
         _check_lock(directory, descriptor)  # another run may have replaced the file before it was locked
         owner = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
@@ -223,11 +212,11 @@ def _check_lock(directory: Path, descriptor: int) -> None:
     """Raise `TryAgain` unless the lock in `directory` is the file that this run has locked."""
     own = os.fstat(descriptor)
     try:
-        found = os.stat(directory / LOCK, follow_symlinks=False)
+        now = os.stat(directory / LOCK, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
-        found = None
-    if found is None or (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
-        state = "missing" if found is None else "a different file"
+        now = None
+    if now is None or (now.st_dev, now.st_ino) != (own.st_dev, own.st_ino):
+        state = "missing" if now is None else "a different file"
         raise TryAgain(
             f"output={printable(directory)}: its {LOCK} is {state}, expected the file that this run locked. During the "
             "run, the directory was moved or replaced, or the lock was removed. Nothing more is written. If the "

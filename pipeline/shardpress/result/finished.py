@@ -182,7 +182,7 @@ class Result:
 
     @property
     def n_bad(self) -> int:
-        return sum(each.n_bad for _, each in self.ranges)
+        return sum(rows.n_bad for _, rows in self.ranges)
 
     @cached_property
     def files(self) -> frozenset[str]:
@@ -197,7 +197,7 @@ class Result:
         if number == self.facts.generation:
             return self
         earlier = Result.open(self.directory / GENERATION.format(number))
-        kept = {each.generation: each.digest for each in self.facts.generations}
+        kept = {generation.generation: generation.digest for generation in self.facts.generations}
         if earlier.digest != kept[number]:
             raise DataError(
                 f"result={printable(earlier.path)}: is another file than the one that {INDEX} names. Restore it from "
@@ -209,10 +209,10 @@ class Result:
         """Return the map from the features to those of an earlier generation, which `facts.maps` lists."""
         with self._reading() as group:
             stored = group["run/maps"][str(generation)]
-            found = LinearMap(stored["W"][()], stored["b"][()], *(stored.attrs[name] for name in _ENCODERS))
-            if not found.is_usable:
+            linear = LinearMap(stored["W"][()], stored["b"][()], *(stored.attrs[name] for name in _ENCODERS))
+            if not linear.is_usable:
                 raise ValueError(f"its map to generation {generation} is invalid")
-            return found
+            return linear
 
     def statistics(self) -> dict[str, np.ndarray]:
         """Return the statistics of held-out rows with which appended rows are compared; empty if there are none."""
@@ -225,20 +225,20 @@ class Result:
             dataset = group.file[USE]
             if dataset.shape != (self.n_rows,) or dataset.dtype != np.uint8 or dataset.is_virtual:
                 raise ValueError(f"its dataset {USE} does not have a number for each row")
-            found: np.ndarray = dataset[()]
-            if found.max(initial=0) > max(Use):
-                raise ValueError(f"its dataset {USE} has the number {found.max()}, expected at most {max(Use)}")
-            return found
+            use: np.ndarray = dataset[()]
+            if use.max(initial=0) > max(Use):
+                raise ValueError(f"its dataset {USE} has the number {use.max()}, expected at most {max(Use)}")
+            return use
 
     def extras(self) -> dict[str, tuple[np.dtype, list[Any] | None]]:
         """Return the dtype of each extra of all rows, and its categories if the values are codes."""
         with self._reading() as group:
-            found = {}
+            extras = {}
             for name, item in group.file.items():
                 if isinstance(item, h5py.Dataset) and item.is_virtual and name not in (FEATURES, VALID, ERROR):
                     dtype = np.dtype((item.dtype, item.shape[1:])) if item.ndim > 1 else item.dtype
-                    found[name] = (dtype, read_categories(item.id))
-            return found
+                    extras[name] = (dtype, read_categories(item.id))
+            return extras
 
     def report(self) -> Report:
         facts = self.facts
@@ -266,10 +266,10 @@ def _check_rows(shards: Sequence[ShardFacts], parts: Sequence[Part]) -> None:
     """Raise `ValueError` unless the parts contain each row of the shards once."""
     for part in parts:
         end = 0
-        for each in part.ranges:
-            if each.first < end:
+        for rows in part.ranges:
+            if rows.first < end:
                 raise ValueError(f"rows of its part {part.file} are used twice, or are not in their order")
-            end = each.first + each.n_rows
+            end = rows.first + rows.n_rows
         if end > part.n_rows:
             raise ValueError(f"its part {part.file} has {part.n_rows} rows, but {end} are used")
     ends = {shard.id: 0 for shard in shards}  # of the rows so far
@@ -389,10 +389,10 @@ def result_bytes(
         write_json(run, "shards", to_json(shards))
         write_json(run, "parts", to_json(parts))
         for number, linear in maps.items():
-            found = run.create_group(f"maps/{number}")
-            found["W"] = linear.W
-            found["b"] = linear.b
-            found.attrs.update({name: getattr(linear, name) for name in _ENCODERS})
+            stored = run.create_group(f"maps/{number}")
+            stored["W"] = linear.W
+            stored["b"] = linear.b
+            stored.attrs.update({name: getattr(linear, name) for name in _ENCODERS})
         for name, array in statistics.items():
             run[f"reference/{name}"] = array
 

@@ -47,7 +47,7 @@ class UnchangingDisk(Disk):
 
 def existing_folder(path: Path) -> Path:
     """Return a folder, or the nearest existing one above it."""
-    return next(each for each in (path, *path.absolute().parents) if each.is_dir())
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
 
 
 def open_readonly(config: Config) -> Journal | None:

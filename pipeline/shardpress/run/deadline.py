@@ -153,7 +153,7 @@ def _encoding_seconds(task: Task, directory: Path, scan: Scan, autoencoder: Auto
     preparation = task.conversion.preparation
     model = Model(scan.scaler, autoencoder.network, weights, offset=scan.offset, preparation=preparation)
     stage = EncodingStage(Fit(task, scan, model))
-    readable = [each for each in stretches(task.inputs.shards, task) if each.number not in scan.unreadable]
+    readable = [piece for piece in stretches(task.inputs.shards, task) if piece.number not in scan.unreadable]
     disk = AnonymousDisk(directory)
     stage.sample(autoencoder, readable[:1], disk)  # so that the costs of starting do not count for every row
     pace, _ = stage.sample(autoencoder, readable, disk)

@@ -90,13 +90,14 @@ class Change:
 
     def moved(self, base: Base, wanted: Wanted) -> list[int]:
         """Return the positions of shards whose rows stay, and whose files are at other places."""
-        found = []
-        for i, place in enumerate(self.places):
-            if place.base is None or place.wanted is None or not place.is_same:
-                continue
-            if base.request.shards[place.base].place != wanted.request.shards[place.wanted].place:
-                found.append(i)
-        return found
+        before = base.request.shards
+        now = wanted.request.shards
+        return [
+            i
+            for i, place in enumerate(self.places)
+            if place.is_same and place.base is not None and place.wanted is not None
+            if before[place.base].place != now[place.wanted].place
+        ]
 
     @property
     def has_other_rows(self) -> bool:
@@ -155,10 +156,10 @@ def needed_digests(before: Sequence[ShardFacts], now: Sequence[ShardFacts], matc
     if not matching.compares_digests:
         return []
     places = [place for place in places_of(before, now, matching) if place.is_same and place.wanted is not None]
-    found = {place.wanted: place.base for place in places}  # a file that cannot be used may have moved
-    missing = set(range(len(before))) - set(found.values())
+    base_of = {place.wanted: place.base for place in places}  # a file that cannot be used may have moved
+    missing = set(range(len(before))) - set(base_of.values())
     kinds = {before[i].kind for i in missing}
-    return [i for i, shard in enumerate(now) if i not in found and shard.kind in kinds]
+    return [i for i, shard in enumerate(now) if i not in base_of and shard.kind in kinds]
 
 
 def resulting_shards(base: Base, wanted: Wanted, change: Change) -> list[ShardFacts]:
@@ -196,13 +197,13 @@ def _with_facts_of(before: ShardFacts, shard: ShardFacts, compares_digests: bool
 
 def _changed_settings(before: Request, now: Request) -> dict[str, tuple[Any, Any]]:
     """Return the settings that differ, with both values: current ones first, then those that no longer exist."""
-    found = {}
+    changes = {}
     for stage, values in now.settings.items():
         earlier = before.settings[stage]
         for name in {**values, **earlier}:
             if earlier.get(name) != values.get(name):
-                found[name] = (earlier.get(name), values.get(name))
-    return found
+                changes[name] = (earlier.get(name), values.get(name))
+    return changes
 
 
 # -- shards ------------------------------------------------------------------------------------------------------------
@@ -247,9 +248,9 @@ def _pairs(
             free[key(before[j])].append(j)
     pairs = {}
     for i in positions:
-        found = key(now[i])
-        if found is not None and free[found]:
-            pairs[i] = free[found].pop()
+        value = key(now[i])
+        if value is not None and free[value]:
+            pairs[i] = free[value].pop()
     return pairs
 
 

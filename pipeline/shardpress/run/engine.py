@@ -126,7 +126,7 @@ def _run_in(journal: Journal, task: Task, state: RunState, command: Sequence[str
     # The request comes before the first result, so that results can be attributed to it.
     deadline = stored_deadline(journal, config, task.request, state.began)
     journal.set_request(task.request, deadline)
-    state.ends_by = None if deadline is None else float(deadline["ends_by"])
+    state.ends_by = None if deadline is None else deadline.ends_by
     return _compute(journal, task, earlier, state, command)
 
 

@@ -48,7 +48,7 @@ def count_generations(
         return Generations()
     if before.encoder == new.encoder:
         facts = before.facts
-        linear_maps = {each.generation: before.map_to(each.generation) for each in facts.maps}
+        linear_maps = {earlier.generation: before.map_to(earlier.generation) for earlier in facts.maps}
         return Generations(facts.generation, tuple(facts.generations), tuple(facts.maps), linear_maps)
     if results.retrain:
         return _next_generation(before, new, results.keep_generations, labels)
@@ -63,18 +63,18 @@ def _next_generation(before: Result, new: EncodedRows, n_kept: int, labels: Labe
     number = before.facts.generation
     earlier = [*before.facts.generations, Generation(number, before.encoder, before.n_rows, before.digest)]
     earlier = earlier[max(0, len(earlier) + 1 - n_kept) :]
-    found = Generations(number + 1, tuple(earlier), keeps_published=n_kept > 1)
+    generations = Generations(number + 1, tuple(earlier), keeps_published=n_kept > 1)
     try:
         alignment, classifier = _aligned(EncodedRows.of(before), new, labels)
     except DataError as error:
         log.warning("generation=%d: no map leads to its features: %s", number, error)
-        return found
+        return generations
     facts = [_map_facts(number, before.encoder, alignment, classifier)]
     linear_maps = {number: alignment.map}
-    for each in before.facts.maps:
-        facts.append(MapFacts(each.generation, each.model))
-        linear_maps[each.generation] = alignment.map.then(before.map_to(each.generation))
-    return replace(found, maps=tuple(facts), linear_maps=linear_maps)
+    for older in before.facts.maps:
+        facts.append(MapFacts(older.generation, older.model))
+        linear_maps[older.generation] = alignment.map.then(before.map_to(older.generation))
+    return replace(generations, maps=tuple(facts), linear_maps=linear_maps)
 
 
 def _map_facts(number: int, encoder: str, alignment: Alignment, classifier: KeptAccuracy | None) -> MapFacts:

@@ -22,10 +22,9 @@ from shardpress.result.finished import Result, given_name
 from shardpress.result.records import ShardFacts
 from shardpress.run.before import earlier_rows
 from shardpress.run.budget import n_threads_of
-from shardpress.run.contents import with_content, with_extras
+from shardpress.run.contents import Damage, damage_of, with_content, with_extras
 from shardpress.run.difference import Base, Matching, Place, needed_digests, places_of
 from shardpress.run.request import absolute, facts_of
-from shardpress.run.unreadable import Damage, damage_of
 from shardpress.settings.config import BadDataSettings, Config, ResultSettings
 from shardpress.settings.kinds import n_allowed, sufficient_percentage
 from shardpress.shards.column_order import ColumnCheck, ColumnRule

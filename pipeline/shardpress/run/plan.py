@@ -162,7 +162,7 @@ class _PlannedRun:
         self._plan.attempt(check_change, self._journal, task)
         now = time.time()
         deadline = stored_deadline(self._journal, config, task.request, now)
-        self._left = None if deadline is None else deadline["ends_by"] - now
+        self._left = None if deadline is None else deadline.ends_by - now
         self.is_complete = task.result is not None and is_complete(task.result, task)
         if self.is_complete:
             self._n_encoded = task.inputs.n_rows

@@ -17,7 +17,7 @@ from shardpress.cluster.pool import check_settings
 from shardpress.hdf5.shard import Shard
 from shardpress.model.encoder import Model
 from shardpress.model.preparation import Preparation
-from shardpress.output.inside import files_inside
+from shardpress.output.folder import files_inside
 from shardpress.output.journal import Journal
 from shardpress.result.finished import INDEX, load_model
 from shardpress.run.before import base_of, with_settings_of

@@ -124,13 +124,13 @@ def schema_of(extras: Sequence[Extra]) -> list[Any]:
     """Return plain values that describe the datasets of extras in a part, without their categories."""
     masks = stored_masks(extras)
     paths = stored_paths(extras)
-    found = []
+    schema = []
     for name, (shape, dtype) in sorted(row_shapes(0, extras).items()):
         if name not in (FEATURES, VALID):
             enum = h5py.check_enum_dtype(dtype)
             names = None if enum is None else sorted(enum.items())
-            found.append([name, dtype.str, list(shape), names, masks.get(name), paths.get(name)])
-    return found
+            schema.append([name, dtype.str, list(shape), names, masks.get(name), paths.get(name)])
+    return schema
 
 
 def categories_of(extras: Sequence[Extra]) -> list[Any]:

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from shardpress.base.errors import DataError, NoInput, printable
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.model.encoder import Model
 from shardpress.output.folder import fault_of
-from shardpress.output.journal import Journal, PartRecord, Record
+from shardpress.output.journal import Deadline, Journal, PartRecord, Record
 from shardpress.result.facts import BadFile
 from shardpress.result.finished import Result, read_model_file
 from shardpress.result.records import Entry, Part, Request, RunFacts
@@ -109,14 +109,14 @@ class EarlierResults:
         # A size takes less time than a task.
         n_per_task = 1 if self._compares_digests else _SIZES_PER_TASK
         batches = [unchecked[start : start + n_per_task] for start in range(0, len(unchecked), n_per_task)]
-        found: list[str | None] = []
+        faults: list[str | None] = []
         if batches:  # starting a pool takes as long as comparing many sizes
             with threads(self._n_threads) as pool:
                 results = compute([(check, batch) for batch in batches], pool, self._n_threads)
-            found = [fault for batch in results for fault in batch]
-        self._faults.update(zip(unchecked, found, strict=True))
+            faults = [fault for batch in results for fault in batch]
+        self._faults.update(zip(unchecked, faults, strict=True))
         if not self._is_readonly:
-            for fault in filter(None, found):
+            for fault in filter(None, faults):
                 log.warning("%s; it is recomputed", fault)
         return [self._faults[entry] for entry in entries]
 
@@ -131,8 +131,7 @@ def step_of(checkpoint: Record) -> int:
 
 
 def checkpoint_in_words(checkpoint: Record) -> str:
-    facts = checkpoint.facts
-    return f"{facts['n_epochs']} of {facts['of']} epochs, step {step_of(checkpoint)}"
+    return f"{checkpoint.n_epochs} of {checkpoint.of_epochs} epochs, step {step_of(checkpoint)}"
 
 
 def n_rows_in(parts: Iterable[PartRecord]) -> int:
@@ -142,24 +141,23 @@ def n_rows_in(parts: Iterable[PartRecord]) -> int:
 # -- requests ----------------------------------------------------------------------------------------------------------
 
 
-def stored_deadline(journal: Journal, config: Config, now: Request, start: float) -> dict[str, Any] | None:
-    """Return the deadline of a run that starts at `start`: ``ends_by`` (seconds since 1970) and ``finish_by``.
+def stored_deadline(journal: Journal, config: Config, now: Request, start: float) -> Deadline | None:
+    """Return the deadline of a run that starts at `start`, in seconds since 1970.
 
     None if the run has no deadline. A run that is resumed keeps the deadline of its first start, unless that deadline
     has passed.
     """
-    ends_by = deadline_of(config.training.finish_by, start)
-    if ends_by is None:
-        return None
     requested = config.training.finish_by
+    ends_by = deadline_of(requested, start)
+    if requested is None or ends_by is None:
+        return None
     before = journal.deadline if journal.request is not None and _is_same_work(journal.request, now) else None
-    if before is not None and before["finish_by"] == requested:
-        if before["ends_by"] > start:
+    if before is not None and before.finish_by == requested:
+        if before.ends_by > start:
             return before
-        log.warning(
-            "deadline: %s has passed; the new deadline is %s", time_in_words(before["ends_by"]), time_in_words(ends_by)
-        )
-    return {"finish_by": requested, "ends_by": ends_by}
+        passed = time_in_words(before.ends_by)
+        log.warning("deadline: %s has passed; the new deadline is %s", passed, time_in_words(ends_by))
+    return Deadline(requested, ends_by)
 
 
 def _is_same_work(before: Request, now: Request) -> bool:
@@ -191,7 +189,7 @@ def _is_acceptable(result: Result, task: Task) -> bool:
         n_bad_shards = facts.summary.n_bad_shards
         if n_bad > task.max_bad_rows or n_bad_shards > task.max_bad_shards:
             return False
-        if not task.allows_bad_data and any(each.lost for _, each in result.ranges):
+        if not task.allows_bad_data and any(rows.lost for _, rows in result.ranges):
             return False
     if facts.report.bad.n_uncompared != task.inputs.n_uncompared:
         return False

@@ -347,7 +347,6 @@ def _save(task: Task, context: RunContext, key: str, checkpoint: Checkpoint) -> 
     entry = context.journal.write(unique_name(f"{WORK}/checkpoint", ".npz"), checkpoint.to_npz())
     state = checkpoint.state
     n_epochs = task.settings.training.epochs if state.n_epochs is None else state.n_epochs
-    facts = {"n_epochs": state.epoch, "of": n_epochs}
     # Twelve digits, so that the keys sort in the order of the steps.
-    context.journal.add(Record(f"checkpoint-{checkpoint.n_steps:012d}", key, entry, facts))
+    context.journal.add(Record(f"checkpoint-{checkpoint.n_steps:012d}", key, entry, state.epoch, n_epochs))
     context.journal.withdraw(*context.journal.records("checkpoint", key)[:-CHECKPOINTS_KEPT])
