@@ -6,6 +6,7 @@ export PYTHONDONTWRITEBYTECODE =
 
 PYTHON_OF_VENV := .venv/bin/python
 STAMP := .venv/.setup-complete
+THEANO := .venv/.theano-complete
 
 .DEFAULT_GOAL := help
 .PHONY: help setup gpu run reference check test golden soak bench against overheads scaling simulate card card-kit
@@ -14,7 +15,7 @@ STAMP := .venv/.setup-complete
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## create .venv with all dependencies
+setup: $(STAMP) $(THEANO) ## create .venv with all dependencies
 
 # FOR=12.4 is needed on a machine without a driver only.
 gpu: setup ## install the libraries that a CUDA card needs into .venv; FOR=12.4 selects a version of CUDA
@@ -107,6 +108,13 @@ C_SOURCES := pipeline/shardpress/hdf5/filters/lzf.c pipeline/shardpress/base/row
 $(STAMP): setup.py $(C_SOURCES) pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh
 	scripts/setup.sh
 
+# The files of Theano are changed again only if the changes differ.
+CHANGES := kernels/shardpress_kernels/theanofiles.py
+
+$(THEANO): $(STAMP) $(CHANGES)
+	$(PYTHON_OF_VENV) -m shardpress setup-theano
+	touch $@
+
 # Current versions of the alternatives.
 .venv-peers/.complete:
 	.venv/bin/python -m venv --clear .venv-peers
@@ -125,7 +133,7 @@ $(STAMP): setup.py $(C_SOURCES) pyproject.toml constraints.txt scripts/setup.sh 
 	touch $@
 
 # Later Pythons with a wheel and its dependencies, and with Theano. The tests use the code of the checkout.
-.venv-readers/.complete: scripts/readers.sh setup.py | setup
+.venv-readers/.complete: scripts/readers.sh setup.py $(CHANGES) | setup
 	scripts/readers.sh
 
 # A virtual environment is unusable after a move of the checkout or the loss of its interpreter: create it again.

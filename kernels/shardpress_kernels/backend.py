@@ -11,14 +11,12 @@ import ctypes
 import logging
 import os
 import platform
-import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,13 +24,9 @@ from typing import Any
 import numpy as np
 
 from shardpress_kernels.calls import on_device
-from shardpress_kernels.compatibility import adapt_imports
-from shardpress_kernels.compilecache import SettledCache
-from shardpress_kernels.compiler import check_processor_flags
 from shardpress_kernels.faults import explain, is_out_of_memory
-from shardpress_kernels.flags import NoScipy, check_flags, default_settings, requested_device
-from shardpress_kernels.modulecache import repair_code_versions, repair_module_versions
-from shardpress_kernels.repairs import repair_generated_code
+from shardpress_kernels.flags import check_flags, default_settings, requested_device
+from shardpress_kernels.theanofiles import check_theano
 
 log = logging.getLogger(__name__)
 
@@ -77,34 +71,20 @@ def load() -> ModuleType:
         If the compile cache belongs to another user, or other users can write to it.
     shardpress_kernels.compilecache.CompileCacheUnavailable
         If neither the compile cache nor a temporary directory can be used.
-    shardpress_kernels.theanofiles.TheanoChanged
-        If the files of Theano differ from version 1.0.5, and Python is newer than 3.11.
+    shardpress_kernels.theanofiles.TheanoNotSetUp
+        If Theano is not installed, or was not installed by this version of shardpress.
     shardpress_kernels.compiler.CompilerMissing, shardpress_kernels.compiler.CompilerFailed
         If the configured compiler cannot be started, or fails; also if it does not report the processor's flags.
     ValueError
         If Theano refuses the user's flags; `UnknownFlag` if it does not know them.
     """
-    adapt_imports()
+    check_theano()
     # Theano turns NumPy's floating-point warnings off for the whole process; `errstate` restores them.
-    with default_settings(), _import_hooks(SettledCache(), NoScipy()), warnings.catch_warnings(), np.errstate():
+    with default_settings(), warnings.catch_warnings(), np.errstate():
         warnings.simplefilter("ignore")  # Theano 1.0.5 uses deprecated features of later packages
         import theano
-    repair_code_versions(theano.gof.op)
-    repair_module_versions(theano.gof.cc)
     check_flags()
-    check_processor_flags(theano.gof.cmodule, theano.config)
     return theano
-
-
-@contextmanager
-def _import_hooks(*finders: MetaPathFinder) -> Iterator[None]:
-    """Call these finders for each import, before all others."""
-    sys.meta_path[:0] = finders
-    try:
-        yield
-    finally:
-        for finder in finders:
-            sys.meta_path.remove(finder)
 
 
 def start(require: bool = False) -> Device:
@@ -142,8 +122,7 @@ def matrix(dtype: np.dtype, name: str) -> Any:
 def compile_function(inputs: Sequence[Any], outputs: Any, **options: Any) -> Any:
     """Return a ``theano.function`` that does not check its inputs; callers pass arrays of the right type and layout.
 
-    Only one thread at a time compiles, because Theano's compilation is not thread-safe, and its lock on the compile
-    cache is per process.
+    Only one thread at a time compiles, because Theano's compilation is not thread-safe.
     """
     with _compile_lock:
         function = load().function(inputs, outputs, **options)
@@ -285,7 +264,6 @@ def _activate(device: str) -> None:
         raise ImportError(
             "pygpu is not installed. Install it with install_pygpu.sh, in scripts/ or where pip installs programs"
         )
-    repair_generated_code()
     theano.gpuarray.use(device, force=True)
     try:
         _probe()

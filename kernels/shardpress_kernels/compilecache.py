@@ -11,19 +11,14 @@ import os
 import re
 import shutil
 import stat
-import sys
 import tempfile
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shardpress_kernels import compilelock
-from shardpress_kernels.compatibility import adapt_compiler, fingerprint_adaptation
-from shardpress_kernels.compiler import check_compiler, silence_compiler, watch_compiler
-from shardpress_kernels.modulecache import read_records_on_demand, write_keys_atomically
-from shardpress_kernels.theanofiles import TheanoChanged, changes_in_words, repair_command
+from shardpress_kernels.compiler import check_compiler
+from shardpress_kernels.modulecache import check_lockable
 from shardpress_kernels.trust import private_directory, untrusted_above
 
 log = logging.getLogger(__name__)
@@ -42,60 +37,23 @@ class CompileCacheUnavailable(RuntimeError):
 
 
 def default_cache() -> str:
-    """Return the path of a private directory for code compiled with these versions of Theano and NumPy.
+    """Return the path of a private directory for code compiled with this version of NumPy.
 
-    The name also contains a hash of `shardpress_kernels.compatibility`, which adds to the code. The name of the
-    subdirectory that Theano creates contains none of the three.
+    The name of the subdirectory that Theano creates has the version of Python.
     """
-    from importlib.metadata import version
-
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardpress"
-    return str(root / f"theano-{version('Theano')}-{fingerprint_adaptation()}-numpy-{np.__version__}")
+    return str(root / f"numpy-{np.__version__}")
 
 
-class SettledCache(MetaPathFinder):
-    """An import hook that chooses compiler and compile cache while Theano is imported.
+def prepare_cache(config: Any) -> None:
+    """Check the compiler, and choose the directories of compiled code and of temporary files.
 
-    During its import, Theano chooses its cache, and then compiles code and runs it from there.
+    The changed files of Theano call this function before they compile code and run it.
     """
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        """Find nothing, but prepare the modules of Theano that are imported next."""
-        if fullname == "theano.gof":
-            _prepare_cache()  # Theano has read its settings, but has not compiled anything yet
-        elif fullname == "theano.gof.lazylinker_c":
-            # This is the first module that compiles.
-            cmodule = sys.modules["theano.gof.cmodule"]
-            adapt_compiler(cmodule)
-            silence_compiler(cmodule)
-            write_keys_atomically(cmodule)
-            read_records_on_demand(cmodule)
-
-
-def _prepare_cache() -> None:
-    """Check and watch the compiler, and choose the directories of compiled code and of temporary files."""
-    config = sys.modules["theano.configdefaults"].config
     check_compiler(config)
-    watch_compiler(sys.modules["theano.misc.windows"], config)
-    sys.modules["theano.gof.compilelock"] = compilelock
     _choose_cache(config)
-    if not any(Path(config.compiledir).glob("tmp*")):  # nothing has been compiled with these files of Theano
-        _check_theano()
     if not _can_hold_temporary_files():
         tempfile.tempdir = config.compiledir
-
-
-def _check_theano() -> None:
-    """Report files of Theano that differ from version 1.0.5, which `shardpress_kernels.compatibility` was written for.
-
-    If Python is newer than 3.11, Theano works only with these adaptations, so this raises `TheanoChanged`.
-    """
-    changes = changes_in_words()
-    if not changes:
-        return
-    if sys.version_info >= (3, 12):
-        raise TheanoChanged(f"{changes}. Run: {repair_command()}")
-    log.warning("%s. To replace them, run: %s", changes, repair_command())
 
 
 def _choose_cache(config: Any) -> None:
@@ -148,7 +106,7 @@ def _make_temporary_cache(cache: str, why: str) -> str:
 
 def _check_writable(directory: Path) -> None:
     """Raise `OSError` unless the directory can be locked and written, and has enough free space."""
-    compilelock.check_lockable(str(directory))
+    check_lockable(directory)
     with tempfile.TemporaryFile(dir=directory) as file:
         file.write(bytes(4096))
     n_free = _free_bytes(directory)
@@ -158,10 +116,10 @@ def _check_writable(directory: Path) -> None:
 
 def _free_bytes(directory: str | Path) -> float:
     """Return the free bytes of a file system; infinity if it does not report them."""
-    found = os.statvfs(directory)
-    if found.f_blocks == 0:
+    facts = os.statvfs(directory)
+    if facts.f_blocks == 0:
         return math.inf
-    return found.f_bavail * found.f_frsize
+    return facts.f_bavail * facts.f_frsize
 
 
 def _can_hold_temporary_files() -> bool:
@@ -175,16 +133,16 @@ def _can_hold_temporary_files() -> bool:
 
 
 def _refuse_unsafe(directory: Path) -> None:
-    """Refuse a cache that other users can write or replace, because Theano unpickles and loads its files."""
-    found = directory.stat()
-    if found.st_uid != os.geteuid():
+    """Refuse a cache that other users can write or replace, because Theano loads its files."""
+    facts = directory.stat()
+    if facts.st_uid != os.geteuid():
         raise UnsafeCompileCache(
-            f"the compile cache {directory} belongs to user {found.st_uid}, expected {os.geteuid()}: Theano runs "
+            f"the compile cache {directory} belongs to user {facts.st_uid}, expected {os.geteuid()}: Theano runs "
             "code from this directory. Set base_compiledir in THEANO_FLAGS to a directory of your own."
         )
-    if stat.S_IMODE(found.st_mode) & 0o077:
+    if stat.S_IMODE(facts.st_mode) & 0o077:
         raise UnsafeCompileCache(
-            f"the compile cache {directory} has mode {stat.S_IMODE(found.st_mode):04o}, expected 0700: Theano runs "
+            f"the compile cache {directory} has mode {stat.S_IMODE(facts.st_mode):04o}, expected 0700: Theano runs "
             f"code from this directory. Run: chmod 700 {directory}"
         )
     problem = untrusted_above(directory)

@@ -1,4 +1,4 @@
-"""Checks of the C++ compiler, and control of Theano's calls: working directory, duration and errors."""
+"""The C++ compiler: checks of it, the environment in which it runs, the time that it takes, and its errors."""
 
 from __future__ import annotations
 
@@ -9,23 +9,18 @@ import os
 import platform
 import re
 import shutil
-import sys
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from shardpress_kernels.compilelock import released
 
 log = logging.getLogger(__name__)
 
 _MAX_QUOTED = 300
 """Number of characters of a compiler's line that are quoted."""
-
-_WINDOWS = "theano.misc.windows"
-"""Module from which Theano takes its function to run programs."""
 
 # Lines of /proc/cpuinfo that identify the processor; others, such as its frequency, change.
 _PROCESSOR = ("vendor_id", "cpu family", "model", "model name", "stepping", "cache size", "flags")
@@ -55,65 +50,48 @@ def check_compiler(config: Any) -> None:
         raise CompilerMissing(f"cxx={config.cxx} does not name a program that can be run")
 
 
-class _WatchedCompiler:
-    """A replacement for Theano's function that runs the compiler; it measures the duration of compilations.
+def start_program(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a compiler, or a program that it has built. The changed files of Theano call this function.
 
-    A process has one instance, and compiles one module at a time. The setting ``compiledir`` must be private at the
-    first call.
+    If the linker ran in the current directory, it would use a libgcc_s.so.1 that another user has put there.
     """
+    program, *arguments = command
+    if os.sep in program:
+        program = os.path.abspath(program)
+    environment = dict(os.environ)
+    environment["PATH"] = os.environ.get("PATH") or os.defpath  # the compiler needs it to find its linker
+    environment["TMPDIR"] = tempfile.gettempdir()
+    return subprocess.Popen([program, *arguments], stdin=subprocess.DEVNULL, env=environment, cwd="/", **options)
 
-    def __init__(self, run: Callable[..., Any], config: Any) -> None:
-        self.seconds = 0.0
-        self.n_running = 0
-        self._n_done = 0
-        self._run = run
-        self._config = config
 
-    def __call__(self, command: Sequence[str], **options: Any) -> Any:
-        """Run a command, and return its output, its errors and its exit status."""
-        if "-shared" not in command:
-            # Theano runs such commands to find the features of the compiler, and expects some of them to fail.
-            return self._call(command, **options)
-        if self._n_done == 0:
+class _Compilations:
+    """Compilations of modules by this process, which compiles one at a time."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0  # how long this process has waited for the compiler
+        self.is_running = False
+        self._is_logged = False
+
+    def run(self, command: Sequence[str]) -> None:
+        """Run a command that compiles a module, or raise `CompilerFailed`."""
+        if not self._is_logged:
             log.info("compiling kernels for this machine (cached for later runs)")
-        with released(), self._timing():
-            out, err, status = self._call(command, **options)
-        if status:
-            raise CompilerFailed(command, err.decode(errors="replace"))
-        return out, err, status
-
-    @contextmanager
-    def _timing(self) -> Iterator[None]:
-        self.n_running += 1
+        self._is_logged = True
+        self.is_running = True
         start = time.monotonic()
         try:
-            yield
+            streams = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+            with start_program(command, **streams) as process:
+                _, errors = process.communicate()
         finally:
             self.seconds += time.monotonic() - start
-            self.n_running -= 1
-            self._n_done += 1
-
-    def _call(self, command: Sequence[str], **options: Any) -> Any:
-        program, *arguments = command
-        if os.sep in program:
-            program = os.path.abspath(program)
-        # If the linker ran in the current directory, it would use a libgcc_s.so.1 that another user has put there.
-        return self._run([program, *arguments], env=_environment(), cwd=self._config.compiledir, **options)
+            self.is_running = False
+        if process.returncode:
+            raise CompilerFailed(command, errors.decode(errors="replace"))
 
 
-def watch_compiler(windows: Any, config: Any) -> None:
-    """Make Theano compile through a `_WatchedCompiler`.
-
-    This must precede the import of ``theano.gof.cmodule``, which imports the function to run programs.
-    """
-    windows.output_subprocess_Popen = _WatchedCompiler(windows.output_subprocess_Popen, config)
-
-
-def _watched() -> _WatchedCompiler | None:
-    """Return the compiler of this process; None before Theano is loaded."""
-    windows = sys.modules.get(_WINDOWS)
-    found = getattr(windows, "output_subprocess_Popen", None)
-    return found if isinstance(found, _WatchedCompiler) else None
+compilations = _Compilations()
+"""The compilations of this process."""
 
 
 def check_processor_flags(cmodule: Any, config: Any) -> None:
@@ -151,8 +129,8 @@ def check_processor_flags(cmodule: Any, config: Any) -> None:
 def _fingerprint_processor(cmodule: Any, config: Any) -> str:
     """Return a hash of the processor, the compiler and its flags, which determine the flags that it reports."""
     path = os.path.realpath(shutil.which(config.cxx) or config.cxx)
-    found = os.stat(path)
-    compiler = [path, found.st_size, found.st_mtime_ns, cmodule.gcc_version_str, config.gcc.cxxflags]
+    facts = os.stat(path)
+    compiler = [path, facts.st_size, facts.st_mtime_ns, cmodule.gcc_version_str, config.gcc.cxxflags]
     first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     processor = [line for line in first.splitlines() if line.partition("\t")[0] in _PROCESSOR]
     return hashlib.sha256(json.dumps([compiler, processor]).encode()).hexdigest()[:16]
@@ -167,35 +145,6 @@ def _read_flags(file: Path) -> list[str] | None:
     if isinstance(flags, list) and all(isinstance(flag, str) for flag in flags):
         return flags
     return None
-
-
-def is_running() -> bool:
-    """Return whether this process is waiting for the compiler."""
-    compiler = _watched()
-    return compiler is not None and compiler.n_running > 0
-
-
-def seconds_spent() -> float:
-    """Return how long this process has waited for the compiler."""
-    compiler = _watched()
-    return 0.0 if compiler is None else compiler.seconds
-
-
-def silence_compiler(cmodule: Any) -> None:
-    """Keep ``theano.gof.cmodule`` from printing commands that failed; the errors contain these commands."""
-
-    def print_unless_error(*words: object, **options: Any) -> None:
-        if options.get("file") is not sys.stderr:
-            print(*words, **options)
-
-    cmodule.print = print_unless_error
-
-
-def _environment() -> dict[str, str]:
-    environment = dict(os.environ)
-    environment["PATH"] = os.environ.get("PATH") or os.defpath  # the compiler needs it to find its linker
-    environment["TMPDIR"] = tempfile.gettempdir()
-    return environment
 
 
 def _find_reason(output: str) -> str:

@@ -9,7 +9,6 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from importlib.abc import MetaPathFinder
 from typing import Any
 
 from shardpress_kernels.compilecache import default_cache
@@ -172,15 +171,3 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     if not near:
         return ""
     return f" Did you mean {near[0]}?"
-
-
-class NoScipy(MetaPathFinder):
-    """An import hook that hides SciPy.
-
-    Theano would import SciPy for operations that this model does not use. The import takes 0.5 s.
-    """
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        """Raise `ModuleNotFoundError` for SciPy. This is not called if SciPy is already imported."""
-        if fullname.partition(".")[0] == "scipy":
-            raise ModuleNotFoundError("not needed by this model", name=fullname)

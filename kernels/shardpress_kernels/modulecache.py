@@ -1,164 +1,129 @@
-"""Fixes of Theano's cache of compiled modules: its locks, which records are read and written, and their versions."""
+"""The cache of compiled modules, in which later processes find the C code of Theano compiled.
+
+Each module has a directory, whose name is a hash of everything that determines its machine code. A directory with such
+a name is complete, because it is renamed last. Processes that compile different modules do not wait for each other.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
-import pickle
+import shutil
+import socket
+import sys
+import sysconfig
+import tempfile
 import time
-from collections.abc import Sequence
-from functools import cache, wraps
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
 from hashlib import sha256
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
-from shardpress_kernels import compilelock
+import numpy as np
+
+from shardpress_kernels.compiler import compilations
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "module-"
+_LOCK = ".lock"
+_SECONDS_BETWEEN_TRIES = 0.1
+_SECONDS_BEFORE_LOGGING = 5.0
+_MAX_AGE = 31 * 24 * 60 * 60.0
+"""Seconds after which a module that no process has loaded is removed."""
+
+# This header is part of NumPy, but not of its public API, and differs between versions. Theano needs a few of its
+# macros, which _PRELUDE defines.
+_PRIVATE_HEADER = '"numpy/npy_3kcompat.h"'
+
+# NumPy hides the field `elsize` of descriptors unless the code is compiled for this version of NumPy alone.
+_PRELUDE = """\
+#define NPY_TARGET_VERSION NPY_API_VERSION
+#ifndef NPY_PY3K
+#define NPY_PY3K 1
+#endif
+#define PyInt_Check PyLong_Check
+#define PyInt_AsLong PyLong_AsLong
+#define PyInt_FromLong PyLong_FromLong
+#define NpyCapsule_AsVoidPtr(capsule) PyCapsule_GetPointer(capsule, NULL)
+#define NpyCapsule_GetDesc PyCapsule_GetContext
+#define NpyCapsule_Check PyCapsule_CheckExact
+"""
 
 
-def read_records_on_demand(cmodule: Any) -> None:
-    """Replace the class of the module cache, of which Theano has no instance yet, by one that reads fewer records.
+class CompileLockHeld(RuntimeError):
+    """Another process has compiled a module for longer than Theano's setting ``compile.timeout``."""
 
-    Theano's own class reads the record (``key.pkl``) of every module in the cache when the first function is compiled.
-    This takes about 2 ms per module, or two seconds at each start for a thousand modules. The name of a module's file
-    is the hash of its C code. This code is generated before the cache is searched, so its hash identifies the records
-    to read.
+
+class _Build(NamedTuple):
+    """Options of the compiler for a module, in the order of the command."""
+
+    args: Sequence[str] = ()
+    include_dirs: Sequence[str] = ()
+    lib_dirs: Sequence[str] = ()
+    libs: Sequence[str] = ()
+
+
+def module_of(linker: Any) -> ModuleType:
+    """Return the module with the code of a ``theano.gof.CLinker``. The changed files of Theano call this function."""
+    module = linker.get_dynamic_module()
+    code = module.code()  # determines the hash
+    build = _Build(linker.compile_args(), linker.header_dirs(), linker.lib_dirs(), linker.libraries())
+    return _load_module(module.code_hash, code, build)
+
+
+def compiled_module(name: str, code: str, args: Sequence[str]) -> ModuleType:
+    """Return a module that is a part of Theano. The changed files of Theano call this function."""
+    return _load_module(name, code, _Build(args))
+
+
+def _load_module(name: str, code: str, build: _Build) -> ModuleType:
+    """Load a module from the cache, where it is compiled if it is missing or damaged."""
+    config: Any = sys.modules["theano.configdefaults"].config
+    code = _PRELUDE + code.replace(_PRIVATE_HEADER, "<Python.h>")
+    directory = Path(config.compiledir)
+    folder = directory / (_PREFIX + _fingerprint(code, build, config))
+    with suppress(ImportError):
+        return _load(name, folder)
+    with _locked(directory / f"{_LOCK}-{folder.name[-2:]}", config.compile.timeout):
+        with suppress(ImportError):
+            return _load(name, folder)  # another process has compiled it
+        _compile(name, code, build, folder, config.cxx)
+        _remove_old(directory)
+        return _load(name, folder)
+
+
+def _load(name: str, folder: Path) -> ModuleType:
+    loader = ExtensionFileLoader(name, str(_library(name, folder)))
+    spec = spec_from_loader(name, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    with suppress(OSError):
+        os.utime(folder)  # see `_remove_old`
+    return module
+
+
+def _library(name: str, folder: Path) -> Path:
+    return folder / f"{name}.so"
+
+
+def _fingerprint(code: str, build: _Build, config: Any) -> str:
+    """Return a hash of the code, the compiler, its options and the headers of Ops.
+
+    The names of directories are left out, so that an environment that has moved finds its modules. The headers of NumPy
+    and Python are not hashed: the path of the cache contains their versions.
     """
-
-    class ModuleCache(cmodule.ModuleCache):
-        """A cache whose `refresh` skips recent modules whose code this process does not need."""
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            self._hashes: set[str] = set()
-            self._libraries: dict[str, str] = {}  # names of recent modules' libraries by record; they never change
-            super().__init__(*args, **options)
-
-        def module_from_key(self, key: Any, lnk: Any = None, keep_lock: bool = False) -> Any:
-            """Return the module of a key, after reading the records of modules with the same code."""
-            if key in self.entry_from_key:
-                return super().module_from_key(key, lnk, keep_lock)
-            code = lnk.get_src_code()
-            code_hash = lnk.get_dynamic_module().code_hash
-            self._hashes.add(code_hash)
-            self.refresh(cleanup=False)
-            if cmodule.get_module_hash(code, key) in self.module_hash_to_key_data:
-                return super().module_from_key(key, lnk, keep_lock)
-            with compilelock.compiling(code_hash):  # another process may be compiling the same module
-                return super().module_from_key(key, lnk, keep_lock)
-
-        def refresh(self, age_thresh_use: float | None = None, **options: Any) -> list[str]:
-            """Read the records of modules that this process needs, and let Theano handle old or incomplete ones."""
-            max_age = self.age_thresh_use if age_thresh_use is None else age_thresh_use
-            self._libraries = _recent_libraries(self.dirname, max_age, self._libraries)
-            needed = {f"{code_hash}.so" for code_hash in self._hashes}
-            others = {record for record, library in self._libraries.items() if library not in needed}
-            skipped = others - self.loaded_key_pkl
-            # Theano treats the records in this set as read, and skips them. At the end it looks for removed modules.
-            # For this step, the set must contain only records that Theano has really read.
-            self.loaded_key_pkl |= skipped
-            try:
-                return list(super().refresh(age_thresh_use, **options))
-            finally:
-                self.loaded_key_pkl -= skipped
-
-    cmodule.ModuleCache = ModuleCache
-
-
-def _recent_libraries(directory: str, max_age: float, known: dict[str, str]) -> dict[str, str]:
-    """Return the library name of each complete module used in the last `max_age` seconds, by the path of its record."""
-    oldest = time.time() - max_age
-    recent = {}
-    try:
-        names = os.listdir(directory)
-    except OSError:  # Theano reports a cache that cannot be used when it writes to it
-        return {}
-    for name in names:
-        folder = os.path.join(directory, name)
-        record = os.path.join(folder, "key.pkl")
-        if record in known:
-            recent[record] = known[record]
-            continue
-        try:
-            files = os.listdir(folder)
-            libraries = [file for file in files if file.endswith(".so")]
-            is_whole = len(libraries) == 1 and "key.pkl" in files and "delete.me" not in files
-            if is_whole and os.stat(os.path.join(folder, libraries[0])).st_atime > oldest:
-                recent[record] = libraries[0]
-        except OSError:  # not a directory, or another process has removed it
-            continue
-    return recent
-
-
-def write_keys_atomically(cmodule: Any) -> None:
-    """Make ``theano.gof.cmodule`` write the file with a module's keys atomically.
-
-    Theano overwrites this file, and reads it without a lock. If a process read an empty file, it would remove the
-    module as broken, although other processes had loaded it and still had keys to write.
-    """
-
-    def save_pkl(self: Any) -> None:
-        temporary = f"{self.key_pkl}.{os.getpid()}"
-        try:
-            with open(temporary, "wb") as file:
-                pickle.dump(self, file, protocol=pickle.HIGHEST_PROTOCOL)
-        except BaseException as error:
-            Path(temporary).unlink(missing_ok=True)
-            if isinstance(error, pickle.PicklingError):
-                Path(self.key_pkl).unlink(missing_ok=True)  # so that Theano finds no keys
-            raise
-        os.replace(temporary, self.key_pkl)
-
-    cmodule.KeyData.save_pkl = save_pkl
-
-
-def repair_code_versions(op_module: Any) -> None:
-    """Give Ops whose C code comes from files the same version in each process.
-
-    Theano uses the ``hash`` of the text of these files, which differs between processes. Without the fix, the code of
-    such Ops, for example ``DimShuffle``, is compiled again at each start, and the cache of modules grows without bound.
-    """
-
-    def c_code_cache_version(self: Any) -> tuple[Any, ...]:
-        digest = sha256("\0".join(self.func_codes).encode()).hexdigest()
-        if hasattr(self, "params_type"):
-            return (digest, self.params_type.c_code_cache_version())
-        return (digest,)
-
-    op_module.COp.c_code_cache_version = c_code_cache_version
-
-
-def repair_module_versions(linker_module: Any) -> None:
-    """Keep compiled code for other processes: of Ops without properties, and with headers in another directory.
-
-    Theano's keys contain the directories of headers. Code for GPUs includes headers of the virtual environment, so it
-    would be compiled again after each move. These keys contain a hash of the headers instead.
-
-    Theano adds the tuple ``__props__`` of each Op to the version of its module, and treats an empty tuple as a missing
-    version. Without the fix, the code of such Ops, for example ``GpuDot22`` and ``HostFromGpu``, is compiled again at
-    each start.
-    """
-    original_key = linker_module.CLinker.cmodule_key_
-
-    @wraps(original_key)
-    def cmodule_key_(
-        self: Any,
-        graph: Any,
-        no_recycling: Any,
-        compile_args: Any = None,
-        libraries: Any = None,
-        header_dirs: Sequence[str] | None = None,
-        *args: Any,
-        **options: Any,
-    ) -> Any:
-        headers = [_fingerprint_headers(folder) for folder in header_dirs or ()]
-        key = original_key(self, graph, no_recycling, compile_args, libraries, headers, *args, **options)
-        if key is None or key[0]:
-            return key
-        version = []
-        for node in self.schedule(graph):
-            version.append(node.op.c_code_cache_version_apply(node))
-            version.extend(variable.type.c_code_cache_version() for variable in (*node.inputs, *node.outputs))
-        return (tuple(version), key[1]) if all(version) else key
-
-    linker_module.CLinker.cmodule_key_ = cmodule_key_
+    version = sys.modules["theano.configdefaults"].gcc_version_str
+    headers = [_fingerprint_headers(folder) for folder in build.include_dirs]
+    parts = [code, config.cxx, version, *sorted(build.args), *build.libs, *headers]
+    return sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 @cache
@@ -169,3 +134,97 @@ def _fingerprint_headers(folder: str) -> str:
         for path in sorted(Path(folder).glob(pattern)):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def _compile(name: str, code: str, build: _Build, folder: Path, compiler: str) -> None:
+    """Compile a module in a temporary directory, and then rename it."""
+    temporary = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}new-", dir=folder.parent))
+    try:
+        source = temporary / "mod.cpp"
+        source.write_text(code)
+        command = [compiler, "-shared", *build.args]
+        command += [f"-I{directory}" for directory in (*build.include_dirs, *_include_dirs())]
+        command += [f"-L{directory}" for directory in build.lib_dirs]
+        command += ["-fvisibility=hidden", "-o", str(_library(name, temporary)), str(source)]
+        command += [f"-l{library}" for library in build.libs]
+        compilations.run(command)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged module
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _include_dirs() -> list[str]:
+    """Return the directories of the headers of NumPy, Python and Theano."""
+    folder = Path(sys.modules["theano.gof"].__file__ or "").parent
+    python = dict.fromkeys(sysconfig.get_path(name) for name in ("include", "platinclude"))
+    return [np.get_include(), *python, str(folder / "c_code")]
+
+
+def _remove_old(directory: Path) -> None:
+    """Remove the modules that no process has loaded for a month, and directories of interrupted processes."""
+    oldest = time.time() - _MAX_AGE
+    for folder in directory.glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # another process has removed it
+            if folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder)
+
+
+# -- locks ---------------------------------------------------------------------------------------------------------
+
+
+def check_lockable(directory: Path) -> None:
+    """Raise `OSError` if the file system of a directory does not support locks, or has no space for the lock's file."""
+    descriptor = _open_lock(directory / _LOCK)
+    try:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path, seconds: float) -> Iterator[None]:
+    """Hold the lock of a file. A lock ends with its process. Raise `CompileLockHeld` after some seconds."""
+    descriptor = _open_lock(path)
+    try:
+        _wait(descriptor, path, seconds)
+        with suppress(OSError):  # on a full disk the name of the owner remains unknown
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)  # this unlocks; the file stays, because two processes could otherwise lock different files
+
+
+def _open_lock(path: Path) -> int:
+    # A link is not followed, because it could lead to another file. Child processes do not inherit the lock.
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _wait(descriptor: int, path: Path, seconds: float) -> None:
+    """Wait until the file is locked."""
+    start = time.monotonic()
+    is_logged = False
+    while not _try_lock(descriptor):
+        waited = time.monotonic() - start
+        owner = os.pread(descriptor, 200, 0).decode(errors="replace") or "an unknown process"
+        if waited > seconds:
+            raise CompileLockHeld(
+                f"the compile cache is locked: {owner} has held {path} for more than {seconds:.0f} s. End that "
+                "process, or set another base_compiledir in THEANO_FLAGS."
+            )
+        if waited > _SECONDS_BEFORE_LOGGING and not is_logged:
+            log.info("waiting for %s, which compiles the same code", owner)
+            is_logged = True
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock a file if no other process has locked it; return whether it is locked now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

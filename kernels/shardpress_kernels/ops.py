@@ -1,14 +1,13 @@
 """The model on the CPU as three Ops: one encodes, one computes reconstruction errors, and one takes a training step.
 
 Each Op takes raw rows in their own dtype. It works tile by tile in the caches, on all cores, and releases the GIL. The
-C code is in the directory ``native``, one subject per file. Theano compiles it and caches the result.
+C code is in the directory ``native``, one subject per file. `shardpress_kernels.modulecache` compiles it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,12 +150,6 @@ class _Native(theano.Op):
         defines = [f"#define {macro} {value}" for macro, value in macros.items()]
         includes = ["#include <math.h>", "#include <stdlib.h>", "#include <string.h>"]
         return "\n".join([*includes, *defines, _source(self.file)])
-
-    def c_code_cache_version(self) -> tuple[str, ...]:
-        """Return a version that changes with the code."""
-        macros = repr(sorted(self.macros().items()))
-        source = macros + _source(self.file)
-        return (sha256(source.encode()).hexdigest(), "1")  # 1: version of the code that `c_code` generates
 
     def c_compile_args(self) -> list[str]:
         """Return flags for threads, and for vectorized square roots, which cannot set errno."""

@@ -44,11 +44,8 @@ SETTINGS = {
 
 # Import Theano alone, until it has read its settings. Later modules would open the device and need a compiler.
 DEVICE_OF_THEANO = """
-import builtins, sys
-import numpy as np
-for name in ("bool", "int", "float", "complex", "object", "str"):
-    setattr(np, name, getattr(builtins, name))
-sys.modules["theano.gof"] = None
+import sys
+sys.modules["shardpress_kernels.compilecache"] = None
 try:
     import theano
 except ImportError:

@@ -1,30 +1,27 @@
-"""Test of the cache of compiled modules: processes read only the necessary records, and replace damaged ones."""
+"""Tests of the cache of compiled modules: modules are reused, and locks never block forever."""
 
+from __future__ import annotations
+
+import fcntl
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from shardpress_kernels import modulecache
+from shardpress_kernels.modulecache import CompileLockHeld, check_lockable
 from tests.support.interpreters import run_python
-
-pytestmark = [pytest.mark.process, pytest.mark.compiler]
 
 COMPILE = """
 from shardpress_kernels import backend
 theano = backend.load()
 symbol = theano.tensor.fvector()
-number = theano.tensor.iscalar()
-scalar = theano.tensor.scalar_from_tensor(number)  # an Op without properties
-expressions = {"plus": symbol + 1, "times": symbol * 3, "scalar": scalar}
+expressions = {"plus": symbol + 1, "times": symbol * 3}
 for name in NAMES:
-    is_scalar = name == "scalar"
-    function = theano.function([number if is_scalar else symbol], expressions[name])
-    facts[name] = function(2 if is_scalar else [2]).tolist()
-cache = theano.gof.cc.get_module_cache()
-facts["n_read"] = len(cache.module_hash_to_key_data)
-facts["n_compiled"] = cache.stats[2]
+    facts[name] = theano.function([symbol], expressions[name])([2]).tolist()
 """
 
 
@@ -34,29 +31,58 @@ def compile_in(cache: Path, *names: str) -> dict[str, Any]:
     return dict(run_python(f"NAMES = {names!r}\n" + COMPILE.strip(), THEANO_FLAGS=flags).facts)
 
 
-def modules(cache: Path) -> set[Path]:
-    """Return the folders of all modules in a cache."""
-    return {library.parent for library in cache.glob("*/tmp*/*.so")}
+def libraries(cache: Path) -> dict[Path, int]:
+    """Return the inode of each module in a cache by its path."""
+    return {library: library.stat().st_ino for library in cache.glob("*/module-*/*.so")}
 
 
-def test_records_are_reused_and_damaged_or_old_ones_are_replaced(tmp_path: Path) -> None:
-    first = compile_in(tmp_path, "plus", "times", "scalar")
-    assert first["n_read"] == first["n_compiled"]
-    for name in ("times", "scalar"):  # the latter has no properties
-        second = compile_in(tmp_path, name)
-        assert first["n_read"] > second["n_read"] > 0, "a process reads its own records only"
-        assert second["n_compiled"] == 0
-        assert second[name] == first[name]
-    for folder in modules(tmp_path):
-        (folder / "key.pkl").write_bytes(b"")
-    again = compile_in(tmp_path, "plus")
-    assert again["plus"] == first["plus"] == [3]
-    assert again["n_compiled"] > 0
-    old = modules(tmp_path)
+@pytest.mark.process
+@pytest.mark.compiler
+def test_modules_are_reused_and_damaged_or_old_ones_are_replaced(tmp_path: Path) -> None:
+    assert compile_in(tmp_path, "plus", "times") == {"plus": [3], "times": [6]}
+    first = libraries(tmp_path)
+    assert compile_in(tmp_path, "times") == {"times": [6]}
+    assert libraries(tmp_path) == first, "nothing is compiled again"
     long_ago = time.time() - 100 * 24 * 60 * 60
-    for folder in old:
-        (library,) = folder.glob("*.so")
-        os.utime(library, (long_ago, long_ago))
-    compile_in(tmp_path, "times")
-    assert modules(tmp_path)
-    assert not modules(tmp_path) & old
+    for library in first:
+        library.write_bytes(b"")
+        os.utime(library.parent, (long_ago, long_ago))
+    assert compile_in(tmp_path, "plus") == {"plus": [3]}
+    others = libraries(tmp_path)
+    assert 0 < len(others) < len(first), "modules without recent use are removed"
+    assert not first.items() & others.items()
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    return tmp_path / ".lock-ab"
+
+
+def test_wait_ends_with_the_holder_of_the_lock(lock: Path) -> None:
+    holder = os.open(lock, os.O_RDWR | os.O_CREAT)
+    os.write(holder, b"pid 7 on elsewhere")
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    with pytest.raises(CompileLockHeld, match=rf"pid 7 on elsewhere.*{lock}.* 0 s"), modulecache._locked(lock, 0):
+        pass
+    os.close(holder)  # the system closes the file when the holder ends
+    with modulecache._locked(lock, 0):
+        assert lock.read_text() == f"pid {os.getpid()} on {os.uname().nodename}"
+        with pytest.raises(CompileLockHeld), modulecache._locked(lock, 0):
+            pass
+    with modulecache._locked(lock, 0):
+        pass
+
+
+def test_lock_that_is_held_does_not_make_the_cache_unusable(tmp_path: Path) -> None:
+    with modulecache._locked(tmp_path / ".lock", 0):
+        check_lockable(tmp_path)
+
+
+def test_process_waits_until_the_module_is_compiled(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = os.open(lock, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    times = iter(range(10))
+    clock = SimpleNamespace(monotonic=lambda: next(times), sleep=lambda _: os.close(holder))
+    monkeypatch.setattr(modulecache, "time", clock)
+    with modulecache._locked(lock, 5):
+        pass

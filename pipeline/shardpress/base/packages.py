@@ -3,7 +3,6 @@
 Python 3.6 must be able to run this file.
 """
 
-import importlib.util
 import operator
 import os
 import re
@@ -39,8 +38,6 @@ def complaint() -> str:
     wrong = unmet_requirements()
     if wrong:
         return "; ".join(wrong)
-    if importlib.util.find_spec("theano"):
-        return ""
     return missing_theano()
 
 
@@ -54,8 +51,12 @@ def unsuitable_python() -> str:
 
 
 def missing_theano() -> str:
-    """Return what to do if Theano is not installed."""
-    fault = f"Theano is not installed in {sys.executable}"
+    """Return what to do if this version of shardpress has not installed Theano, otherwise an empty string."""
+    from shardpress_kernels.theanofiles import is_set_up
+
+    if is_set_up():
+        return ""
+    fault = f"Theano is not set up in {sys.executable}"
     if os.path.exists(os.path.join(CHECKOUT, "scripts", "setup.sh")):
         python = os.path.relpath(os.path.join(CHECKOUT, ".venv", "bin", "python"))
         command = " ".join(map(shlex.quote, (python, sys.argv[0])))

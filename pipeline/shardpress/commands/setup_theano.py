@@ -11,8 +11,9 @@ DESCRIPTION = """Install Theano 1.0.5, with which models are trained and applied
     shardpress setup-theano
     shardpress setup-theano --from DIR        without a network
 
-In Python 3.12 and later, pip cannot build the archive of Theano. This command builds it, and installs nothing else. It
-uses pip with its settings, and checks the digest of each downloaded file.
+In Python 3.12 and later, pip cannot build the archive of Theano. This command builds it, changes some of its files for
+current versions of Python and NumPy, and installs nothing else. It uses pip with its settings, and checks the digest of
+each downloaded file. Run it again after an update of shardpress; if nothing has to be done, it takes no time.
 """
 
 

@@ -9,7 +9,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from importlib.util import find_spec
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from shardpress.model.encoder import Model, finite_errors
 from shardpress.model.scaler import Cleaning
 from shardpress.result.alignment import LinearMap
 from shardpress.shards.conversion import Conversion
+from shardpress_kernels.theanofiles import is_set_up
 
 if TYPE_CHECKING:
     from shardpress.encoding.worker import Encoders
@@ -49,7 +49,7 @@ class _NumPyEncoder:
 
 @cache
 def has_theano() -> bool:
-    return find_spec("theano") is not None
+    return is_set_up()
 
 
 def _encoder_of(model: Model) -> Encoders | _NumPyEncoder:

@@ -95,8 +95,14 @@ def n_cores() -> int:
     return backend.n_cores()
 
 
-seconds_compiling = compiler.seconds_spent
-is_compiling = compiler.is_running
+def seconds_compiling() -> float:
+    """Return how long this process has waited for the compiler."""
+    return compiler.compilations.seconds
+
+
+def is_compiling() -> bool:
+    """Return whether this process is waiting for the compiler."""
+    return compiler.compilations.is_running
 
 
 def n_device_calls() -> int:
@@ -120,7 +126,7 @@ def theanos_errors() -> Iterator[None]:
 
 def _by_class(error: Exception) -> ShardpressError | None:
     """Translate an error class of the kernels. Return None for other errors."""
-    from shardpress_kernels import backend, compilecache, compilelock, theanofiles
+    from shardpress_kernels import backend, compilecache, modulecache, theanofiles
 
     match error:
         case MemoryError():  # host memory only; a lack of device memory has no error class
@@ -131,9 +137,9 @@ def _by_class(error: Exception) -> ShardpressError | None:
             return _compiler_failed(error)
         case compiler.CompilerMissing():
             return DeviceError(f"THEANO_FLAGS or .theanorc: {error}. {_advice()}.")
-        case theanofiles.TheanoChanged():
+        case theanofiles.TheanoNotSetUp():
             return DeviceError(f"{error}.")
-        case compilelock.CompileLockHeld():
+        case modulecache.CompileLockHeld():
             return DeviceError(_own_message(error))
         case compilecache.UnsafeCompileCache():
             return NotPermitted(str(error))

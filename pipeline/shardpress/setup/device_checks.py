@@ -12,13 +12,13 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.util import find_spec
 
 from shardpress.base.childprocess import collect_reports, report
 from shardpress.base.errors import ConfigError
 from shardpress.base.packages import complaint, missing_proc
 from shardpress.setup.cuda import cuda_checks
 from shardpress.setup.diagnosis import Check
+from shardpress_kernels.theanofiles import is_set_up
 
 _SECONDS = 300.0  # time limit for a device, which may have to compile
 _WIDTHS = (96, 32, 8)
@@ -52,8 +52,8 @@ def _chosen_device() -> str:
 
 
 def _check_device(device: str) -> Check:
-    if find_spec("theano") is None:
-        found = "Theano is not installed in this Python: features can be read, but no run is possible"
+    if not is_set_up():
+        found = "Theano is not set up in this Python: features can be read, but no run is possible"
         return Check(device, "fail", found, complaint(), is_setting=True)
     flags = filter(None, [os.environ.get("THEANO_FLAGS"), f"device={device}"])  # later flags override earlier flags
     facts = collect_reports(__name__, _SECONDS, {**os.environ, "THEANO_FLAGS": ",".join(flags)})

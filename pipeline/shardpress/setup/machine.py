@@ -18,7 +18,6 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 from shardpress.base.packages import (
@@ -30,7 +29,6 @@ from shardpress.base.packages import (
     version_of,
 )
 from shardpress.setup.diagnosis import Check
-from shardpress_kernels.theanofiles import changes_in_words, repair_command
 
 _IMPORTED = ("numpy", "Theano", "pygpu", "dask", "h5py", "scikit-learn", "scipy")
 _PROGRAM = "#include <Python.h>\nint main() { return 0; }\n"
@@ -85,9 +83,6 @@ def _packages() -> Check:
         problems = [each.partition(": ")[0] for each in wrong]
         fixes = [each.partition(": ")[2] for each in wrong]
         return Check("packages", "fail", "; ".join(problems), "; ".join(fixes), is_setting=True)
-    changes = changes_in_words()
-    if changes and find_spec("theano") is not None:
-        return Check("packages", "fail", changes, repair_command(), is_setting=True)
     return Check("packages", "pass", ", ".join(f"{name} {version_of(name) or 'missing'}" for name in _IMPORTED))
 
 

@@ -1,14 +1,19 @@
 """Installation of Theano 1.0.5 from its source archive, in any supported version of Python.
 
 The archive's own setup program uses two functions of ``configparser`` that Python 3.12 removed. They are provided by a
-``sitecustomize`` module, which exists only while the archive is built.
+``sitecustomize`` module, which exists only while the archive is built. Some installed files are then changed, see
+`shardpress_kernels.theanofiles`.
 """
 
 from __future__ import annotations
 
+import compileall
+import importlib
 import os
+import shutil
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +21,7 @@ from tempfile import TemporaryDirectory
 from shardpress.base.errors import DeviceError, NotPermitted
 from shardpress.base.packages import unsuitable_python, version_of
 from shardpress.setup.pip import pip_install
-from shardpress_kernels.theanofiles import changed_files
+from shardpress_kernels.theanofiles import TheanoDiffers, changed_files, is_set_up, theano_folder
 
 _VERSION = "1.0.5"
 _THEANO = f"Theano=={_VERSION} --hash=sha256:6e9439dd53ba995fcae27bf20626074bfc2fff446899dc5c53cb28c1f9202e89\n"
@@ -31,7 +36,7 @@ configparser.ConfigParser.readfp = configparser.ConfigParser.read_file
 
 
 def set_up(source: Path | None = None) -> Iterator[str]:
-    """Install Theano into this environment, and yield a line of text for each step.
+    """Install Theano into this environment, change its files, and yield a line of text for each step.
 
     `source` is a directory with the archive of Theano and the wheel of setuptools. The default is the index in pip's
     settings.
@@ -41,12 +46,18 @@ def set_up(source: Path | None = None) -> Iterator[str]:
         raise DeviceError(f"Theano cannot be installed in {sys.executable}: {unsuitable}.")
     folder = sysconfig.get_path("purelib")
     yield f"environment  {sys.prefix}"
-    if version_of("Theano") != _VERSION or changed_files():
+    if not is_set_up():
         if not os.access(folder, os.W_OK):
             raise NotPermitted(f"{folder} cannot be written. Use a virtual environment that you own.")
-        yield f"installing   Theano {_VERSION} from its source archive (half a minute)"
-        _install(source)
-    yield f"Theano       {_VERSION}"
+        try:
+            _change_files()
+        except TheanoDiffers as error:
+            if version_of("Theano"):
+                yield f"replacing    {error}"
+            yield f"installing   Theano {_VERSION} from its source archive (half a minute)"
+            _install(source)
+            _change_installed_files()
+    yield f"Theano       {_VERSION}, with the changes of shardpress"
 
 
 def _install(source: Path | None) -> None:
@@ -62,3 +73,30 @@ def _install(source: Path | None) -> None:
         theano.write_text(_THEANO)
         options = ("--no-deps", "--no-build-isolation", "--require-hashes", "--no-cache-dir", "--force-reinstall")
         pip_install("Theano", *options, "-r", str(theano), source=source, python_path=tools)
+
+
+def _change_installed_files() -> None:
+    """Change the files of a new installation."""
+    importlib.invalidate_caches()
+    try:
+        _change_files()
+    except TheanoDiffers as error:
+        raise DeviceError(
+            f"{error}. pip has just installed this version, so another installation comes first in this Python, or pip "
+            "has changed its files. Use a new virtual environment."
+        ) from error
+
+
+def _change_files() -> None:
+    """Change the files of Theano. Each one is replaced by a rename, and the one with the mark is the last."""
+    folder = theano_folder()
+    if folder is None:
+        raise TheanoDiffers("Theano is not installed")
+    for name, content in changed_files(folder).items():
+        path = folder / name
+        new = path.with_name(f"{path.name}.new")
+        new.write_bytes(content)
+        shutil.copymode(path, new)
+        os.replace(new, path)
+        with warnings.catch_warnings(action="ignore"):  # of old escape sequences
+            compileall.compile_file(path, quiet=2)
