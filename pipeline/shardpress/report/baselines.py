@@ -77,10 +77,10 @@ def prediction_of(wanted: Labels | Numbers, is_test: np.ndarray, is_usable: np.n
         has_value = is_usable & wanted.has_value
         has_value[has_value] = ~outliers(np.square(_scaled(wanted.values[has_value])))
         values = _scaled(wanted.values[has_value])
-    found = Prediction(wanted.name, score_of(wanted), has_value, values, is_test[has_value])
-    if len(found.test_values) < MIN_TEST_ROWS or len(np.unique(found.train_values)) < 2:
+    prediction = Prediction(wanted.name, score_of(wanted), has_value, values, is_test[has_value])
+    if len(prediction.test_values) < MIN_TEST_ROWS or len(np.unique(prediction.train_values)) < 2:
         return None
-    return found if not found.is_regression or np.ptp(found.test_values) > 0 else None
+    return prediction if not prediction.is_regression or np.ptp(prediction.test_values) > 0 else None
 
 
 def score_of(wanted: Labels | Numbers) -> ScoreName:

@@ -51,14 +51,14 @@ class EncodedRows:
 
         `read` returns arrays, given a part and sorted positions in it. It is called once for each part.
         """
-        ends = np.cumsum([each.n_rows for _, each in self.ranges])
+        ends = np.cumsum([of_part.n_rows for _, of_part in self.ranges])
         range_of = np.searchsorted(ends, rows, side="right")
-        shifts = np.array([each.first + each.n_rows for _, each in self.ranges]) - ends
+        shifts = np.array([of_part.first + of_part.n_rows for _, of_part in self.ranges]) - ends
         positions = rows + shifts[range_of]
         files = np.array([part.file for part, _ in self.ranges])[range_of]
         order = np.lexsort((positions, files))
-        found = [read(self.directory / file, positions[order[files[order] == file]]) for file in np.unique(files)]
-        return [np.concatenate(arrays)[np.argsort(order)] for arrays in zip(*found, strict=True)]
+        values = [read(self.directory / file, positions[order[files[order] == file]]) for file in np.unique(files)]
+        return [np.concatenate(arrays)[np.argsort(order)] for arrays in zip(*values, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,34 +72,34 @@ class _Comparison:
         if self.n_changed:
             changed = f"; {quantity(self.n_changed, 'file')} of the input changed between the runs"
         n, m = self.n_features
-        found = self.likeness
+        likeness = self.likeness
         change = "undefined, because the numbers of features differ"
-        if found.change is not None:
-            change = f"{found.change:.2g}"
+        if likeness.change is not None:
+            change = f"{likeness.change:.2g}"
         lines = [
             self.verdict,
-            f"  rows                 {found.n_rows} of {self.n_common} common rows{changed}",
+            f"  rows                 {likeness.n_rows} of {self.n_common} common rows{changed}",
             f"  features             {n} in {printable(self.a)}, {m} in {printable(self.b)}",
             f"  change               {change} (RMS difference in standard deviations; 0: identical)",
-            f"  linear CKA           {found.cka:.3f} (1: the same similarities between rows)",
-            f"  nearest neighbours   {100 * found.neighbours:.1f} % of the ten nearest rows shared",
+            f"  linear CKA           {likeness.cka:.3f} (1: the same similarities between rows)",
+            f"  nearest neighbours   {100 * likeness.neighbours:.1f} % of the ten nearest rows shared",
         ]
         if self.alignment is not None:
             lines.append(f"  linear map           {self.alignment}")
         return "\n".join(lines)
 
 
-def _verdict(found: _Likeness) -> tuple[bool, str]:
+def _verdict(likeness: _Likeness) -> tuple[bool, str]:
     """Return whether downstream models must be trained again, and a text that explains the similarity measures."""
     keeps = "Models trained on A work on B unchanged."
-    if found.change == 0:
+    if likeness.change == 0:
         return False, f"The features are identical. {keeps}"
-    if found.change is not None and found.change < _SAME_CHANGE:
+    if likeness.change is not None and likeness.change < _SAME_CHANGE:
         return False, f"The features agree up to rounding. {keeps}"
-    if found.change is not None and found.change < _NEARLY_SAME_CHANGE:
+    if likeness.change is not None and likeness.change < _NEARLY_SAME_CHANGE:
         return False, f"The features nearly agree. {keeps} About one prediction in a hundred may change."
     retrain = "Retrain models on B"
-    if found.cka >= _SIMILAR_CKA and found.neighbours >= _SIMILAR_NEIGHBOURS:
+    if likeness.cka >= _SIMILAR_CKA and likeness.neighbours >= _SIMILAR_NEIGHBOURS:
         return True, f"A and B carry similar information in different coordinates. {retrain}; expect similar accuracy."
     return True, f"A and B carry different information. {retrain}, and measure their accuracy."
 
@@ -120,10 +120,10 @@ def compare(a: str, b: str, n_rows: int | None = None, with_map: bool = False) -
     alignment = None
     if with_map:
         alignment = fit_map(common.b, common.a, common.is_held_out, now.encoder, before.encoder)
-    found = _likeness(common.a, common.b)
-    retrain, sentence = _verdict(found)
+    likeness = _likeness(common.a, common.b)
+    retrain, sentence = _verdict(likeness)
     n_features = (before.n_features, now.n_features)
-    return _Comparison(a, b, n_features, common.n_rows, common.n_changed, found, retrain, sentence, alignment)
+    return _Comparison(a, b, n_features, common.n_rows, common.n_changed, likeness, retrain, sentence, alignment)
 
 
 # -- similarity ----------------------------------------------------------------------------------------------------

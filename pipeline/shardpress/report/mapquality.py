@@ -36,11 +36,11 @@ def _are_lost(run: EncodedRows, rows: np.ndarray, name: str) -> np.ndarray:
     """Return a mask of the rows whose value of an extra could not be read, bool (n,)."""
     is_lost = np.zeros(len(rows), dtype=bool)
     first = 0
-    for _, each in run.ranges:
-        if name in each.lost:
-            is_inside = (first <= rows) & (rows < first + each.n_rows)
-            is_lost |= is_inside & in_ranges(rows - first + each.start, each.lost[name])
-        first += each.n_rows
+    for _, of_part in run.ranges:
+        if name in of_part.lost:
+            is_inside = (first <= rows) & (rows < first + of_part.n_rows)
+            is_lost |= is_inside & in_ranges(rows - first + of_part.start, of_part.lost[name])
+        first += of_part.n_rows
     return is_lost
 
 

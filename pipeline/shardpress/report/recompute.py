@@ -76,8 +76,8 @@ def check_rows(
     """
     sources = _Sources(shard_of)
     if not n_rows:
-        n_rows = _affordable_rows([each for _, each in pairs], sources)
-    selection = select_rows([each.n_rows for _, each in pairs], n_rows)
+        n_rows = _affordable_rows([rows for _, rows in pairs], sources)
+    selection = select_rows([rows.n_rows for _, rows in pairs], n_rows)
     paths = {shard.id: shard.path for shard in shards}
     results = []
     for pair, rows in zip(pairs, selection, strict=True):
@@ -117,11 +117,11 @@ def _affordable_rows(ranges: Sequence[Range], sources: _Sources) -> int:
 
     All shards are assumed to be like the first one, and each row is assumed to be in a different chunk.
     """
-    source = next(filter(None, (sources.shard(each.shard) for each in ranges)), None)
+    source = next(filter(None, (sources.shard(rows.shard) for rows in ranges)), None)
     if source is None:
         return _DEFAULT_ROWS
     shard, _ = source
-    n_bytes = sum(each.n_rows for each in ranges) * shard.row_bytes
+    n_bytes = sum(rows.n_rows for rows in ranges) * shard.row_bytes
     if n_bytes <= _BYTES:
         return _DEFAULT_ROWS
     n_chunks = _BYTES // (shard.chunk_rows * shard.row_bytes)
@@ -360,8 +360,8 @@ def _error_bound(model: Model, rows: np.ndarray, features: np.ndarray, bound: np
         of_entries = error + np.float32(_SAFETY * _EPS) * np.abs(x)
         difference = np.abs(s - x)
         of_sum = _SAFETY * _EPS * np.sqrt(model.n_inputs) * np.square(difference).mean(axis=1)
-        found = of_sum + (2 * difference * of_entries + of_entries**2).mean(axis=1)
-    return np.where(np.isfinite(found), np.maximum(found, _MIN_ERROR), np.inf)
+        bounds = of_sum + (2 * difference * of_entries + of_entries**2).mean(axis=1)
+    return np.where(np.isfinite(bounds), np.maximum(bounds, _MIN_ERROR), np.inf)
 
 
 def _through_layer(

@@ -203,15 +203,15 @@ def _directions(features: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, n
 
     There are only as many directions as a few independent rows can determine.
     """
-    found = principal_components(features, min(MAX_DIRECTIONS, features.shape[1]), np.random.default_rng(0))
-    largest_mean = float(np.abs(found.mean).max())
-    least = max(math.sqrt(_MIN_VARIANCE) * found.deviations[0], _ROUNDING * largest_mean)
-    n_varying = int((found.deviations > least).sum())
-    variance = float(np.square(features - found.mean).sum()) / len(features)
-    variance_of_mean = max(float(estimate(features - found.mean, blocks).noise[0]), variance / len(features))
+    components = principal_components(features, min(MAX_DIRECTIONS, features.shape[1]), np.random.default_rng(0))
+    largest_mean = float(np.abs(components.mean).max())
+    least = max(math.sqrt(_MIN_VARIANCE) * components.deviations[0], _ROUNDING * largest_mean)
+    n_varying = int((components.deviations > least).sum())
+    variance = float(np.square(features - components.mean).sum()) / len(features)
+    variance_of_mean = max(float(estimate(features - components.mean, blocks).noise[0]), variance / len(features))
     n_independent = variance / variance_of_mean if variance_of_mean > 0 else 0.0
     p = min(n_varying, int(n_independent // _ROWS_PER_DIRECTION))
-    return found.mean, found.components[:, :p] / found.deviations[:p]
+    return components.mean, components.components[:, :p] / components.deviations[:p]
 
 
 def _least_change(sample: Sample, blocks: np.ndarray) -> np.ndarray:

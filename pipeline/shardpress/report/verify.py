@@ -30,8 +30,8 @@ class _Verification(Facts, frozen=True):
     unchecked: list[Fault] = field(default_factory=list)  # files that could not be checked
 
     def __str__(self) -> str:
-        lines = [f"fault: {printable(each.file)}: {each.fault}" for each in self.faults]
-        lines += [f"not checked: {printable(each.file)}: {each.fault}" for each in self.unchecked]
+        lines = [f"fault: {printable(fault.file)}: {fault.fault}" for fault in self.faults]
+        lines += [f"not checked: {printable(fault.file)}: {fault.fault}" for fault in self.unchecked]
         lines.append(self._summary())
         return "\n".join(lines)
 
@@ -40,16 +40,16 @@ class _Verification(Facts, frozen=True):
         if self.faults:
             result = quantity(len(self.faults), "fault")
         index = file_of(self.output).name
-        if any(each.file == index for each in self.faults):
+        if any(fault.file == index for fault in self.faults):
             return f"{printable(self.output)}: {result}. Other files were not checked, because {index} names them."
-        n_right = self.n_files - len({each.file for each in self.faults})
+        n_right = self.n_files - len({fault.file for fault in self.faults})
         n_files = quantity(self.n_files, "file")
         files = f"{n_right} of {n_files} match their digests ({self.n_bytes / 1e6:.1f} MB, BLAKE3)"
         return f"{printable(self.output)}: {result}. {files}; {self.rows}.{self._advice()}"
 
     def _advice(self) -> str:
         """Return how to repair the results, if parts have faults."""
-        if not any(each.file.startswith("parts/") for each in self.faults):
+        if not any(fault.file.startswith("parts/") for fault in self.faults):
             return ""
         return (
             " Run the same command again to recompute parts. If files were appended, delete the wrong files first, and "
@@ -70,28 +70,28 @@ def verify(output: str, n_rows: int | None = None) -> _Verification:
         return _Verification(output, n_files=1, n_bytes=0, faults=[_fault_of_result(file_of(output), error)])
     earlier, faults = _earlier_results(result)
     entries: dict[str, Entry] = {}
-    for each in (result, *earlier):  # generations share parts
-        entries |= {part.file: part.entry for part in each.parts}
+    for kept in (result, *earlier):  # generations share parts
+        entries |= {part.file: part.entry for part in kept.parts}
     faults += _file_faults(result.directory, list(entries.values()))
     n_files = len(entries) + 1 + len(result.facts.generations)
-    n_bytes = sum(entry.n_bytes for entry in entries.values()) + sum(len(each.data) for each in (result, *earlier))
-    wrong_files = {each.file for each in faults}
-    pairs = [(part, each) for part, each in result.ranges if part.file not in wrong_files]
+    n_bytes = sum(entry.n_bytes for entry in entries.values()) + sum(len(kept.data) for kept in (result, *earlier))
+    wrong_files = {fault.file for fault in faults}
+    pairs = [(part, rows) for part, rows in result.ranges if part.file not in wrong_files]
     rows = check_rows(result.directory, pairs, result.shards, Inputs(result).shard, preprocessing_of(result), n_rows)
     return _Verification(output, n_files, n_bytes, rows, [*faults, *rows.faults], rows.unchecked)
 
 
 def _earlier_results(result: Result) -> tuple[list[Result], list[Fault]]:
     """Return the earlier generations, and the faults of their files."""
-    found = []
+    results = []
     faults = []
-    for each in result.facts.generations:
+    for kept in result.facts.generations:
         try:
-            found.append(result.generation(each.generation))
+            results.append(result.generation(kept.generation))
         except (DataError, NoInput) as error:
-            path = result.directory / GENERATION.format(each.generation)
+            path = result.directory / GENERATION.format(kept.generation)
             faults.append(_fault_of_result(path, error))
-    return found, faults
+    return results, faults
 
 
 def _fault_of_result(path: Path, error: Exception) -> Fault:

@@ -59,9 +59,9 @@ def find_worst(
     decoded = Reconstruction.of(sample, parts, spec.model, labels)
     order = np.argsort(np.argsort(numbers)).tolist()  # positions in the sample
     rows = [decoded.worst_row(i, *row[1:]) for i, row in zip(order, worst.tolist(), strict=True)]
-    owner_rows = owners(shares, spread.n_rows).tolist()
-    found = [owner_at(_location(parts, int(owning[i])), shares[i]) for i in owner_rows]
-    return _WorstRows(rows, found, spread.n_rows)
+    positions = owners(shares, spread.n_rows).tolist()
+    owner_rows = [owner_at(_location(parts, int(owning[i])), shares[i]) for i in positions]
+    return _WorstRows(rows, owner_rows, spread.n_rows)
 
 
 def _location(parts: Sequence[PartSource], number: int) -> Location:

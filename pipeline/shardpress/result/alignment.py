@@ -95,13 +95,13 @@ def fit_map(
     spread = known.std(axis=0)
     unit = np.where(spread > 0, spread, 1)  # otherwise the features with a large spread would choose the penalty
     W, b = fit_ridge(source[~is_held_out], known / unit, _PENALTIES)
-    found = LinearMap(W * unit, b * unit, encoder_from, encoder_to)
+    linear = LinearMap(W * unit, b * unit, encoder_from, encoder_to)
     expected = target[is_held_out]
-    errors = np.square(source[is_held_out] @ found.W + found.b - expected).mean(axis=0)
+    errors = np.square(source[is_held_out] @ linear.W + linear.b - expected).mean(axis=0)
     variance = expected.var(axis=0)
     unknown = np.full(len(variance), np.nan)
     r2 = 1 - np.divide(errors, variance, out=unknown, where=variance > 0)
-    return Alignment(found, r2, len(source), int(is_held_out.sum()))
+    return Alignment(linear, r2, len(source), int(is_held_out.sum()))
 
 
 def load_map(path: str | Path) -> LinearMap:
@@ -120,12 +120,12 @@ def load_map(path: str | Path) -> LinearMap:
     data = with_retries(lambda: _read(str(path), where), where)
     try:
         arrays, about = unpack(data)
-        found = LinearMap(arrays["W"], arrays["b"], about["encoder_from"], about["encoder_to"])
-        if about["format"] != _FORMAT or not found.is_usable:
+        linear = LinearMap(arrays["W"], arrays["b"], about["encoder_from"], about["encoder_to"])
+        if about["format"] != _FORMAT or not linear.is_usable:
             raise ValueError(f"its format is not {_FORMAT}, or it has other arrays than finite W (n, m) and b (m,)")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where}: not a map: {printable(error)[:_QUOTED]}. {_OTHER_FILE}.") from error
-    return found
+    return linear
 
 
 def _read(path: str, where: str) -> bytes:

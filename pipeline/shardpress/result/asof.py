@@ -42,17 +42,17 @@ def find_map(path: str | Path, as_of: int | str | Path, encoder: str, result: Re
     """
     as_of = plain_number(as_of)
     if not isinstance(as_of, int) and Path(as_of).is_file():
-        found: LinearMap | None = load_map(as_of)
+        to_other: LinearMap | None = load_map(as_of)
     else:
-        found = _map_of(result or Result.open(path), as_of)
-    if found is None or found.encoder_to == encoder:
+        to_other = _map_of(result or Result.open(path), as_of)
+    if to_other is None or to_other.encoder_to == encoder:
         return None
-    if found.encoder_from != encoder:
+    if to_other.encoder_from != encoder:
         raise DataError(
-            f"as_of={printable(as_of)}: a map of the encoder {found.encoder_from}, expected {encoder} as in "
+            f"as_of={printable(as_of)}: a map of the encoder {to_other.encoder_from}, expected {encoder} as in "
             f"{printable(path)}. Fit a map with shardpress compare --map."
         )
-    return found
+    return to_other
 
 
 def _map_of(result: Result, as_of: int | str | Path) -> LinearMap | None:
@@ -60,17 +60,17 @@ def _map_of(result: Result, as_of: int | str | Path) -> LinearMap | None:
     facts = result.facts
     if isinstance(as_of, int):
         # Two generations can have the same encoder.
-        models = {each.generation: each.model for each in facts.generations}
-        models |= {each.generation: each.model for each in facts.maps}
+        models = {earlier.generation: earlier.model for earlier in facts.generations}
+        models |= {earlier.generation: earlier.model for earlier in facts.maps}
         model = models.get(as_of, result.encoder if as_of == facts.generation else None)
     else:
         model = Result.open(as_of).encoder
     if model == result.encoder:
         return None
-    for each in facts.maps:
-        if each.model == model:
-            return result.map_to(each.generation)
-    known = sorted([facts.generation, *(each.generation for each in facts.maps)])
+    for earlier in facts.maps:
+        if earlier.model == model:
+            return result.map_to(earlier.generation)
+    known = sorted([facts.generation, *(earlier.generation for earlier in facts.maps)])
     other = "DIR" if isinstance(as_of, int) else printable(as_of)
     raise DataError(
         f"features={printable(result.path)}: no map to as_of={printable(as_of)}, expected one of the generations "

@@ -208,7 +208,7 @@ def open_features(
     selection = _Selection(block_rows, numbers, generation, n_features, plain_number(as_of))
     if isinstance(path, (str, Path)):
         return _open_one(Path(path), selection)
-    return _joined([(str(each), _open_one(Path(each), selection)) for each in path])
+    return _joined([(str(one), _open_one(Path(one), selection)) for one in path])
 
 
 class _Selection(NamedTuple):
@@ -286,14 +286,14 @@ def _joined(runs: Sequence[tuple[str, Features]]) -> Features:
     categories = {}
     for name in first.extras:
         if all(name in other.extras for other in others) and _are_alike(name, opened):
-            arrays, found = _common_codes(name, opened)
+            arrays, union = _common_codes(name, opened)
             extras[name] = da.concatenate(arrays)
-            if found is not None:
-                categories[name] = found
+            if union is not None:
+                categories[name] = union
     manifests = [run.manifest for run in opened]
     manifest: dict[str, Any] = {"runs": manifests, "n_rows": sum(len(run.features) for run in opened)}
-    if all("n_bad" in each for each in manifests):
-        manifest["n_bad"] = sum(int(each["n_bad"]) for each in manifests)
+    if all("n_bad" in facts for facts in manifests):
+        manifest["n_bad"] = sum(int(facts["n_bad"]) for facts in manifests)
     features = da.concatenate([run.features for run in opened])
     valid = da.concatenate([run.valid for run in opened])
     return Features(features, valid, extras, manifest, categories)
@@ -324,10 +324,10 @@ def _check_encoders(runs: Sequence[tuple[str, Features]]) -> None:
     first_path, first = runs[0]
     expected = first.manifest.get("model")
     for path, run in runs[1:]:
-        found = run.manifest.get("model")
-        if found is None or found != expected:
+        encoder = run.manifest.get("model")
+        if encoder is None or encoder != expected:
             raise DataError(
-                f"features={printable(path)}: made by the encoder {printable(str(found))}, expected the encoder "
+                f"features={printable(path)}: made by the encoder {printable(str(encoder))}, expected the encoder "
                 f"{printable(str(expected))} of features={printable(first_path)}. Encode the rows again with "
                 f"shardpress run --model {printable(first_path)}; or fit a map with shardpress compare --map, and pass "
                 "it as as_of."
@@ -350,13 +350,13 @@ def _common_codes(name: str, runs: Sequence[Features]) -> tuple[list[Any], np.nd
     if name not in runs[0].categories:
         return arrays, None
     lists = [run.categories[name].tolist() for run in runs]
-    if all(each == lists[0] for each in lists):
+    if all(categories == lists[0] for categories in lists):
         return arrays, runs[0].categories[name]
-    union = list(dict.fromkeys(category for each in lists for category in each))
+    union = list(dict.fromkeys(category for categories in lists for category in categories))
     dtype = np.min_scalar_type(-max(1, len(union)))
     positions = {category: i for i, category in enumerate(union)}
-    for i, each in enumerate(lists):
-        codes = np.array([*(positions[category] for category in each), -1], dtype)  # the last entry maps -1 to -1
+    for i, categories in enumerate(lists):
+        codes = np.array([*(positions[category] for category in categories), -1], dtype)  # the last entry maps -1 to -1
         arrays[i] = arrays[i].map_blocks(codes.take, dtype=dtype, meta=codes[:0])
     return arrays, array_of(union)
 
@@ -381,8 +381,8 @@ def _features_of(result: Result, selection: _Selection) -> Features:
     manifest = result.manifest()
     if selection.appends is not None:
         pairs = _ranges_of(selection.appends, result)
-        manifest["n_rows"] = sum(each.n_rows for _, each in pairs)
-        manifest["n_bad"] = sum(each.n_bad for _, each in pairs)
+        manifest["n_rows"] = sum(rows.n_rows for _, rows in pairs)
+        manifest["n_bad"] = sum(rows.n_bad for _, rows in pairs)
     stretches = stretches_of(pairs)
     parts = {part.file: part for part, _ in pairs}
     shapes = {file: check_part(result.directory, part) for file, part in parts.items()}
@@ -403,7 +403,7 @@ def categories_in(result: Result) -> dict[str, np.ndarray]:
 
 
 def _generation(result: Result, number: int) -> Result:
-    known = [*(each.generation for each in result.facts.generations), result.facts.generation]
+    known = [*(kept.generation for kept in result.facts.generations), result.facts.generation]
     if number not in known:
         raise DataError(
             f"features={printable(result.directory)}: no longer contains generation={number}, expected one of "
@@ -560,17 +560,17 @@ def rows_with_value(run: Features, name: str) -> np.ndarray:
     if mask is not None:
         has_value &= run.extras[mask].compute()
     first = 0
-    for _, each in run.result.ranges:
-        lost = each.lost.get(name)
+    for _, rows in run.result.ranges:
+        lost = rows.lost.get(name)
         if lost:
-            has_value[first : first + each.n_rows] &= ~in_ranges(np.arange(each.start, each.stop), lost)
-        first += each.n_rows
+            has_value[first : first + rows.n_rows] &= ~in_ranges(np.arange(rows.start, rows.stop), lost)
+        first += rows.n_rows
     return has_value
 
 
 def in_ranges(numbers: np.ndarray, ranges: Sequence[Sequence[int]]) -> np.ndarray:
     """Return whether each number is in one of the ranges, which are pairs of a first number and an end: bool (n,)."""
-    found = np.zeros(len(numbers), dtype=bool)
+    is_inside = np.zeros(len(numbers), dtype=bool)
     for first, end in ranges:
-        found |= (numbers >= first) & (numbers < end)
-    return found
+        is_inside |= (numbers >= first) & (numbers < end)
+    return is_inside

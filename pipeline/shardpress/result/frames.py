@@ -125,7 +125,7 @@ def to_encodable(values: np.ndarray) -> np.ndarray:
     try:
         "".join(values.tolist()).encode()
     except (UnicodeEncodeError, TypeError):
-        return np.array([_escaped(each) for each in values.tolist()], dtype=object)
+        return np.array([_escaped(value) for value in values.tolist()], dtype=object)
     return values
 
 

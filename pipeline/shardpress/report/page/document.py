@@ -33,7 +33,7 @@ class Table:
         aligned = []
         for is_number, heading, cells in zip(self.are_numbers, self.columns, self._cells(), strict=True):
             width = max(map(len, (heading, *cells)))
-            aligned.append([each.rjust(width) if is_number else each.ljust(width) for each in (heading, *cells)])
+            aligned.append([text.rjust(width) if is_number else text.ljust(width) for text in (heading, *cells)])
         return ["  ".join(line).rstrip() for line in zip(*aligned, strict=True)]
 
     def _cells(self) -> Iterator[list[str]]:
