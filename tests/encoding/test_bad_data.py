@@ -12,6 +12,7 @@ import numpy as np
 from shardpress.encoding.bad_data import BadData, RowFacts
 from shardpress.hdf5.shard import Block, Shard
 from shardpress.model.scaler import Scaler
+from shardpress.result.records import BadValues
 from tests.support.cases import case
 from tests.support.helpers import refused
 
@@ -23,10 +24,8 @@ def judge(bad_data: BadData, rows: Any) -> tuple[list[int], RowFacts]:
     """Return the positions of the bad rows among rows 100, 101 and so on, and facts about all rows."""
     array = np.array(rows, dtype=np.float32)
     block = Block(Shard("a.h5", "X", (1000, array.shape[1]), "<f4"), 100, 100 + len(array))
-    features = np.zeros((len(array), 2), np.float32)
-    bad, facts = bad_data.judge(block, (array, array), features, lambda rows, out: None)
-    assert np.isnan(features[bad]).all()
-    return bad.tolist(), facts
+    facts = bad_data.judge(block, np.arange(100, block.stop), array, array)
+    return [row.start - 100 for row in facts.bad], facts
 
 
 def with_range(on_drift: str) -> BadData:
@@ -38,9 +37,9 @@ def test_bad_rows_are_reported_with_their_place() -> None:
     bad, facts = judge(BadData("skip", missing=5), rows)
     assert bad == [0, 1, 3]
     assert facts.bad == [
-        {"row": 100, "columns": [1], "reason": "nan"},
-        {"row": 101, "columns": [0, 1, 2], "reason": "inf"},
-        {"row": 103, "columns": [0], "reason": "5.0"},
+        BadValues(100, 101, [1], "nan"),
+        BadValues(101, 102, [0, 1, 2], "inf"),
+        BadValues(103, 104, [0], "5.0"),
     ]
     with refused(65, "file=a.h5 dataset=X rows=100:104", "row 100, column 1"):
         judge(BadData(), rows)

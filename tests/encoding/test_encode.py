@@ -134,7 +134,7 @@ def test_lost_values_of_an_extra_are_filled_and_marked(
             found = {name: [row for ends in used.lost.get(name, []) for row in range(*ends)] for name in lost}
             own = range(used.start, used.stop) if used.shard == "1" else ()
             assert found == {name: [row for row in rows if row in own] for name, rows in lost.items()}
-            assert {bad["dataset"] for bad in used.bad} == set(used.lost)
+            assert {bad.dataset for bad in used.bad} == set(used.lost)
     for name in lost:
         assert mentions(caplog.text, name, EXTRAS[name][1] or "empty", f"file={path}")
     with refused(65, path, "rows="):

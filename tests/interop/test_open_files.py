@@ -55,7 +55,7 @@ def check_readers(output: Path) -> None:
     n_rows = 5 * (N_FILES - 1)
     assert len(result.parts) > LIMIT
     found = verify(str(output), n_rows)
-    assert (found.faults, found.unchecked, found.rows.n_rows) == ((), (), n_rows)
+    assert (found.faults, found.unchecked, found.rows.n_rows) == ([], [], n_rows)
     features = open_features(output).features.compute()
     assert np.isfinite(features).all()
     for form in FORMATS:

@@ -99,7 +99,7 @@ def test_a_run_on_parts_follows_their_changes(tmp_path: Path, monkeypatch: pytes
     assert workspace.run(first, "--append", "--drop-missing") == 0
     assert workspace.run_on([first], second, *flags, "--append", "--drop-missing") == 0
     found = verify(str(second), 1000)
-    assert (found.faults, found.unchecked, found.rows.n_rows) == ((), (), Result.open(first).n_rows)
+    assert (found.faults, found.unchecked, found.rows.n_rows) == ([], [], Result.open(first).n_rows)
     assert before & Result.open(second).files, "most rows stay"
     y = [sorted(open_features(output).extras["y"].compute()) for output in (first, second)]
     assert y[0] == y[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -11,14 +10,12 @@ import numpy as np
 from shardpress.base.errors import DataError
 from shardpress.hdf5.columns import NO_COLUMNS, Columns
 from shardpress.hdf5.shard import Block
-from shardpress.model.scaler import Cleaning, Scaler, bad_entries, bad_rows
-from shardpress.result.records import Outside
+from shardpress.model.scaler import Scaler, bad_entries, bad_rows
+from shardpress.result.records import BadValues, Outside
 from shardpress.scan.drift import farthest, outside_of
 
 _MAX_LISTED_COLUMNS = 20  # columns to list per row, because a row can have thousands of bad values
 NO_POSITIONS = np.empty(0, dtype=np.int64)
-
-_Encode = Callable[[np.ndarray, np.ndarray], object]
 
 
 @dataclass
@@ -26,7 +23,7 @@ class RowFacts:
     """Bad rows and drift in a block, or in several blocks."""
 
     n_outside: int = 0  # good rows with values outside the model's range
-    bad: list[dict[str, Any]] = field(default_factory=list)  # ``row``, ``columns`` and ``reason`` of each bad row
+    bad: list[BadValues] = field(default_factory=list)
     # columns in which good rows have values outside the model's range, the farthest first
     outside: list[Outside] = field(default_factory=list)
 
@@ -58,40 +55,35 @@ class BadData:
         """True if values outside the model's range are clipped to it."""
         return self.trained_on is not None and self.on_drift == "clip"
 
-    def judge(
-        self,
-        block: Block,
-        rows: tuple[np.ndarray, np.ndarray],
-        features: np.ndarray,
-        encode: _Encode,
-        suspects: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, RowFacts]:
-        """Return the positions of the bad rows, int64, and facts about all rows; set the features of bad rows to NaN.
+    def judge(self, block: Block, numbers: np.ndarray, rows: np.ndarray, cleaned: np.ndarray) -> RowFacts:
+        """Return the bad rows among some rows of a block, and facts about those outside the model's range.
 
-        A finite row is also bad if it is so far outside the range that its features overflow float32. `rows` are the
-        rows as read (len(block), n_columns), and after cleaning (len(block), n_inputs). `encode` writes the features of
-        rows into an array. Rows that are not among the positions `suspects` must contain only finite numbers in the
-        model's range.
+        `numbers` (n_rows,) are the numbers of the rows in the shard. They are given as they were read (n_rows,
+        n_columns), and after cleaning (n_rows, n_inputs).
 
         Raise `DataError` if the settings do not allow a row.
         """
-        read, cleaned = rows
-        selected = slice(None) if suspects is None else suspects  # a slice makes no copy
-        numbers = np.arange(block.start, block.stop)[selected]
-        bad, reasons = self._find_bad(block, numbers, read[selected])
+        bad, reasons = self._find_bad(block, numbers, rows)
+        n_outside, columns = self._measure_drift(block, numbers, cleaned, bad)
+        return RowFacts(n_outside, reasons, columns)
 
-        n_outside, columns = self._measure_drift(block, numbers, cleaned[selected], bad)
-        if n_outside > 0 and self.trained_on is not None and self.clips_drift:
-            # Encode all rows again: clipping does not change rows inside the range. This case is rare, whereas a check
-            # before the first encoding would take time for every block.
-            encode(Cleaning(self.trained_on, clips_drift=True).clipped(cleaned), features)
-        overflown = np.setdiff1d(bad_rows(features[selected]), bad)
-        reasons += self._describe_overflown(block, numbers[overflown])
-        bad = numbers[np.union1d(bad, overflown)] - block.start
-        features[bad] = np.nan
-        return bad, RowFacts(n_outside, reasons, columns)
+    def overflown(self, block: Block, numbers: np.ndarray, features: np.ndarray, judged: RowFacts) -> list[BadValues]:
+        """Return the rows that are finite, but so far outside the range that their features overflow float32.
 
-    def _find_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        Raise `DataError` if the settings do not allow a row.
+        """
+        known = [row.start for row in judged.bad]
+        overflown = np.setdiff1d(numbers[bad_rows(features)], known)
+        if len(overflown) > 0 and self.on_bad_data == "raise":
+            first = block.shard.first_row + overflown[0]
+            raise DataError(
+                f"{block}: the features of row {first} and {len(overflown) - 1} more rows overflow float32, because "
+                "the rows are too far outside the range of the model's training rows. Train a model on such rows, or "
+                "skip them with --on-bad-data skip."
+            )
+        return [_bad_row(number, NO_POSITIONS, "overflows float32") for number in overflown]
+
+    def _find_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[BadValues]]:
         """Return the positions of bad rows and the reasons. `numbers` are the row numbers in the shard."""
         if self.missing is None and rows.dtype.kind != "f":
             return NO_POSITIONS, []  # integers are always finite
@@ -110,17 +102,6 @@ class BadData:
             f"{block}: found {rows[row, column]} in {where}, expected finite numbers. {n_bad} of these rows contain "
             f"{contents}. Fix the file, or skip any number of such rows with --on-bad-data skip --max-bad 100%."
         )
-
-    def _describe_overflown(self, block: Block, numbers: np.ndarray) -> list[dict[str, Any]]:
-        """Return a reason for each row whose features are not finite. `numbers` are the row numbers in the shard."""
-        if len(numbers) > 0 and self.on_bad_data == "raise":
-            first = block.shard.first_row + numbers[0]
-            raise DataError(
-                f"{block}: the features of row {first} and {len(numbers) - 1} more rows overflow float32, because "
-                "the rows are too far outside the range of the model's training rows. Train a model on such rows, or "
-                "skip them with --on-bad-data skip."
-            )
-        return [_reason(number, NO_POSITIONS, "overflows float32") for number in numbers]
 
     def _measure_drift(
         self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray
@@ -157,12 +138,11 @@ class BadData:
         return f"row {block.shard.first_row + number}, column {columns.numbered(int(column))}"
 
 
-def _first_reason(number: int, row: np.ndarray, is_bad: np.ndarray) -> dict[str, Any]:
+def _first_reason(number: int, row: np.ndarray, is_bad: np.ndarray) -> BadValues:
     """Return a record of a bad row with its bad columns, and the value in the first bad column as the reason."""
     columns = np.flatnonzero(is_bad)
-    return _reason(number, columns, str(row[columns[0]]))
+    return _bad_row(number, columns, str(row[columns[0]]))
 
 
-def _reason(row: int, columns: np.ndarray, reason: str) -> dict[str, Any]:
-    listed = columns[:_MAX_LISTED_COLUMNS].tolist()
-    return {"row": int(row), "columns": listed, "reason": reason}
+def _bad_row(number: int, columns: np.ndarray, reason: str) -> BadValues:
+    return BadValues(int(number), int(number) + 1, columns[:_MAX_LISTED_COLUMNS].tolist(), reason)

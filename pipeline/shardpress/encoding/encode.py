@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from shardpress.model.encoder import Model
 from shardpress.model.scaler import Cleaning
 from shardpress.output.folder import PARTS, unique_name, write_file
 from shardpress.result.finished import stored_name
-from shardpress.result.records import Entry, Part, Range
+from shardpress.result.records import BadValues, Entry, Part, Range
 from shardpress.scan.drift import MAX_LISTED_COLUMNS
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.digests import Digest, ExtrasDigest
@@ -75,7 +75,7 @@ class _Section:
         self.digest = Digest()
         self.extras: dict[str, list[np.ndarray]] = {extra.name: [] for extra in source.shard.extras}
         self.extras_digest = ExtrasDigest(source.start)
-        self.lost: list[dict[str, Any]] = []  # reports of lost extra values
+        self.lost: list[BadValues] = []  # of extras
 
     @property
     def rows(self) -> slice:
@@ -188,18 +188,18 @@ def _encode_part(worker: Worker, task: EncodeTask, number: int, sections: Sequen
     )
 
 
-def _lost_ranges(shard: Shard, reports: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int]]]:
+def _lost_ranges(shard: Shard, reports: Sequence[BadValues]) -> dict[str, list[list[int]]]:
     """Return the row ranges of the shard whose values are lost, by the stored names of the extras."""
     names = {extra.layout.name: stored_name(extra.name) for extra in shard.extras if extra.layout is not None}
-    found: dict[str, list[list[int]]] = {}
+    lost: dict[str, list[list[int]]] = {}
     for report in reports:
-        first, end = report["row"]
-        ranges = found.setdefault(names[report["dataset"]], [])
-        if ranges and ranges[-1][1] == first:
-            ranges[-1][1] = end
+        assert report.dataset is not None
+        ranges = lost.setdefault(names[report.dataset], [])
+        if ranges and ranges[-1][1] == report.start:
+            ranges[-1][1] = report.stop
         else:
-            ranges.append([first, end])
-    return found
+            ranges.append([report.start, report.stop])
+    return lost
 
 
 def _mark_unreadable(section: _Section, reason: str, arrays: _Arrays) -> None:
@@ -208,7 +208,7 @@ def _mark_unreadable(section: _Section, reason: str, arrays: _Arrays) -> None:
     arrays.valid[:] = False
     if arrays.errors is not None:
         arrays.errors[:] = np.nan
-    section.facts.bad.append({"row": [section.source.start, section.source.stop], "columns": [], "reason": reason})
+    section.facts.bad.append(BadValues(section.source.start, section.source.stop, [], reason))
 
 
 def _encode_rows(worker: Worker, task: EncodeTask, section: _Section, arrays: _Arrays) -> None:
@@ -239,9 +239,18 @@ def _encode_rows(worker: Worker, task: EncodeTask, section: _Section, arrays: _A
             suspects = None
         bad = NO_POSITIONS
         if suspects is None or len(suspects) > 0:
-            bad, found = bad_data.judge(block, (rows, cleaned), out.features, worker.encode, suspects)
+            selected = slice(None) if suspects is None else suspects  # a slice makes no copy
+            numbers = np.arange(block.start, block.stop)[selected]
+            judged = bad_data.judge(block, numbers, rows[selected], cleaned[selected])
+            if judged.n_outside > 0 and bad_data.clips_drift:
+                # Encode all rows again: clipping does not change rows inside the range. This case is rare, whereas a
+                # check before the first encoding would take time for every block.
+                worker.encode(cleaning.clipped(cleaned), out.features)
+            judged.bad += bad_data.overflown(block, numbers, out.features[selected], judged)
+            bad = np.array([row.start - block.start for row in judged.bad], dtype=np.int64)
+            out.features[bad] = np.nan
             out.valid[bad] = False
-            section.facts.add(found)
+            section.facts.add(judged)
         if out.errors is not None:
             assert worker.errors is not None
             # The features are those of clipped rows, but the error is that of the rows before.

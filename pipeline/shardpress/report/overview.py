@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec.structs import replace
 
@@ -29,7 +29,7 @@ from shardpress.result.facts import (
     SampleFacts,
     ShardDrift,
 )
-from shardpress.result.records import Outside, Range, ShardFacts
+from shardpress.result.records import BadValues, Outside, Range, ShardFacts
 from shardpress.scan.drift import MAX_LISTED_COLUMNS, farthest
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def bad_shards(refused: Sequence[BadFile], ranges: Sequence[Range], shards: Sequ
     bad_files = list(refused)
     for rows in ranges:
         if rows.is_unreadable and rows.start == 0:
-            bad_files.append(BadFile(paths[rows.shard], rows.bad[0]["reason"]))
+            bad_files.append(BadFile(paths[rows.shard], rows.bad[0].reason))
     return bad_files
 
 
@@ -76,7 +76,7 @@ def bad_data_facts(
     bad_rows = []
     for rows in ranges:
         if not rows.is_unreadable:
-            bad_rows += [(rows, bad) for bad in rows.bad if isinstance(bad["row"], int)]  # others are ranges of extras
+            bad_rows += [(rows, bad) for bad in rows.bad if bad.dataset is None]
     by_id = {shard.id: shard for shard in shards}
     first = [_bad_row(by_id[rows.shard], bad, columns) for rows, bad in bad_rows[:_MAX_LISTED]]
     return BadDataFacts(
@@ -84,10 +84,10 @@ def bad_data_facts(
     )
 
 
-def _bad_row(shard: ShardFacts, bad: dict[str, Any], columns: Columns) -> BadRow:
-    column = next(iter(bad["columns"]), None)
+def _bad_row(shard: ShardFacts, bad: BadValues, columns: Columns) -> BadRow:
+    column = next(iter(bad.columns), None)
     name = None if column is None else columns.name_of(column)
-    return BadRow(shard.path, shard.dataset, shard.first_row + bad["row"], column, name, bad["reason"])
+    return BadRow(shard.path, shard.dataset, shard.first_row + bad.start, column, name, bad.reason)
 
 
 # -- drift ---------------------------------------------------------------------------------------------------------

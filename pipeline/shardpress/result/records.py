@@ -58,6 +58,16 @@ class Outside(NamedTuple):
         return f"{where} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {distance_text})"
 
 
+class BadValues(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A bad row, all rows of an unreadable shard, or rows whose values of an extra could not be read."""
+
+    start: int  # first row in the shard
+    stop: int
+    columns: list[int]  # bad ones of a bad row
+    reason: str
+    dataset: str | None = None  # of the extra
+
+
 class Range(msgspec.Struct, frozen=True, omit_defaults=True):
     """Consecutive rows of a shard that a part contains."""
 
@@ -67,7 +77,7 @@ class Range(msgspec.Struct, frozen=True, omit_defaults=True):
     stop: int
     n_bad: int = 0  # bad rows, whose features are NaN
     n_outside: int = 0  # good rows with values outside the range of the model's training rows
-    bad: list[dict[str, Any]] = []  # ``row``, ``columns`` and ``reason`` of each bad row
+    bad: list[BadValues] = []
     outside: list[Outside] = []  # columns with values outside the range, the farthest first
     # row ranges of the shard with fill values for unreadable ones, by the names of extras in the part
     lost: dict[str, list[list[int]]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import structs
@@ -16,7 +16,7 @@ from shardpress.report.origin import preprocessing_of
 from shardpress.report.recompute import check_failure, check_rows
 from shardpress.result.features import FAILURES, reading
 from shardpress.result.finished import Result, stored_name
-from shardpress.result.records import Part, Range, ShardFacts
+from shardpress.result.records import BadValues, Part, Range, ShardFacts
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.digests import UNIT_ROWS, ExtrasDigest, bytes_of
 from shardpress.shards.rows import read_extras, read_in_pieces, text_rows
@@ -109,7 +109,7 @@ def _has_extras(
     try:
         with reading(path) as file:
             for block in Block(shard, rows.start, rows.stop).cut(max(1, n_rows)):
-                reports: list[dict[str, Any]] = []
+                reports: list[BadValues] = []
                 values = read_extras(block, reports, check, warns=False)  # the stored values stay
                 first = rows.first + block.start - rows.start
                 stored = {name: file[stored_name(name)][first : first + len(block)] for name in values}
@@ -118,21 +118,20 @@ def _has_extras(
                     is_unread[block.start : block.stop] |= is_lost
                     if not _are_equal(stored[name][~is_lost], values[name][~is_lost]):
                         return False
-                reasons += [report["reason"] for report in reports]
+                reasons += [report.reason for report in reports]
     except FAILURES as error:
         check_failure(error, path)
         return False
     return True
 
 
-def _lost_values(block: Block, reports: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+def _lost_values(block: Block, reports: Sequence[BadValues]) -> dict[str, np.ndarray]:
     """Return a mask (len(block),) of the values of each extra that reports name. A mask is lost with its extra."""
     lost = {extra.name: np.zeros(len(block), dtype=bool) for extra in block.shard.extras}
     for extra in block.shard.extras:
         for report in reports:
-            if extra.layout is not None and report["dataset"] == extra.layout.name:
-                first, stop = np.subtract(report["row"], block.start)
-                lost[extra.name][first:stop] = True
+            if extra.layout is not None and report.dataset == extra.layout.name:
+                lost[extra.name][report.start - block.start : report.stop - block.start] = True
         if extra.mask is not None:
             lost[extra.mask] = lost[extra.name]
     return lost

@@ -239,7 +239,7 @@ class EncodingStage:
         for rows in ranges:
             if rows.lost:
                 # Reports of lost values follow those of bad rows.
-                reasons.setdefault(self.task.by_id[rows.shard].path, rows.bad[-1]["reason"])
+                reasons.setdefault(self.task.by_id[rows.shard].path, rows.bad[-1].reason)
         if reasons:
             raise damage_error(reasons, len(self.task.inputs.shards), None)
 

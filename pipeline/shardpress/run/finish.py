@@ -24,7 +24,6 @@ from shardpress.base.progress import activity
 from shardpress.base.text import duration
 from shardpress.encoding.index import write_index
 from shardpress.encoding.partfile import row_shapes, stored_categories, stored_masks, stored_paths
-from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import Block, Shard, UnreadableShard, first_rows
 from shardpress.model.labels import LabelChoice
 from shardpress.output.disk import publish, remove
@@ -121,11 +120,16 @@ def _bad_rows(result: Result) -> bytes:
     lines: list[dict[str, Any]] = []
     for file in result.facts.bad_shards:
         lines.append({**plain(file), "dataset": None, "row": None, "columns": []})
-    for _, each in result.ranges:
-        shard = result.by_id[each.shard]
-        for bad in each.bad:
-            row = np.add(bad["row"], shard.first_row).tolist()  # a number, or the first row and the end of a range
-            lines.append({"file": shard.path, "dataset": shard.dataset, **_with_names(bad, columns), "row": row})
+    for _, rows in result.ranges:
+        shard = result.by_id[rows.shard]
+        for bad in rows.bad:
+            ends = [shard.first_row + bad.start, shard.first_row + bad.stop]
+            is_one_row = bad.dataset is None and not rows.is_unreadable
+            line: dict[str, Any] = {"file": shard.path, "dataset": bad.dataset or shard.dataset}
+            line |= {"row": ends[0] if is_one_row else ends, "columns": bad.columns, "reason": bad.reason}
+            if columns.has_names:
+                line["names"] = [columns.name_of(column) for column in bad.columns]
+            lines.append(line)
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
@@ -600,13 +604,6 @@ def _labels_of(facts: RunFacts) -> tuple[str, ...]:
 
 def _last_run(base: Result | None) -> LastRun | None:
     return None if base is None else LastRun(base.facts.made, base.facts.summary, base.facts.config)
-
-
-def _with_names(bad: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
-    """Return the facts about a bad row, with the names of its columns if they are known."""
-    if not columns.has_names:
-        return dict(bad)
-    return {**bad, "names": [columns.name_of(column) for column in bad["columns"]]}
 
 
 def _warn_of_many_parts(n_parts: int) -> None:

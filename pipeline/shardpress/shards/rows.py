@@ -22,6 +22,7 @@ from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import LONGEST_TEXT
 from shardpress.hdf5.shard import ArrayShard, Block, Extra, Shard, UnreadableShard, aligned
 from shardpress.hdf5.values import read_values
+from shardpress.result.records import BadValues
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def _read_array(rows: Any, block: Block, out: np.ndarray) -> None:
 
 def read_extras(
     block: Block,
-    reports: list[dict[str, Any]] | None = None,
+    reports: list[BadValues] | None = None,
     check: Callable[[], object] = signals.check,
     warns: bool = True,
 ) -> dict[str, np.ndarray]:
@@ -96,8 +97,8 @@ def read_extras(
     Parameters
     ----------
     reports : list, optional
-        List to which reports of damaged pieces are appended: ``dataset``, ``row`` (first row and end of the piece),
-        ``columns`` (empty) and ``reason``. Their values become the fill value. If None, damaged values are an error.
+        List to which reports of damaged pieces are appended. Their values become the fill value. If None, damaged
+        values are an error.
     check : callable
         Called before each piece; an exception that it raises ends the reading.
     warns : bool
@@ -132,7 +133,7 @@ def _read_or_salvage(
     block: Block,
     extra: Extra,
     mask: np.ndarray | None,
-    reports: list[dict[str, Any]] | None,
+    reports: list[BadValues] | None,
     check: Callable[[], object],
     warns: bool,
 ) -> np.ndarray:
@@ -157,7 +158,7 @@ def _salvage(
     block: Block,
     extra: Extra,
     mask: np.ndarray | None,
-    reports: list[dict[str, Any]],
+    reports: list[BadValues],
     check: Callable[[], object],
     warns: bool,
 ) -> np.ndarray:
@@ -177,7 +178,7 @@ def _salvage(
         except DataError as error:
             n_lost += stop - start
             reasons.append(str(error))
-            reports.append({"dataset": layout.name, "row": [start, stop], "columns": [], "reason": str(error)})
+            reports.append(BadValues(start, stop, [], str(error), layout.name))
             if mask is not None:
                 mask[place] = False
     if reasons and warns:
