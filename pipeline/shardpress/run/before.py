@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from msgspec import structs
 
-from shardpress.base.errors import ConfigError, NoInput, Problem, printable
+from shardpress.base.errors import ConfigError, NoInput, printable
 from shardpress.hdf5.files import Identity
 from shardpress.hdf5.shard import Description, Extra
 from shardpress.output.disk import Disk
@@ -17,22 +15,9 @@ from shardpress.output.journal import Journal
 from shardpress.result.finished import INDEX, Result, given_name, load_model
 from shardpress.result.records import Request, with_digests
 from shardpress.run.difference import Base
-from shardpress.settings.config import SETTINGS, Config, Setting
-from shardpress.settings.kinds import as_typed
+from shardpress.settings.config import Config
+from shardpress.settings.conflicts import conflicts_with_finished, refuse, with_finished
 from shardpress.shards.vet import InputFile
-
-# Settings that the new rows need in addition to those that affect only the features. The model has all others.
-_INHERITED = (
-    "dataset",
-    "orientation",
-    "match_columns",
-    "labels",
-    "missing_label",
-    "missing_value",
-    "on_bad_data",
-    "max_bad",
-)
-_OF_RESULTS = ("scan", "model", "features")
 
 
 class UnchangingDisk(Disk):
@@ -123,42 +108,10 @@ def with_settings_of(config: Config, result: Result) -> Config:
 
     Raise `ConfigError` if a setting that affects the results was given with another value.
     """
-    values = config.flat()
-    stored: Mapping[str, Any] = Config.from_flat(result.facts.config).flat()
-    conflicts = []
-    inherited = {}
-    for name, setting in SETTINGS.items():
-        if name == "replicas":  # the number of replicas is reduced to what the rows allow
-            continue
-        value = stored[name]
-        is_default = values[name] == setting.default
-        if name == "include":
-            inherited[name] = tuple(dict.fromkeys([*value, *values[name]]))  # extras can be added to the results
-            continue
-        if _conflicts(setting, values[name], stored):
-            conflicts.append(
-                Problem((name,), f"{as_typed(values[name])}, expected {as_typed(value)} as in the finished run")
-            )
-        if is_default and (setting.affects == "features" or name in _INHERITED):
-            inherited[name] = value
-    if conflicts:
-        words = "an append uses the settings of the finished run"
-        remedy = "Omit these settings, or choose another {output} with {model}"
-        raise ConfigError(*conflicts, Problem(f"output={printable(result.directory)}", words, remedy))
+    stored = Config.from_flat(result.facts.config)
+    refuse(conflicts_with_finished(config, stored))
     _check_model(config, result)
-    return config.changed(**inherited, fit_on=None)  # the new rows are only encoded
-
-
-def _conflicts(setting: Setting, value: Any, stored: Mapping[str, Any]) -> bool:
-    """Return whether a setting of an append would change results, given the settings of the finished run."""
-    before = stored[setting.name]
-    if value in (setting.default, before) or setting.name == "row_error":  # errors can be added to all rows
-        return False
-    if setting.name == "orientation":
-        return bool(value != (before or "rows"))
-    if setting.name == "missing_label":
-        return stored["target"] is not None
-    return setting.affects in _OF_RESULTS
+    return with_finished(config, stored)
 
 
 def _check_model(config: Config, result: Result) -> None:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from shardpress.base.errors import ConfigError, Problem
-from shardpress.settings.config import SETTINGS, Config
+from shardpress.settings.config import SETTINGS, Config, Setting
+from shardpress.settings.kinds import as_typed
 from shardpress.settings.resolve import Settings
+
+_OMIT_ONE = "Omit one of them"
+# Settings that the rows of an append need in addition to those that affect only the features. The model has all others.
+_INHERITED = (
+    "dataset",
+    "orientation",
+    "match_columns",
+    "labels",
+    "missing_label",
+    "missing_value",
+    "on_bad_data",
+    "max_bad",
+)
 
 
 def refuse(problems: Iterable[Problem]) -> None:
@@ -41,9 +55,6 @@ def conflicts(config: Config) -> Iterator[Problem]:
         yield Problem(("output_layer", "hidden"), "there is no hidden layer, expected one", _OMIT_ONE)
 
 
-_OMIT_ONE = "Omit one of them"
-
-
 def conflicts_with_rows(settings: Settings, n_rows: int, n_inputs: int) -> Iterator[Problem]:
     """Yield a problem for each setting that does not suit training on this number of rows and columns."""
     n_features = settings.network.n_features
@@ -55,3 +66,38 @@ def conflicts_with_rows(settings: Settings, n_rows: int, n_inputs: int) -> Itera
         yield Problem(("output_layer",), words, "Omit it, or set {hidden}")
     if batch_size > n_rows:
         yield Problem(("batch_size",), f"{batch_size}, expected 1 to {n_rows} for these rows")
+
+
+# -- appends -------------------------------------------------------------------------------------------------------
+
+
+def conflicts_with_finished(config: Config, finished: Config) -> Iterator[Problem]:
+    """Yield a problem for each setting of an append that would change the results of the finished run."""
+    before = finished.flat()
+    for name, value in config.flat().items():
+        if _changes_results(SETTINGS[name], value, before):
+            words = f"{as_typed(value)}, expected {as_typed(before[name])} as in the finished run"
+            yield Problem((name,), words, f"Omit {{{name}}}, or choose another {{output}} with {{model}}")
+
+
+def _changes_results(setting: Setting, value: object, before: Mapping[str, object]) -> bool:
+    # The number of replicas is reduced to what the rows allow. Extras and errors can be added to all rows.
+    if value in (setting.default, before[setting.name]) or setting.name in ("replicas", "include", "row_error"):
+        return False
+    if setting.name == "orientation":
+        return value != (before["orientation"] or "rows")
+    if setting.name == "missing_label":
+        return before["target"] is not None
+    return setting.affects in ("scan", "model", "features")
+
+
+def with_finished(config: Config, finished: Config) -> Config:
+    """Return the settings of an append, with those of the finished run on which its rows depend."""
+    before = finished.flat()
+    inherited: dict[str, object] = {}
+    for name, value in config.flat().items():
+        setting = SETTINGS[name]
+        if value == setting.default and (setting.affects == "features" or name in _INHERITED):
+            inherited[name] = before[name]
+    inherited["include"] = tuple(dict.fromkeys([*finished.inputs.include, *config.inputs.include]))
+    return config.changed(**inherited, fit_on=None)  # the new rows are only encoded
