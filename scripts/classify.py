@@ -110,7 +110,7 @@ def split(run: Features, classes: np.ndarray | None, numbers: np.ndarray) -> tup
 def open_test_rows(directory: str, run: Features) -> Features:
     """Open features of other rows, encoded with the model of a run."""
     other = open_features(directory)
-    known = shard_digests(run) | set(run.result.facts.trained)
+    known = shard_digests(run) | set(run.result.facts.model.trained)
     is_same_model = other.manifest["model"] == run.manifest["model"]
     if not is_same_model or other.manifest["config"]["model"] is None or known & shard_digests(other):
         raise SystemExit(f"{directory}: expected features of other rows, encoded with --model and the same model.")

@@ -31,6 +31,7 @@ from sklearn.preprocessing import StandardScaler
 
 from scripts.benchmarks.harness import one_of, print_head, print_row, script
 from shardpress.model.scaler import Scaler
+from shardpress.report.summary import report_of
 from shardpress.result.features import open_features
 from shardpress.result.finished import Result, load_model
 
@@ -184,7 +185,7 @@ def measure(name: str, seed: int, settings: Sequence[str]) -> Numbers:
     run_quietly("--input", train_file, "--output", output, *sizes, *settings)
     run_quietly("--input", test_file, "--output", test_output, "--model", output)
     model = load_model(output)
-    summary = Result.open(output).facts.summary
+    summary = report_of(Result.open(output)).summary
     _, classes = load(train_file)
     test_rows, test_classes = load(test_file)
     features = open_features(output).features.compute()

@@ -162,7 +162,7 @@ def drive(folder: Path, trained: Path, shards: Path, n_parts: int, cluster: Loca
 def index_of(parts: list[Part], trained: Result) -> bytes:
     """Return the content of an index of parts of one shard, with the model and the facts of a run."""
     n_rows = sum(part.n_rows for part in parts)
-    request = trained.facts.request
+    request = trained.facts.rows.request
     first = request.shards[0]
     shard = structs.replace(first, shape=[n_rows, *first.shape[1:]])
     facts = structs.replace(trained.facts, request=structs.replace(request, shards=[shard]))
@@ -211,7 +211,7 @@ def seconds_by_stage(output: Path, shards: Path, model: Path, *flags: object) ->
     """Scan and encode, and return the seconds of each stage and of the whole process."""
     inputs = ("--input", shards, "--model", model, "--on-bad-data", "skip")  # with --model, only "skip" causes a scan
     total = seconds_of(lambda: script("extract.py", "--quiet", *inputs, "--output", fresh(output), *flags))
-    stages = Result.open(output).facts.report.stages
+    stages = Result.open(output).facts.details.stages
     return {**{name: stage.seconds for name, stage in stages.items()}, "total": total}
 
 
@@ -300,8 +300,8 @@ def seconds_per_training_row(options: argparse.Namespace) -> float:
     flags = (*network, "--optimizer", "adam", "--learning-rate", 0.001, "--epochs", 2, "--threads", 1, "--quiet")
     script("extract.py", "--input", inputs, "--output", output, *flags, **ONE_CORE)
     facts = Result.open(output).facts
-    n_rows = 2 * (1 - facts.config["validation_fraction"]) * facts.report.inputs.n_rows
-    return facts.report.stages["training"].processor_seconds / n_rows
+    n_rows = 2 * (1 - facts.rows.config["validation_fraction"]) * facts.rows.inputs.n_rows
+    return facts.details.stages["training"].processor_seconds / n_rows
 
 
 def seconds_per_replica(model: Model) -> float:

@@ -22,15 +22,15 @@ from shardpress.report.judgment import judge
 from shardpress.report.measures import measure
 from shardpress.report.page.build import page_of, text_of
 from shardpress.report.sampling import Sample, SampleSpec, draw_sample
+from shardpress.report.summary import Report
 from shardpress.result.facts import BaselineScore, Judgment, LinearProbe, SampleFacts, ScoreName
-from shardpress.result.finished import Report
 from shardpress.settings.config import Config
 from shardpress.training.components import Baseline
 from tests.report.test_newrows import components_model, mixture
 from tests.support.cases import each
 from tests.support.logged import mentions
 from tests.support.pages import make_parts, measured, model_of
-from tests.support.runfacts import REPORT, SUMMARY, run_facts
+from tests.support.runfacts import SUMMARY, run_facts
 
 SETTINGS = Config().changed(epochs=20, hidden=(16,), n_features=8)
 
@@ -149,9 +149,8 @@ def test_features_are_good_unless_a_baseline_is_better(
     found = judged(sample, probe, **errors)
     assert found.is_good == is_good
     assert (found.suggestion == "") == is_good
-    report = structs.replace(REPORT, judgment=found)
-    facts = run_facts(summary=structs.replace(SUMMARY, **errors), report=report)
-    page = page_of(Report(facts, "0" * 64, None, None))
+    summary = structs.replace(SUMMARY, **errors)
+    page = page_of(Report(run_facts(), "0" * 64, None, None, summary, found))
     assert page.is_good == is_good
     assert found.suggestion in " ".join(text_of(page).split())
 

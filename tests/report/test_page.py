@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +15,12 @@ from shardpress.report.page.build import html_of, page_of, text_of
 from shardpress.report.page.document import Figure, Page, Table
 from shardpress.report.page.svg import Scale
 from shardpress.report.page.verdict import action_needed
-from shardpress.result.facts import Append, AppendCounts, Judgment, Level, Summary, Verdict, WarningFacts
-from shardpress.result.finished import Report
+from shardpress.report.summary import Report
+from shardpress.result.facts import Append, Level, Verdict, WarningFacts
 from tests.support.cases import each
 from tests.support.logged import mentions
 from tests.support.pages import Parsed, largest
-from tests.support.runfacts import REPORT
+from tests.support.runfacts import NO_WARNINGS, NOTHING_BAD, changed_facts, run_facts
 
 DIGEST = "0a" * 32
 
@@ -88,29 +87,28 @@ def test_tables_and_headings_are_well_formed(page: Page, parsed: Parsed) -> None
     assert all(item.table.caption in text for item in items if isinstance(item, Figure))
 
 
-def changed(report: Report, summary: Summary | None = None, appends: Sequence[Append] = (), **facts: Any) -> Report:
-    """Return a report with other facts that only the report needs, another summary, and appends."""
-    before = report.facts
-    now = structs.replace(before, summary=summary or before.summary, appends=list(appends))
-    return replace(report, facts=structs.replace(now, report=structs.replace(before.report, **facts)))
+def changed(report: Report, **fields: Any) -> Report:
+    """Return a report with other facts."""
+    return replace(report, facts=changed_facts(report.facts, **fields))
 
 
-def good(report: Report) -> Judgment:
-    return structs.replace(report.facts.report.judgment, is_good=True)
+def good(report: Report) -> Report:
+    return replace(report, judgment=structs.replace(report.judgment, is_good=True))
 
 
 def test_attention_section_comes_first_and_has_each_problem_once(report: Report, page: Page) -> None:
-    first, second, *_ = page.sections
-    assert (first.title, second.title) == (action_needed(report.facts).title, "Quality of the features")
+    without_appends = replace(report, facts=structs.replace(report.facts, runs=report.facts.runs[:1]))
+    first, second, *_ = page_of(without_appends).sections
+    assert (first.title, second.title) == (action_needed(report).title, "Quality of the features")
     tables = [item for item in first.items if isinstance(item, Table)]
     assert [len(table.rows) for table in tables] == [10] * 4  # bad rows and shards, drift by column and by shard
     assert " 999 " in page.verdict
-    without = changed(report, judgment=good(report), warnings=REPORT.warnings, bad=REPORT.bad, taken_over=[])
-    (nothing,) = action_needed(changed(without, drift=None).facts).items
-    assert nothing not in action_needed(without.facts).items, "rows outside the range are listed without a warning"
+    without = changed(good(without_appends), warnings=NO_WARNINGS, bad=NOTHING_BAD, taken_over=[])
+    (nothing,) = action_needed(changed(without, drift=None)).items
+    assert nothing not in action_needed(without).items, "rows outside the range are listed without a warning"
     shortened = "Trained 17 of 20 epochs to end by 06:00."
-    summary = structs.replace(report.facts.summary, gave_up=shortened)
-    text = text_of(page_of(changed(report, summary, taken_over=["scan-of-17-shards"])))
+    summary = structs.replace(report.summary, gave_up=shortened)
+    text = text_of(page_of(changed(replace(report, summary=summary), taken_over=["scan-of-17-shards"])))
     assert [text.count(words) for words in (shortened, "scan-of-17-shards")] == [1, 1]
 
 
@@ -136,11 +134,14 @@ def test_the_first_line_has_the_worst_verdict_of_recent_appends(
     report: Report, verdicts: tuple[Level | None, ...], n_warnings: int, status: str, has_sentence: bool
 ) -> None:
     """A verdict to watch is logged as a warning, but needs no action."""
-    drifts = [None if verdict is None else Verdict(verdict, [], 9, 9) for verdict in verdicts]
-    appends = [Append(1, 0, 0, 9, id=i + 1, made="now", drift=drift) for i, drift in enumerate(drifts)]
-    summary = structs.replace(report.facts.summary, appended=AppendCounts(1, 0, 0, 9), verdict=verdicts[-1])
-    warnings = WarningFacts(n_warnings, [])
-    page = page_of(changed(report, summary, appends, judgment=good(report), warnings=warnings))
+    appends = [
+        Append(1, 0, 0, 9, i + 1, None if level is None else Verdict(level, [], 9, 9))
+        for i, level in enumerate(verdicts)
+    ]
+    summary = structs.replace(report.summary, appended=appends[-1], verdict=verdicts[-1])
+    config = report.facts.rows.config
+    facts = run_facts(appends, config=config, warnings=WarningFacts(n_warnings, []))
+    page = page_of(replace(good(report), facts=facts, summary=summary))
     assert page.status == status
-    worst = max(range(len(drifts)), key=lambda i: ["keep", "watch", "retrain"].index(verdicts[i] or "keep"))
+    worst = max(range(len(verdicts)), key=lambda i: ["keep", "watch", "retrain"].index(verdicts[i] or "keep"))
     assert mentions(page.verdict, verdicts[worst], f"append {worst + 1}") == has_sentence

@@ -75,7 +75,7 @@ def test_wrong_features_end_the_run_and_are_recomputed(
 
 def test_intact_output_is_verified(workspace: Workspace, out: Path, capsys: Any) -> None:
     assert workspace.run(out) == 0
-    assert 0 < Result.open(out).facts.verification.of_tolerance < 1
+    assert 0 < Result.open(out).facts.rows.verification.of_tolerance < 1
     os.utime(workspace.shards / "0.h5", (0, 0))  # the rows are recognized
     capsys.readouterr()
     assert main(["verify", str(out), "--json"]) == 0
@@ -87,7 +87,7 @@ def test_every_damaged_file_is_named_and_others_are_checked(workspace: Workspace
     assert workspace.run(out) == 0
     assert workspace.run(out, "--retrain", "--seed", "1") == 0
     result = Result.open(out)
-    files = [*result.files, *(GENERATION.format(each.generation) for each in result.facts.generations)]
+    files = [*result.files, *(GENERATION.format(each.generation) for each in result.facts.model.generations)]
     assert files[-1] == "generation-1.h5"
     for i, name in enumerate(files):
         path = out / name

@@ -108,7 +108,7 @@ def scattered(directory):
     earlier = finished_parts(directory, PARTS[:2], used={0: [(0, 9)], 1: [(2, 4)]})
     shutil.copy(earlier / "index.h5", earlier / "generation-1.h5")
     kept = [Generation(1, "a" * 64, 11, Result.open(earlier).digest)]
-    appends = [Append(1, 0, 0, 1, id=number, made="now", drift=None) for number in (1, 2)]
+    appends = [Append(1, 0, 0, 1, number, None) for number in (1, 2)]
     finished_parts(directory, PARTS, used=USED, generation=2, generations=kept, appends=appends)
     ranges = [(9 * (i > 0) + 6 * (i > 1) + start, stop - start) for i in USED for start, stop in USED[i]]
 

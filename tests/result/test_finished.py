@@ -10,7 +10,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from msgspec.structs import replace
 
 from shardpress.base.errors import DataError, NoInput, OtherVersion
 from shardpress.hdf5.child import ask as ask_module
@@ -47,7 +46,7 @@ from tests.support.hostilemodels import (
     write_model,
 )
 from tests.support.parts import finished
-from tests.support.runfacts import REPORT, SUMMARY, run_facts
+from tests.support.runfacts import changed_facts, run_facts
 
 RUN = "shardpress/run"
 NAME = "shardpress-output/"
@@ -69,13 +68,13 @@ PARTS = [
 FACTS = run_facts(
     config={"input": [ODD_NAME], "epochs": 3},
     request=Request(SHARDS, {"scale": 1}, {"epochs": 2}, {"dtype": "float32"}),
-    summary=replace(SUMMARY, cost=float("nan"), mean=float("-inf")),
     bad_shards=[BadFile(ODD_NAME, "truncated")],
     generation=3,
     generations=[Generation(2, "f" * 64, 9, "0" * 64)],
     maps=[MapFacts(2, "f" * 64, [0.5, None], 9, 3), MapFacts(1, "f" * 64)],
-    appends=[Append(1, 0, 0, 9, id=1, made="now", drift=None)],
-    report=replace(REPORT, scan=ScanFacts("range", {3: 0.5})),
+    appends=[Append(1, 0, 0, 9, 1, None)],
+    scan=ScanFacts("range", {3: 0.5}),
+    cost=float("nan"),
 )
 MODEL = model_of()
 MAPS = {2: LinearMap(np.arange(6.0).reshape(3, 2), np.arange(2.0), "a" * 64, "b" * 64)}
@@ -85,7 +84,7 @@ STATISTICS = {"center": np.arange(3.0), "n_rows": np.array(3.0), "error/mean": n
 def write_result(folder: Path, **facts: Any) -> Path:
     """Write a result with a value in each field, and return its file."""
     folder.mkdir(exist_ok=True)
-    data = result_bytes(lambda file: None, MODEL, replace(FACTS, **facts), PARTS, MAPS, STATISTICS)
+    data = result_bytes(lambda file: None, MODEL, changed_facts(FACTS, **facts), PARTS, MAPS, STATISTICS)
     (folder / "index.h5").write_bytes(data)
     return folder / "index.h5"
 
@@ -102,7 +101,7 @@ def test_a_result_is_restored_as_it_was_written(tmp_path: Path) -> None:
         assert to_json(found.parts) == to_json(PARTS)
         assert (found.path, found.directory) == (path, folder)
         assert (found.n_rows, found.n_bad, found.n_features) == (9, 3, 3)
-    assert found.facts.request.shards == SHARDS
+    assert found.facts.rows.request.shards == SHARDS
     assert found.parts[1].ranges[0].outside[0].distance == np.inf
     assert found.encoder == MODEL.fingerprint
     for name, array in MODEL.parameters.items():

@@ -52,7 +52,7 @@ def ids_of(output: Path) -> list[int]:
 
 
 def names_of_bad_shards(output: Path) -> list[str]:
-    return [Path(bad.file).name for bad in Result.open(output).facts.bad_shards]
+    return [Path(bad.file).name for bad in Result.open(output).facts.rows.bad_shards]
 
 
 def test_a_file_that_was_left_out_before_is_no_warning(growing: Workspace, out: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_file_that_was_left_out_before_is_no_warning(growing: Workspace, out: 
 
 def files_in_warnings(output: Path) -> set[str]:
     """Return the names of the bad files that the warnings of a run name."""
-    warnings = Result.open(output).facts.report.warnings.first
+    warnings = Result.open(output).facts.details.warnings.first
     return set(re.findall(r"[yz]-bad\.h5", " ".join(warnings)))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from shardpress.report.page.build import page_of, text_of
+from shardpress.report.summary import report_of
 from shardpress.result.finished import Result
 from shardpress.run import budget
 from tests.support.cases import ALL_CASES
@@ -74,7 +75,7 @@ class Month:
         """Append files, and return the verdict on their rows."""
         self.arrive(n_files, kind)
         assert self.run("--append") == 0
-        return Result.open(self.output).facts.appends[-1].drift
+        return Result.open(self.output).facts.appends[-1].append.verdict
 
 
 @pytest.fixture
@@ -100,8 +101,8 @@ def test_without_held_out_rows_there_is_no_verdict(month: Month) -> None:
     for strictness in ("fail", "watch"):
         assert month.run("--validation-fraction", "0", "--append", "--on-append-drift", strictness) == 80
     assert month.run("--validation-fraction", "0", "--append") == 0
-    assert Result.open(month.output).facts.appends[-1].drift is None
-    assert "held out no rows" in text_of(page_of(Result.open(month.output).report()))
+    assert Result.open(month.output).facts.appends[-1].append.verdict is None
+    assert "held out no rows" in text_of(page_of(report_of(Result.open(month.output))))
 
 
 @pytest.mark.process
@@ -116,7 +117,7 @@ def test_an_append_can_end_before_drifted_rows_are_published(month: Month) -> No
     assert month.run("--append", "--on-append-drift", "fail") == 80
     assert features_of(month.output) == before
     assert month.run("--append", "--on-append-drift", "warn") == 0
-    assert Result.open(month.output).facts.appends[-1].drift.verdict == "retrain"
+    assert Result.open(month.output).facts.appends[-1].append.verdict.verdict == "retrain"
 
 
 def test_rows_to_watch_are_published_unless_watch_is_set(month: Month) -> None:
@@ -128,7 +129,7 @@ def test_rows_to_watch_are_published_unless_watch_is_set(month: Month) -> None:
     assert month.run("--append", "--on-append-drift", "watch") == 80
     assert features_of(month.output) == before
     assert month.run("--append", "--on-append-drift", "fail") == 0
-    assert Result.open(month.output).facts.appends[-1].drift.verdict == "watch"
+    assert Result.open(month.output).facts.appends[-1].append.verdict.verdict == "watch"
     month.arrive(n_files=1, kind="foreign")
     before = features_of(month.output)
     assert month.run("--append", "--on-append-drift", "watch") == 80
@@ -151,7 +152,7 @@ def test_verdicts_are_reliable(month: Month, tmp_path: Path) -> None:
         for kind, is_right in REASONS.items():
             found = month.append(n_files=1, kind=kind)
             hits[kind] += found.verdict != "keep" and is_right(found)
-        text = text_of(page_of(Result.open(month.output).report()))
+        text = text_of(page_of(report_of(Result.open(month.output))))
         assert "Appended rows" in text
         assert f"olumn {STUCK}" in text
         later_alarms += month.append(n_files=1).verdict != "keep"  # earlier drift does not move the reference

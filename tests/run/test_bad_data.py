@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 
+from shardpress.report.summary import report_of
 from shardpress.result.features import open_features
 from shardpress.result.finished import INDEX, Result, Use, load_model
 from tests.support import standin
@@ -89,7 +90,7 @@ def test_the_limit_of_bad_shards_is_exact_for_rows_and_results(shards: Shards, m
     assert not (shards.output / INDEX).exists()
     assert shards.run(*flags, *LIMIT, "50%") == 0
     check(shards.output, shards.arrays, bad, load_model(model))
-    assert Result.open(shards.output).facts.summary.n_bad_shards == 2
+    assert report_of(Result.open(shards.output)).summary.n_bad_shards == 2
     before = (shards.output / INDEX).read_bytes()
     for limit in (["--on-bad-data", "raise"], [*LIMIT, "49.99%"]):
         assert shards.run(*flags, *limit) == 65
@@ -203,7 +204,7 @@ def test_rows_of_a_run_that_met_a_damaged_file_are_not_used_if_bad_data_is_allow
     assert "46 of 121 rows" in caplog.text
     assert shards.run(*flags, *LIMIT, "100%") == 0
     check(shards.output, shards.arrays, range(30, 71), load_model(model))
-    assert "scan" in Result.open(shards.output).facts.summary.seconds
+    assert "scan" in report_of(Result.open(shards.output)).summary.seconds
 
 
 @pytest.mark.slow

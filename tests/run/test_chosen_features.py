@@ -12,6 +12,7 @@ from sklearn.decomposition import PCA
 from shardpress import cli
 from shardpress.base.errors import DataError
 from shardpress.commands.registry import main
+from shardpress.report.summary import report_of
 from shardpress.result.features import open_features
 from shardpress.result.finished import Result, load_model
 from tests.support.helpers import write_shard
@@ -71,10 +72,10 @@ def test_one_model_can_write_the_hidden_layer_or_the_code(tmp_path: Path) -> Non
     x = model.scaler.transform(ROWS).astype(np.float64)
     hidden = np.maximum(x @ model.parameters["W_1"] + model.parameters["b_hidden_1"], 0)
     np.testing.assert_allclose(features, hidden, rtol=0, atol=1e-5)
-    facts = Result.open(tmp_path / "out").facts
+    report = report_of(Result.open(tmp_path / "out"))
     error = np.square(model.decode(features) - x).mean()
-    assert error == pytest.approx(facts.report.sample.mean_error, rel=0.1)
-    assert (facts.summary.n_features, facts.summary.n_components) == (48, 6)
+    assert error == pytest.approx(report.facts.rows.sample.mean_error, rel=0.1)
+    assert (report.summary.n_features, report.summary.n_components) == (48, 6)
     assert main(["verify", str(tmp_path / "out")]) == 0
     code = run(tmp_path, "code", "--model", str(tmp_path / "out"), "--output-layer", "code")
     expected = hidden @ model.parameters["W_2"] + model.parameters["b_hidden_2"]

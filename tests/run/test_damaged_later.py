@@ -83,25 +83,25 @@ def test_what_is_stored_of_a_damaged_file_stays(finished: Shards, name: str, cap
     check(finished.output, finished.arrays, [])
     assert extras_of(finished.output) == before
     result = Result.open(finished.output)
-    assert result.facts.report.bad.n_uncompared == n_uncompared
+    assert result.facts.rows.bad.n_uncompared == n_uncompared
     assert mentions(caplog.text, f"file={path}", "Everything else in this file is as in the result")
     assert mentions(caplog.text, f"output={finished.output}", "1.h5", f"{n_uncompared} rows could not be compared")
     assert f"{n_uncompared} earlier rows could not be compared" in (finished.output / REPORT).read_text()
     assert not verify(str(finished.output), 1000).faults
 
-    assert result.facts.report.warnings.n > 0
+    assert result.facts.details.warnings.n > 0
     finished.arrays.append(finished.arrays[0] + 1)
     write(finished, 2, finished.arrays[2])
     assert finished.run("--append", *SKIP) == 0
     check(finished.output, finished.arrays, [])
-    later = Result.open(finished.output).facts.report
-    assert later.bad.n_uncompared == n_uncompared
-    assert later.warnings.n == 0, "a known damage is no warning every night"
+    later = Result.open(finished.output).facts
+    assert later.rows.bad.n_uncompared == n_uncompared
+    assert later.details.warnings.n == 0, "a known damage is no warning every night"
 
     path.write_bytes(intact)
     assert finished.run("--append", *SKIP) == 0
     check(finished.output, finished.arrays, [])
-    assert Result.open(finished.output).facts.report.bad.n_uncompared == 0
+    assert Result.open(finished.output).facts.rows.bad.n_uncompared == 0
 
 
 def test_verify_counts_the_rows_that_it_cannot_compare(finished: Shards) -> None:
@@ -127,7 +127,7 @@ def test_other_changes_make_the_rows_of_a_damaged_file_bad(finished: Shards, nam
     with h5py.File(finished.folder / "1.h5") as file:
         codes = file["code"][()].tolist()
     assert extras_of(finished.output)[0][N_ROWS:] == codes
-    assert Result.open(finished.output).facts.report.bad.n_uncompared == 0
+    assert Result.open(finished.output).facts.rows.bad.n_uncompared == 0
 
 
 def test_another_extra_in_rows_with_a_damaged_one_is_not_kept(finished: Shards) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from shardpress.model.about import TrainingFacts
+from shardpress.report.summary import report_of
 from shardpress.result.finished import Result
 from shardpress.run import deadline
 from shardpress.run.estimate import reserved_seconds
@@ -102,7 +103,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def training_of(output: Path) -> TrainingFacts:
-    training = Result.open(output).report().training
+    training = report_of(Result.open(output)).training
     assert training is not None
     return training
 
@@ -123,7 +124,7 @@ def test_a_deadline_equals_a_run_of_the_epochs_that_fit(workspace: Workspace, tm
     assert (chosen.n_epochs, chosen.of) == (3, 8)
     costs = [[epoch.cost for epoch in training_of(each).history] for each in (out, other)]
     assert costs[0] == costs[1]
-    assert mentions(Result.open(out).facts.summary.gave_up, "3 of 8")
+    assert mentions(report_of(Result.open(out)).summary.gave_up, "3 of 8")
     # The deadline differs, but the earlier decision is kept.
     assert workspace.run(out, *MANY_EPOCHS, *SHORT_EPOCHS) == 78
     assert len(training_after(workspace, out, machine.flags(6.5)).history) == 3
@@ -190,7 +191,7 @@ def test_a_training_uses_its_time_and_ends_early_enough(
     assert n_steps in (None, machine.n_steps)
     n_trained = machine.n_steps / STEPS_PER_EPOCH
     assert len(training.history) == math.ceil(n_trained)
-    gave_up = Result.open(out).facts.summary.gave_up
+    gave_up = report_of(Result.open(out)).summary.gave_up
     left = ends_by - machine.now - RESERVED
     assert left >= 0
     if n_trained == of:

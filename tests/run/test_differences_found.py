@@ -138,6 +138,6 @@ def test_maps_are_fitted_to_rows_that_have_not_changed(empty: Workspace, out: Pa
     seed = ("shards", "others").index(changed)
     write_in_place(empty.folder / changed / "0.h5", some_rows(seed)[::-1])
     assert empty.run(out, *flags, "--seed", "1", "--retrain") == 0
-    (found,) = Result.open(out).facts.maps
+    (found,) = Result.open(out).facts.model.maps
     assert found.n_rows == N
     assert min(r2 or 0.0 for r2 in found.r2) > 0.5  # with rows in another order, it would be about 0

@@ -100,7 +100,7 @@ def test_extending_after_an_interrupted_restart_keeps_the_result(workspace: Work
     assert workspace.run(out, *STEPS, "--restart", disk=FullDisk("parts/part", 2)) == 74
     add_rows(workspace)
     assert workspace.run(out, "--append") == 0
-    assert Result.open(out).facts.generation == 2
+    assert Result.open(out).facts.model.generation == 2
     np.testing.assert_array_equal(features_in(out)[: len(before)], before)
     assert (out / "generation-1.h5").exists()
     assert is_clean(out)

@@ -82,7 +82,7 @@ def test_the_range_is_that_of_the_selected_rows(shards: Shards) -> None:
         expected = np.clip(whole, low, high) if mode == "clip" else whole
         found = open_features(output)
         np.testing.assert_array_equal(found.features.compute(), encoded(model, expected))
-        assert Result.open(output).facts.report.drift.n_outside == n_outside
+        assert Result.open(output).facts.rows.drift.n_outside == n_outside
         assert not verify(str(output), 1000).faults
     assert shards.run(*ON_TRAIN, "--on-drift", "raise", output=shards.output.with_name("raise")) == 65
 

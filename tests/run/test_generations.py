@@ -13,6 +13,7 @@ import pytest
 from shardpress.base.errors import DataError, NoInput
 from shardpress.commands.registry import main
 from shardpress.report.page.build import page_of, text_of
+from shardpress.report.summary import report_of
 from shardpress.report.verify import verify
 from shardpress.result.features import open_features
 from shardpress.result.finished import Result
@@ -62,7 +63,7 @@ def test_a_new_model_becomes_the_next_generation(runs: Workspace, first: Path) -
 
     assert runs.run(first, *RETRAIN) == 0
     result = Result.open(first)
-    assert (result.facts.generation, result.facts.appends) == (2, [])
+    assert (result.facts.model.generation, result.facts.appends) == (2, [])
     np.testing.assert_array_equal(features_in(first, generation=1), before)
     assert features_in(first, generation=1, appends=1).shape == (8, 2)
     assert residual(features_in(first), before) > 0.5
@@ -75,7 +76,7 @@ def test_a_new_model_becomes_the_next_generation(runs: Workspace, first: Path) -
     add(runs, "3.h5", n_rows=9)
     assert runs.run(first, *RETRAIN[1:], "--append") == 0
     result = Result.open(first)
-    assert (result.facts.generation, len(result.facts.appends)) == (2, 1)
+    assert (result.facts.model.generation, len(result.facts.appends)) == (2, 1)
     np.testing.assert_array_equal(features_in(first, generation=1), before)
     np.testing.assert_array_equal(features_in(first, as_of=1)[: len(mapped)], mapped)
     assert features_in(first, as_of=1).shape == (87, 2)
@@ -86,14 +87,14 @@ def test_old_generations_are_removed_but_maps_lead_to_them(runs: Workspace, firs
     expected = features_in(first)
     for seed in ("1", "2"):
         assert runs.run(first, "--retrain", "--seed", seed) == 0
-    assert [each.generation for each in Result.open(first).facts.generations] == [2]
+    assert [each.generation for each in Result.open(first).facts.model.generations] == [2]
     assert len(features_in(first, generation=2)) == 70
     with pytest.raises(DataError, match="generation=1"):
         open_features(first, generation=1)
     assert residual(features_in(first, as_of=1), expected) < 0.2
     n_parts = len(list((first / "parts").iterdir()))
     assert runs.run(first, "--retrain", "--seed", "3", "--keep-generations", "1") == 0
-    assert Result.open(first).facts.generations == []
+    assert Result.open(first).facts.model.generations == []
     assert len(list((first / "parts").iterdir())) == n_parts // 2
     assert features_in(first, as_of=2).shape == (70, 2)
 
@@ -190,9 +191,9 @@ def test_the_report_says_what_a_classifier_keeps(runs: Workspace, out: Path) -> 
         del file["y"]
     assert runs.run(out) == 0
     assert runs.run(out, *RETRAIN) == 0
-    (found,) = Result.open(out).facts.maps
+    (found,) = Result.open(out).facts.model.maps
     assert found.classifier is not None
     assert found.classifier.labels == "y"
     assert found.classifier.n_test == pytest.approx(90, abs=10)  # a third of the rows with a label
     assert found.classifier.mapped > 0.95 * found.classifier.accuracy > 0.8
-    assert "accuracy of mapped features" in text_of(page_of(Result.open(out).report()))
+    assert "accuracy of mapped features" in text_of(page_of(report_of(Result.open(out))))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shardpress.report.summary import report_of
 from shardpress.result.finished import Result, load_model
 from tests.support.bad_shards import SKIP, Shards, bad_lines, check, errors
 from tests.support.logged import mentions
@@ -35,7 +36,7 @@ def test_rows_outside_the_range_are_counted_and_clipped_or_kept(
         output = tmp_path / on_drift
         assert shards.run("--model", model, "--on-drift", on_drift, output=output) == 0
         assert mentions(capsys.readouterr().out, f"{n_outside} rows outside")
-        assert Result.open(output).facts.summary.n_outside == n_outside
+        assert report_of(Result.open(output)).summary.n_outside == n_outside
         check(output, arrays, [], fitted)
 
 
@@ -49,7 +50,7 @@ def test_a_row_outside_the_range_stops_the_run_on_request(
     flags = ["--model", model, "--on-drift", "raise", *SKIP]
     assert shards.run(*flags) == 0
     check(shards.output, [rows], [3, 17], load_model(model))
-    assert Result.open(shards.output).facts.summary.n_outside == 0
+    assert report_of(Result.open(shards.output)).summary.n_outside == 0
     rows[13, 2] = 31.5
     shards.rewrite(0, rows)
     assert shards.run(*flags, "--overwrite") == 65
@@ -71,7 +72,7 @@ def test_a_column_that_was_constant_in_the_training_is_named_after_others(
     assert shards.run("--model", str(training.output)) == 0
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert mentions(warning, "2 of 60 rows", "column 0", 3, "column 2", 8.5, 7.25)
-    assert Result.open(shards.output).facts.summary.n_outside == 2
+    assert report_of(Result.open(shards.output)).summary.n_outside == 2
 
 
 def test_rows_that_overflow_float32_are_bad_rows(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:

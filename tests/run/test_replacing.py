@@ -67,7 +67,7 @@ def test_an_interrupted_restart_keeps_the_earlier_result_and_resumes(
     assert reuses(caplog.text, "training")
     assert resumes_encoding(caplog.text)
     assert features_of(out) == undisturbed_features(workspace, *flags)
-    assert Result.open(out).facts.generation == 1
+    assert Result.open(out).facts.model.generation == 1
     assert invalid_entries(out) == leftovers(out) == []
 
 

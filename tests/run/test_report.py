@@ -12,6 +12,7 @@ import pytest
 from shardpress.commands.registry import main
 from shardpress.report import overview
 from shardpress.report.page import build
+from shardpress.report.summary import report_of
 from shardpress.result.finished import Result, Use
 from tests.support.bad_shards import Shards
 from tests.support.helpers import write_shard
@@ -35,7 +36,7 @@ def test_the_page_can_be_made_again_from_the_result(
     assert (tmp_path / "again.html").read_text() == page
     capsys.readouterr()
     assert main(["report", str(out), "--json"]) == 0
-    report = Result.open(out).report().as_json()
+    report = report_of(Result.open(out)).as_json()
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(report))
     n_fitted = report["training"]["baseline"]["n_fitted"]
     assert 0 < n_fitted < report["summary"]["n_rows"]
@@ -84,44 +85,43 @@ def test_another_missing_label_only_changes_the_report(shards: Shards) -> None:
         assert shards.run(*settings) == 0
         assert shards.run(*settings, output=other) == 0
         result = Result.open(shards.output)
-        assert result.facts.report.sample == Result.open(other).facts.report.sample
-        assert result.facts.report.sample.points.names == names
+        assert result.facts.rows.sample == Result.open(other).facts.rows.sample
+        assert result.facts.rows.sample.points.names == names
         assert result.parts == before.parts
-        assert ("looks like" in result.facts.report.judgment.classifier) == (not settings)
+        assert ("looks like" in report_of(result).judgment.classifier) == (not settings)
     assert shards.run(*flags) == 0
     shards.add(shards.arrays[0][:40])
     write_shard(shards.folder / "2.h5", shards.arrays[0][:40], extras={"y": np.arange(40) % 2})
     assert shards.run("--append") == 0
-    assert Result.open(shards.output).facts.report.sample.points.names == ["0", "1"]
+    assert Result.open(shards.output).facts.rows.sample.points.names == ["0", "1"]
     assert shards.run("--append", "--missing-label", "0") == 0
-    assert Result.open(shards.output).facts.report.sample.points.names == ["-1", "1"]
+    assert Result.open(shards.output).facts.rows.sample.points.names == ["-1", "1"]
 
 
 def test_a_repair_keeps_bad_rows_and_the_comparison(shards: Shards) -> None:
-    """A run that repairs the result reads only the files whose parts are damaged, and is not its own previous run."""
+    """A run that repairs the result reads only the files whose parts are damaged."""
     shards.fill(30, 30)
     rows = shards.arrays[1].copy()
     rows[[3, 17], 2] = np.nan
     shards.rewrite(1, rows)
     flags = ("--on-bad-data", "skip", "--max-bad", "2")
     assert shards.run(*flags) == 0
-    first = Result.open(shards.output).report().as_json()
-    assert first["last"] is None
     assert shards.run(*flags, "--overwrite", "--seed", "1") == 0
-    report = Result.open(shards.output).report().as_json()
-    assert report["last"]["summary"] == first["summary"]
+    report = report_of(Result.open(shards.output)).as_json()
+    assert [run["source"] for run in report["runs"]] == ["trained", "trained"]
+    assert report["runs"][1]["changed"]["seed"] == ["0", "1"]
+    assert mentions((shards.output / "report.html").read_text(), "seed"), "the changed setting"
     path = str(shards.folder / "1.h5")
     found = [(each["file"], each["row"], each["column"], each["value"]) for each in report["bad"]["rows"]["first"]]
     assert found == [(path, 3, 2, "nan"), (path, 17, 2, "nan")]
     assert any(mentions(line, "2 of 60") for line in report["warnings"]["first"])
     (shards.output / Result.open(shards.output).parts[-1].file).unlink()
     assert shards.run(*flags, "--seed", "1") == 0
-    repaired = Result.open(shards.output).report().as_json()
-    for name in ("bad", "scan", "last", "summary", "stages", "taken_over"):
+    repaired = report_of(Result.open(shards.output)).as_json()
+    for name in ("bad", "scan", "sample", "sample_run", "training"):
         assert repaired[name] == report[name], name
-    page = (shards.output / "report.html").read_text()
-    assert mentions(page, "2 of 60")
-    assert "seed" in page, "the changed setting"
+    assert repaired["runs"][:2] == report["runs"]
+    assert (repaired["runs"][2]["source"], repaired["verification_run"]) == ("kept", 3)
 
 
 def test_drift_is_reported_by_column_and_shard_after_resuming(shards: Shards, model: str) -> None:
@@ -133,26 +133,26 @@ def test_drift_is_reported_by_column_and_shard_after_resuming(shards: Shards, mo
     shards.add(rows)
     flags = ["--model", model, "--on-drift", "clip"]
     assert shards.run(*flags) == 0
-    drift = Result.open(shards.output).facts.report.drift
+    drift = Result.open(shards.output).facts.rows.drift
     assert (drift.n_rows, drift.n_outside, drift.on_drift) == (70, 2, "clip")
     columns = [(column.column, column.n_values, column.value) for column in drift.columns]
     assert columns == [(2, 2, 900), (0, 1, -500)]
     assert [(Path(shard.file).name, shard.n_outside) for shard in drift.shards] == [("1.h5", 2)]
     (shards.output / Result.open(shards.output).parts[0].file).unlink()
     assert shards.run(*flags) == 0
-    assert Result.open(shards.output).facts.report.drift == drift
+    assert Result.open(shards.output).facts.rows.drift == drift
 
 
 def test_a_damaged_validation_row_is_named(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     shards.fill(500, 500)
     assert shards.run() == 0
-    assert Result.open(shards.output).facts.summary.outlier is None
+    assert report_of(Result.open(shards.output)).summary.outlier is None
     damaged = int(np.flatnonzero(Result.open(shards.output).use() == Use.VALIDATION)[-1]) - 500
     rows = shards.arrays[1].copy()
     rows[damaged] = 1e4 * np.abs(rows[damaged])
     shards.rewrite(1, rows)
     assert shards.run("--overwrite") == 0
-    report = Result.open(shards.output).report().as_json()
+    report = report_of(Result.open(shards.output)).as_json()
     path = str(shards.folder / "1.h5")
     for outlier in (report["summary"]["outlier"], report["sample"]["outlier"]):
         assert (outlier["file"], outlier["row"]) == (path, damaged)

@@ -14,6 +14,7 @@ import pytest
 from shardpress.cli import main
 from shardpress.output.folder import REPORT
 from shardpress.report.page.build import is_current
+from shardpress.report.summary import report_of
 from shardpress.result.finished import Result
 from tests.support.cases import each
 from tests.support.helpers import write_shard
@@ -56,7 +57,7 @@ class Cells:
     def facts(self) -> dict[str, Any]:
         """Return what the report states about rows, model and appends."""
         result = Result.open(self.output)
-        report = result.report().as_json()
+        report = report_of(result).as_json()
         sample = report["sample"]
         summary = {name: value for name, value in report["summary"].items() if name not in ("n_parts", "output")}
         places = [{**place, "label": None, "file": Path(place["file"]).name} for place in sample["worst"]]
@@ -66,7 +67,7 @@ class Cells:
         return {**found, "summary": summary, "worst": places, "probe": probe, "use": result.use().tolist()}
 
     def judgment(self) -> dict[str, Any]:
-        report = Result.open(self.output).report().as_json()
+        report = report_of(Result.open(self.output)).as_json()
         return {"labels": report["sample"]["probe"]["labels"], **report["judgment"]}
 
 
@@ -106,7 +107,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert cells.run("--labels", "kind") == 0
         cells.add(3, shift=2.5)
         assert cells.run("--append") == 0
-    assert Result.open(cells.output).facts.appends[-1].drift.verdict == "retrain"
+    assert Result.open(cells.output).facts.appends[-1].append.verdict.verdict == "retrain"
     return cells.output.parent
 
 

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from shardpress.base.formats import digest
 from shardpress.report import sampling as sampling
 from shardpress.report.page.build import page_of, text_of
+from shardpress.report.summary import report_of
 from shardpress.report.verify import verify
 from shardpress.result.features import open_features
 from shardpress.result.finished import INDEX, Result, result_bytes
@@ -77,8 +78,8 @@ def test_the_report_lists_the_worst_of_all_rows(shards: Shards, monkeypatch: pyt
     assert shards.run(*flags, "--row-error") == 0
     errors = open_features(shards.output).extras["error"].compute()
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(errors)), [500, *range(799, 808)])
-    report = Result.open(shards.output).report()
-    sample = report.facts.report.sample
+    report = report_of(Result.open(shards.output))
+    sample = report.facts.rows.sample
     worst = sample.worst
     order = np.argsort(-np.nan_to_num(errors))[:10]
     assert [row.error for row in worst] == errors[order].tolist()

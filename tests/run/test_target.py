@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from shardpress.interop.onnx import encoder_onnx
+from shardpress.report.summary import report_of
 from shardpress.result.features import open_features
 from shardpress.result.finished import Result, load_model
 from shardpress.result.records import plain
@@ -117,8 +118,8 @@ def test_the_missing_label_is_no_target_and_an_append_keeps_it(
     assert shards.run(*LEARNING, "--append", "--missing-label", "2") == 78
     assert shards.run(*LEARNING, "--append") == 0
     result = Result.open(shards.output)
-    assert result.facts.config["missing_label"] == "-1"
-    assert result.facts.report.sample.points.names == ["0", "1", "2"]
+    assert result.facts.rows.config["missing_label"] == "-1"
+    assert result.facts.rows.sample.points.names == ["0", "1", "2"]
     assert shards.run(*LEARNING, "--retrain") == 0
     assert load_model(shards.output).about.training.target.n_classes == 4
 
@@ -140,7 +141,7 @@ def test_random_labels_score_at_chance_on_rows_that_are_left_out(shards: Shards)
     rng = np.random.default_rng(0)
     add(shards, n=900, rows=rng.normal(size=(900, 4)).astype(np.float32), kind=rng.integers(0, 2, 900))
     assert shards.run(*ON_TRAIN, *LEARNING, "--target-weight", "5") == 0
-    probe = Result.open(shards.output).facts.report.sample.probe
+    probe = Result.open(shards.output).facts.rows.sample.probe
     assert probe.labels == "kind"
     assert abs(probe.features - 0.5) < 0.1
 
@@ -152,7 +153,7 @@ def test_supervised_features_are_marked(shards: Shards, tmp_path: Path, caplog: 
     for name, flags, fit_on in (("all", [], None), ("some", ON_TRAIN, "split == train")):
         output = tmp_path / name
         assert shards.run(*LEARNING, *flags, output=output) == 0
-        target = Result.open(output).report().target
+        target = report_of(Result.open(output)).target
         assert target is not None
         assert (target.name, target.kind, target.fit_on) == ("kind", "classes", fit_on)
         assert open_features(output).manifest["target"] == plain(target)
@@ -160,7 +161,7 @@ def test_supervised_features_are_marked(shards: Shards, tmp_path: Path, caplog: 
         properties = {each.key: each.value for each in exported.metadata_props}
         assert json.loads(properties["target"]) == plain(target)
     assert mentions(caplog.text, "WARNING", "target", "kind", "--fit-on")
-    assert mentions(Result.open(tmp_path / "all").facts.report.judgment.classifier, "--fit-on")
+    assert mentions(report_of(Result.open(tmp_path / "all")).judgment.classifier, "--fit-on")
     assert shards.run("--model", str(tmp_path / "all"), output=tmp_path / "new") == 0
     assert open_features(tmp_path / "new").manifest["target"]["name"] == "kind"
     assert load_model(tmp_path / "new").network.head is None

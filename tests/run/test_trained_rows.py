@@ -57,12 +57,12 @@ def trained(shards: Shards) -> Shards:
 
 def test_rows_of_new_files_are_test_rows_but_copies_are_not(trained: Shards, capsys: Any) -> None:
     assert trained.run(*TARGET) == 0
-    assert Result.open(trained.output).facts.report.sample.no_test
+    assert Result.open(trained.output).facts.rows.sample.no_test
     assert mentions(refusal(trained.output), "No honest test", "y", "--test")
     add(trained, "copy.h5", seed=1)
     add(trained, "new.h5", seed=7)
     assert trained.run("--append") == 0
-    probe = Result.open(trained.output).facts.report.sample.probe
+    probe = Result.open(trained.output).facts.rows.sample.probe
     assert (probe.n_test, probe.n_train) == (N, 4 * N)
     script.main([str(trained.output)])
     assert mentions(capsys.readouterr().out, f"{N} test rows", f"{4 * N} other rows")
@@ -86,7 +86,7 @@ def test_appended_rows_may_have_trained_once_a_file_is_gone(trained: Shards) -> 
     for n_rows in (2 * N, 3 * N):
         result = Result.open(trained.output)
         assert result.use().tolist() == [*before[:N], *[Use.TRAINING] * n_rows]
-        assert result.facts.report.sample.no_test
+        assert result.facts.rows.sample.no_test
         assert mentions(refusal(trained.output), "No honest test")
         assert trained.run("--append") == 0
 
@@ -95,7 +95,7 @@ def test_rows_of_a_given_supervised_model_may_have_trained_it(trained: Shards, t
     assert trained.run(*TARGET, *ON_TRAIN) == 0
     given = tmp_path / "given"
     assert trained.run("--model", str(trained.output), output=given) == 0
-    assert Result.open(given).facts.report.sample.no_test
+    assert Result.open(given).facts.rows.sample.no_test
     assert "--test" in refusal(given)
     assert "other rows" in refusal(trained.output, "--test", str(given))
     other = trained.another("other")
@@ -117,7 +117,7 @@ def test_labels_that_cannot_be_read_are_no_labels_but_their_fill_value_is_one(tr
     result = Result.open(trained.output)
     lost = [each.lost for _, each in result.ranges if each.lost]
     assert lost == [{"y": [[30, 32]]}, {"y": [[32, 40]]}]
-    probe = result.facts.report.sample.probe
+    probe = result.facts.rows.sample.probe
     assert probe.n_train + probe.n_test == 3 * N - 10
     assert rows_with_value(open_features(trained.output), "y").sum() == 3 * N - 10
     labels = read_labels(EncodedRows.of(result), np.arange(3 * N), LabelChoice(named="y"))

@@ -105,7 +105,7 @@ def test_a_scheduler_with_certificates_refuses_other_clients(
         ended = small.program(**certificates).run(tmp_path / "out", "--scheduler", str(cluster.file))
         assert ended.code == 0, ended.lines
     assert features_of(tmp_path / "out") == small.features
-    reported = Result.open(tmp_path / "out").facts.report.cluster
+    reported = Result.open(tmp_path / "out").facts.details.cluster
     assert (reported.kind, reported.address) == ("scheduler", address)
     (worker,) = reported.workers
     assert worker.name == "w0"
@@ -118,6 +118,6 @@ def test_each_worker_computes_on_its_device(opencl: None, small: Small, tmp_path
     assert ended.code == 0, ended.lines
     assert ended.has_line(r" INFO cluster: 2 workers: (0 opencl0:0 \(.*\), 1|1 opencl0:0 \(.*\), 0) opencl0:0 \(")
     assert ended.has_line(r"^Done: .* Device: opencl0:0 \(")
-    workers = Result.open(tmp_path / "out").facts.report.cluster.workers
+    workers = Result.open(tmp_path / "out").facts.details.cluster.workers
     assert [re.match(r"[^ ]+", worker.device)[0] for worker in workers] == ["opencl0:0"] * 2  # type: ignore[index]
     assert len({worker.pid for worker in workers}) == 2, "each with a context of its own"

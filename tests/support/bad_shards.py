@@ -89,7 +89,7 @@ def check(output: Path, arrays: Sequence[np.ndarray], bad: Sequence[int], model:
         assert np.isfinite(expected).all()
         first += len(rows)
     assert first == len(valid)
-    assert found.result.n_bad == found.result.facts.summary.n_bad == len(bad)
+    assert found.result.n_bad == found.result.facts.last.n_bad == len(bad)
 
 
 def bad_lines(output: Path) -> list[dict[str, Any]]:

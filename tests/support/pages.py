@@ -23,7 +23,9 @@ from shardpress.report.measures import measure
 from shardpress.report.overview import input_facts
 from shardpress.report.page.build import html_of, page_of
 from shardpress.report.sampling import PartSource, Sample, SampleSpec, draw_sample
+from shardpress.report.summary import Report
 from shardpress.result.facts import (
+    Append,
     BadDataFacts,
     BadFile,
     BadFiles,
@@ -32,7 +34,6 @@ from shardpress.result.facts import (
     ClusterFacts,
     ColumnDrift,
     Drift,
-    LastRun,
     SampleFacts,
     ShardDrift,
     StageFacts,
@@ -40,11 +41,10 @@ from shardpress.result.facts import (
     Work,
     WorkerFacts,
 )
-from shardpress.result.finished import Report
 from shardpress.settings.config import Config
 from shardpress.shards.open import open_shards
 from shardpress_kernels.network import Network
-from tests.support.runfacts import REPORT, SUMMARY, run_facts
+from tests.support.runfacts import SUMMARY, run_facts
 
 EMPTY = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -112,8 +112,14 @@ def largest(folder: Path) -> Report:
     )
     column = ColumnDrift(10**5, "n<b>" * 99, 1e300, -1e-300, 1e300, 10**12, 1e300, 10**6)
     _, sample = measured(model, parts)
-    report = structs.replace(
-        REPORT,
+    facts = run_facts(
+        [Append(1, 0, 0, 9, 1, None)] * 1000,
+        config=config,
+        made="now",
+        command="extract.py " + "/a/path " * 10_000,
+        versions={"python": "3.11"},
+        seconds=seconds,
+        changed={"input": ("i<b>" * 999, "i" * 999)},
         host="h<b>" * 99,
         directory="/d<b>" * 99,
         inputs=input_facts([parts[0].block.shard]),
@@ -132,21 +138,11 @@ def largest(folder: Path) -> Report:
             columns=[column] * 10,
             shards=[ShardDrift("f<b>" * 999, 10**9, 10**8)] * 10,
         ),
-        last=LastRun("then", summary, {**config, "input": ["/b"] * 10_000}),
         sample=sample,
-        judgment=judge(summary, sample, Config()),
-    )
-    facts = run_facts(
-        config=config,
-        made="now",
-        command="extract.py " + "/a/path " * 10_000,
-        versions={"python": "3.11"},
-        summary=summary,
-        report=report,
     )
     history = [Epoch(i, 0.1 / (i + 1), 0.2, 1.0) for i in range(10_000)]
     training = TrainingFacts(0, history, 0.1, sample.units, BaselineErrors(256, 10**12, 0.01, 0.1, is_worse=True))
-    return Report(facts, "0" * 64, training, None)
+    return Report(facts, "0" * 64, training, None, summary, judge(summary, sample, Config()))
 
 
 class Parsed(HTMLParser):

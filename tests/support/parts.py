@@ -94,9 +94,7 @@ def finished_parts(directory, parts, model=None, append_ids=None, used=None, **f
         for start, stop in ranges:
             shards.append(shard_facts(len(shards), stop - start, append_id=numbers[i]))
     facts.setdefault("request", Request(shards, {}, {}, {}))
-    facts.setdefault(
-        "appends", [Append(0, 0, 0, 0, id=number, made="", drift=None) for number in sorted(set(numbers) - {0})]
-    )
+    facts.setdefault("appends", [Append(0, 0, 0, 0, number, None) for number in sorted(set(numbers) - {0})])
     pairs = in_order(found, (shard.id for shard in shards))
     ids_of_appends = {shard.id: shard.append_id for shard in shards}
     rows_of_appends = [(ids_of_appends[rows.shard], rows.n_rows) for _, rows in pairs]

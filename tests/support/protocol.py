@@ -164,7 +164,7 @@ def _results(output: Path) -> list[Result]:
     if not (output / "index.h5").exists():
         return []
     result = Result.open(output)
-    return [result, *(result.generation(each.generation) for each in result.facts.generations)]
+    return [result, *(result.generation(each.generation) for each in result.facts.model.generations)]
 
 
 def invalid_entries(output: Path) -> list[str]:
@@ -187,7 +187,7 @@ def unreferenced(output: Path) -> set[str]:
     for result in _results(output):
         named |= {*result.files}
     for result in _results(output)[:1]:
-        named |= {f"generation-{each.generation}.h5" for each in result.facts.generations}
+        named |= {f"generation-{each.generation}.h5" for each in result.facts.model.generations}
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     kinds = ("parts/", "work/scan", "work/model", "work/checkpoint", "generation-")
     return {name for name in found if name.endswith(".writing") or (name.startswith(kinds) and name not in named)}
@@ -225,9 +225,9 @@ def run_seen_by_readers(output: Path) -> str | None:
     with reading(output / "index.h5") as index:
         assert index["features"][()].tobytes() == features.tobytes()
         assert index["y"][()].tobytes() == opened.extras["y"].compute().tobytes()
-    earlier = [open_features(output, generation=each.generation) for each in result.facts.generations]
+    earlier = [open_features(output, generation=each.generation) for each in result.facts.model.generations]
     digests = [digest([each.features.compute().tobytes()]) for each in (opened, *earlier)]
-    request = digest([to_json(result.facts.request), result.use().tobytes()])
+    request = digest([to_json(result.facts.rows.request), result.use().tobytes()])
     return " ".join([*digests, request])
 
 

@@ -37,15 +37,16 @@ def run(options: argparse.Namespace) -> int:
     from shardpress.output.disk import Disk, publish
     from shardpress.output.folder import REPORT
     from shardpress.report.page.build import html_of, is_current, page_bytes, page_of, text_of
+    from shardpress.report.summary import report_of
     from shardpress.result.finished import Result
 
     result = Result.open(options.directory)
     if options.json:
-        print_json(result.report().as_json())
+        print_json(report_of(result).as_json())
     elif options.text:
-        print(text_of(page_of(result.report())), end="")
+        print(text_of(page_of(report_of(result))), end="")
     elif options.html is not None:
-        _write(options.html, html_of(page_of(result.report()), result.digest))
+        _write(options.html, html_of(page_of(report_of(result)), result.digest))
     else:
         path = Path(options.directory) / REPORT
         if is_current(path, result.digest):

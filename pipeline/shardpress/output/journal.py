@@ -262,7 +262,7 @@ class Journal:
         """
         self._append([])
         if keeps_earlier and self.published is not None:
-            name = GENERATION.format(self.published.facts.generation)
+            name = GENERATION.format(self.published.facts.model.generation)
             publish(self.disk, self.directory / name, self.published.data)
         self._check()
         publish(self.disk, self.directory / INDEX, data)
@@ -296,7 +296,7 @@ class Journal:
                 )
             return
         yield from self.published.files
-        for earlier in self.published.facts.generations:
+        for earlier in self.published.facts.model.generations:
             name = GENERATION.format(earlier.generation)
             yield name
             if os.path.lexists(self.directory / name):  # otherwise a user has removed it

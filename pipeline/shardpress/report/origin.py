@@ -16,7 +16,7 @@ from shardpress.shards.vet import Selection, vet
 
 def preprocessing_of(result: Result) -> Preprocessing:
     """Return the model and the settings that a run used for encoding."""
-    config = result.facts.config
+    config = result.facts.rows.config
     has_other_rows = config.get("model") or config.get("fit_on") or result.facts.appends
     clips_drift = bool(has_other_rows) and config["on_drift"] == "clip"
     return Preprocessing(result.model, config.get("missing_value"), clips_drift)

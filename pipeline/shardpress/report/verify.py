@@ -73,7 +73,7 @@ def verify(output: str, n_rows: int | None = None) -> _Verification:
     for kept in (result, *earlier):  # generations share parts
         entries |= {part.file: part.entry for part in kept.parts}
     faults += _file_faults(result.directory, list(entries.values()))
-    n_files = len(entries) + 1 + len(result.facts.generations)
+    n_files = len(entries) + 1 + len(result.facts.model.generations)
     n_bytes = sum(entry.n_bytes for entry in entries.values()) + sum(len(kept.data) for kept in (result, *earlier))
     wrong_files = {fault.file for fault in faults}
     pairs = [(part, rows) for part, rows in result.ranges if part.file not in wrong_files]
@@ -85,7 +85,7 @@ def _earlier_results(result: Result) -> tuple[list[Result], list[Fault]]:
     """Return the earlier generations, and the faults of their files."""
     results = []
     faults = []
-    for kept in result.facts.generations:
+    for kept in result.facts.model.generations:
         try:
             results.append(result.generation(kept.generation))
         except (DataError, NoInput) as error:

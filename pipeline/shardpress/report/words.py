@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shardpress.base.errors import printable
 from shardpress.hdf5.columns import with_name
-from shardpress.result.facts import Level
+from shardpress.result.facts import AppendCounts, Level
 
 VERDICTS: dict[Level, str] = {
     "keep": "The new rows are like the rows of the training: keep the model",
@@ -12,6 +12,8 @@ VERDICTS: dict[Level, str] = {
     "retrain": "The new rows differ so much from the rows of the training that a new model is needed",
 }
 """Sentences on the verdicts on new rows, from the best to the worst, without a full stop."""
+MINUTES = 16
+"""Characters of a date and a time without seconds."""
 
 
 def cell(value: object) -> str:
@@ -23,6 +25,12 @@ def cell(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return cut(value)
+
+
+def files_in_words(counts: AppendCounts) -> str:
+    """Return the numbers of files of each kind; empty if there are none."""
+    kinds = {"new": counts.n_new, "changed": counts.n_changed, "removed": counts.n_dropped}
+    return ", ".join(f"{n:,} {name}" for name, n in kinds.items() if n)
 
 
 def number(value: float) -> str:

@@ -60,17 +60,17 @@ def _map_of(result: Result, as_of: int | str | Path) -> LinearMap | None:
     facts = result.facts
     if isinstance(as_of, int):
         # Two generations can have the same encoder.
-        models = {earlier.generation: earlier.model for earlier in facts.generations}
-        models |= {earlier.generation: earlier.model for earlier in facts.maps}
-        model = models.get(as_of, result.encoder if as_of == facts.generation else None)
+        models = {earlier.generation: earlier.model for earlier in facts.model.generations}
+        models |= {earlier.generation: earlier.model for earlier in facts.model.maps}
+        model = models.get(as_of, result.encoder if as_of == facts.model.generation else None)
     else:
         model = Result.open(as_of).encoder
     if model == result.encoder:
         return None
-    for earlier in facts.maps:
+    for earlier in facts.model.maps:
         if earlier.model == model:
             return result.map_to(earlier.generation)
-    known = sorted([facts.generation, *(earlier.generation for earlier in facts.maps)])
+    known = sorted([facts.model.generation, *(earlier.generation for earlier in facts.model.maps)])
     other = "DIR" if isinstance(as_of, int) else printable(as_of)
     raise DataError(
         f"features={printable(result.path)}: no map to as_of={printable(as_of)}, expected one of the generations "

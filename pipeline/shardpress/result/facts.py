@@ -1,12 +1,12 @@
 """Facts about a run that its result contains: numbers of the run, measurements for the report, and verdicts.
 
 The functions that measure return these structs, the result stores them as JSON, and the page reads them. The sizes of
-those in `ReportFacts` do not grow with the number of rows, shards or warnings.
+those that only the report needs do not grow with the number of rows, shards or warnings.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from msgspec import field
 
@@ -19,6 +19,8 @@ Level: TypeAlias = Literal["keep", "watch", "retrain"]
 """Whether new rows are like the training rows, differ, or differ so much that the model does not represent them well.
 """
 ScoreName: TypeAlias = Literal["accuracy", "R2"]
+Source: TypeAlias = Literal["trained", "given", "kept"]
+"""Source of a model: this run trained it, ``--model`` gave it, or that of the result in the directory stayed."""
 
 
 # -- files and rows ------------------------------------------------------------------------------------------------
@@ -328,9 +330,8 @@ class AppendCounts(Facts, frozen=True):
 
 
 class Append(AppendCounts, frozen=True):
-    id: int  # from 1 on
-    made: str  # time
-    drift: Verdict | None
+    id: int  # from 1 on, among those to the rows of a model
+    verdict: Verdict | None  # on the new rows; None if there are none, or if they cannot be judged
 
 
 # -- maps ----------------------------------------------------------------------------------------------------------
@@ -386,9 +387,8 @@ class StorageFacts(Facts, frozen=True):
 
 
 class Summary(Facts, frozen=True):
-    """Numbers of a run."""
+    """Numbers of a result and of its last run."""
 
-    output: str
     n_rows: int
     n_inputs: int
     n_features: int
@@ -414,35 +414,39 @@ class Summary(Facts, frozen=True):
         return sum(self.seconds.values())
 
 
-class LastRun(Facts, frozen=True):
-    """The run whose result another run replaced."""
-
-    made: str
-    summary: Summary
-    config: dict[str, Any]
-
-
 class ScanFacts(Facts, frozen=True):
     scale: str
     narrow_columns: dict[int, float] = field(default_factory=dict)
     filled: dict[int, int] | None = None  # numbers of missing values that were filled, by the columns
 
 
-class ReportFacts(Facts, frozen=True):
-    """Facts that only the report needs."""
+class OneRun(Facts, frozen=True, kw_only=True):
+    """One run in an output directory."""
+
+    number: int  # from 1 on
+    made: str  # time
+    command: str
+    device: str  # that computed, and why it was chosen
+    versions: dict[str, str]
+    seconds: dict[str, float]  # of each stage
+    compiling: float  # seconds of the compiler, which stages do not include
+    generation: int  # of the features
+    source: Source
+    n_rows: int  # of the result
+    n_bad: int
+    cost: float | None  # as in `Summary`
+    changed: dict[str, tuple[str, str]]  # settings that differ from those of the run before, with both values
+    append: Append | None = None
+
+
+class RunDetails(Facts, frozen=True):
+    """Details of a run, of which a result keeps those of the last one."""
 
     host: str
     directory: str
     device: dict[str, str | int]
-    inputs: InputFacts
     stages: dict[str, StageFacts]
     cluster: ClusterFacts
     memory: Memory
     taken_over: list[str]  # results of earlier runs in words
     warnings: WarningFacts
-    bad: BadDataFacts
-    last: LastRun | None
-    sample: SampleFacts | None
-    judgment: Judgment
-    scan: ScanFacts
-    drift: Drift | None

@@ -403,7 +403,7 @@ def categories_in(result: Result) -> dict[str, np.ndarray]:
 
 
 def _generation(result: Result, number: int) -> Result:
-    known = [*(kept.generation for kept in result.facts.generations), result.facts.generation]
+    known = [*(kept.generation for kept in result.facts.model.generations), result.facts.model.generation]
     if number not in known:
         raise DataError(
             f"features={printable(result.directory)}: no longer contains generation={number}, expected one of "
@@ -556,7 +556,7 @@ def rows_with_value(run: Features, name: str) -> np.ndarray:
     has_value = np.ones(len(run.extras[name]), dtype=bool)
     if run.result is None:
         return has_value
-    mask = run.result.facts.masks.get(name)
+    mask = run.result.facts.rows.masks.get(name)
     if mask is not None:
         has_value &= run.extras[mask].compute()
     first = 0

@@ -22,7 +22,6 @@ from msgspec.structs import replace
 from shardpress.base.errors import DataError, NoInput, printable
 from shardpress.hdf5.categories import read_categories
 from shardpress.hdf5.sealed import GROUP, digest_of, read_sealed, reading_group, sealed, write_json
-from shardpress.model.about import TargetFacts, TrainingFacts
 from shardpress.model.encoder import Model
 from shardpress.model.modelfile import read_model
 from shardpress.result.alignment import LinearMap
@@ -55,38 +54,6 @@ class Use(IntEnum):
     VALIDATION = 1  # measured the error during the training
     LEFT_OUT = 2  # was left out by ``--fit-on``
     LATER = 3  # arrived after the training
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that the report shows."""
-
-    facts: RunFacts
-    encoder: str  # fingerprint of the model
-    training: TrainingFacts | None  # None if another run trained the model, or before the rows of an append
-    target: TargetFacts | None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values, with the facts that only the report needs next to the others."""
-        facts = self.facts
-        values: dict[str, Any] = {
-            "config": facts.config,
-            "made": facts.made,
-            "command": facts.command,
-            "versions": facts.versions,
-            "storage": facts.storage,
-            "summary": facts.summary,
-            "verification": facts.verification,
-            "fingerprints": {"features": facts.keys.features, "model": self.encoder},
-            "target": self.target,
-            "training": self.training,
-            "generation": facts.generation,
-            "generations": facts.generations,
-            "maps": facts.maps,
-            "appends": facts.appends[-_MAX_APPENDS:],
-            **plain(facts.report),
-        }
-        return {name: plain(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +94,8 @@ class Result:
             run = group["run"]
             facts = from_json(run["facts"][()].tobytes(), RunFacts)
             shards = from_json(run["shards"][()].tobytes(), list[ShardFacts])
-            Config.from_flat(facts.config)  # an append relies on valid settings
-            facts = replace(facts, request=replace(facts.request, shards=shards))
+            Config.from_flat(facts.rows.config)  # an append relies on valid settings
+            facts = _with_shards(facts, shards)
             parts = from_json(run["parts"][()].tobytes(), list[Part])
             if not parts:
                 raise ValueError("it has no parts")
@@ -174,7 +141,7 @@ class Result:
     @property
     def shards(self) -> list[ShardFacts]:
         """The input files, without digests of their rows."""
-        return self.facts.request.shards
+        return self.facts.rows.request.shards
 
     @property
     def n_rows(self) -> int:
@@ -194,10 +161,10 @@ class Result:
 
         The errors are those of `open`. Another file than the one that was kept is a `DataError`.
         """
-        if number == self.facts.generation:
+        if number == self.facts.model.generation:
             return self
         earlier = Result.open(self.directory / GENERATION.format(number))
-        kept = {generation.generation: generation.digest for generation in self.facts.generations}
+        kept = {generation.generation: generation.digest for generation in self.facts.model.generations}
         if earlier.digest != kept[number]:
             raise DataError(
                 f"result={printable(earlier.path)}: is another file than the one that {INDEX} names. Restore it from "
@@ -206,7 +173,7 @@ class Result:
         return earlier
 
     def map_to(self, generation: int) -> LinearMap:
-        """Return the map from the features to those of an earlier generation, which `facts.maps` lists."""
+        """Return the map from the features to those of an earlier generation, which `facts.model.maps` lists."""
         with self._reading() as group:
             stored = group["run/maps"][str(generation)]
             linear = LinearMap(stored["W"][()], stored["b"][()], *(stored.attrs[name] for name in _ENCODERS))
@@ -240,16 +207,21 @@ class Result:
                     extras[name] = (dtype, read_categories(item.id))
             return extras
 
-    def report(self) -> Report:
-        facts = self.facts
-        trained = facts.config.get("model") is None and not facts.appends
-        about = self.model.about
-        return Report(facts, self.encoder, about.training if trained else None, self.model.target)
-
     def manifest(self) -> dict[str, Any]:
         """Return facts about the result as plain values, without the tables and the numbers of the report."""
-        facts = {name: value for name, value in plain(self.facts).items() if name not in ("report", "trained")}
-        facts |= {"model": self.encoder, "n_rows": self.n_rows, "n_bad": self.n_bad, "n_features": self.n_features}
+        facts: dict[str, Any] = {
+            "model": self.encoder,
+            "n_rows": self.n_rows,
+            "n_bad": self.n_bad,
+            "n_features": self.n_features,
+        }
+        for name in ("config", "storage", "bad_shards", "uncompared", "left_out", "masks", "paths"):
+            facts[name] = plain(getattr(self.facts.rows, name))
+        for name in ("generation", "generations", "maps"):
+            facts[name] = plain(getattr(self.facts.model, name))
+        facts["runs"] = plain(self.facts.runs)
+        last = self.facts.last
+        facts |= {"made": last.made, "command": last.command, "device": last.device, "versions": last.versions}
         if self.model.is_nested:
             facts["nested"] = True
         if self.model.target is not None:
@@ -260,6 +232,11 @@ class Result:
     def _reading(self) -> Iterator[h5py.Group]:
         with reading_group(self.data, f"result={printable(self.path)}") as group:
             yield group
+
+
+def _with_shards(facts: RunFacts, shards: list[ShardFacts]) -> RunFacts:
+    """Return the facts with these shards, which are stored in a table of their own."""
+    return replace(facts, rows=replace(facts.rows, request=replace(facts.rows.request, shards=shards)))
 
 
 def _check_rows(shards: Sequence[ShardFacts], parts: Sequence[Part]) -> None:
@@ -287,7 +264,6 @@ def _check_rows(shards: Sequence[ShardFacts], parts: Sequence[Part]) -> None:
 
 
 _ENCODERS = ("encoder_from", "encoder_to")
-_MAX_APPENDS = 200  # in the report; the facts list all of them
 
 
 def stored_name(extra: str) -> str:
@@ -383,10 +359,8 @@ def result_bytes(
     def write(group: h5py.Group) -> None:
         model.write(group.create_group("model"))
         run = group.create_group("run")
-        content = plain(facts)
-        shards = content["request"].pop("shards")
-        write_json(run, "facts", to_json({**content, "request": {**content["request"], "shards": []}}))
-        write_json(run, "shards", to_json(shards))
+        write_json(run, "facts", to_json(_with_shards(facts, [])))
+        write_json(run, "shards", to_json(facts.rows.request.shards))
         write_json(run, "parts", to_json(parts))
         for number, linear in maps.items():
             stored = run.create_group(f"maps/{number}")

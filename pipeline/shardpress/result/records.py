@@ -17,7 +17,20 @@ from msgspec import structs
 
 from shardpress.base.formats import fingerprint, sum_of_digests
 from shardpress.hdf5.columns import Columns
-from shardpress.result.facts import Append, BadFile, KeptAccuracy, ReportFacts, RowCheck, StorageFacts, Summary
+from shardpress.result.facts import (
+    BadDataFacts,
+    BadFile,
+    Drift,
+    InputFacts,
+    KeptAccuracy,
+    OneRun,
+    RowCheck,
+    RunDetails,
+    SampleFacts,
+    ScanFacts,
+    Source,
+    StorageFacts,
+)
 
 T = TypeVar("T")
 
@@ -256,13 +269,6 @@ def with_digests(shards: Sequence[ShardFacts], parts: Iterable[Part]) -> list[Sh
     return known
 
 
-class Keys(msgspec.Struct, frozen=True):
-    """Fingerprints of everything that determines the results of each stage."""
-
-    model: str
-    features: str
-
-
 class Generation(msgspec.Struct, frozen=True):
     """An earlier result that is kept."""
 
@@ -284,30 +290,62 @@ class MapFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     classifier: KeptAccuracy | None = None
 
 
-class RunFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Facts about the run that made a result."""
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Facts about the model of a result, which appends do not change."""
+
+    key: str  # fingerprint of everything that determines the model
+    run: int  # number of the run that trained it, or to which it was given
+    source: Source  # in this run
+    scan: ScanFacts
+    trained: list[str] = []  # digests of the rows of each shard that trained the model; empty if they are unknown
+    generation: int = 1
+    generations: list[Generation] = []  # earlier ones that are kept
+    maps: list[MapFacts] = []
+
+
+class RowsFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Facts about the rows of a result, which each run determines anew.
+
+    Sample and verification need rows of the input. They stay from the run that read these rows.
+    """
 
     config: dict[str, Any]  # all settings, by their names
     request: Request
-    keys: Keys
-    made: str  # time
-    command: str
-    device: str
-    versions: dict[str, str]
+    key: str  # fingerprint of everything that determines the features of a row
     storage: StorageFacts
     bad_shards: list[BadFile]  # files that were refused and left out
     uncompared: list[BadFile] = []  # files whose rows stay although they, or some of their rows, cannot be read
     left_out: dict[str, str] = {}  # extras, and the reasons
     masks: dict[str, str] = {}  # extras that mark the rows with a value of another extra, by the name of that extra
     paths: dict[str, str] = {}  # paths of extras that a user has given, if they differ from the names of the extras
-    summary: Summary
+    inputs: InputFacts
+    bad: BadDataFacts
+    drift: Drift | None  # None if the model was trained on all rows
+    sample: SampleFacts | None
+    sample_run: int  # number of the run that measured the sample
     verification: RowCheck
-    generation: int = 1
-    generations: list[Generation] = []  # earlier ones that are kept
-    maps: list[MapFacts] = []
-    appends: list[Append] = []
-    trained: list[str] = []  # digests of the rows of each shard that trained the model; empty if they are unknown
-    report: ReportFacts
+    verification_run: int
+
+
+class RunFacts(msgspec.Struct, frozen=True):
+    """Facts about a result and the runs that made it."""
+
+    model: ModelFacts
+    rows: RowsFacts
+    runs: list[OneRun]  # in this directory, including those of earlier models
+    details: RunDetails  # of the last run
+
+    @property
+    def last(self) -> OneRun:
+        return self.runs[-1]
+
+    def run(self, number: int) -> OneRun:
+        return self.runs[number - 1]
+
+    @property
+    def appends(self) -> list[OneRun]:
+        """Runs that have changed rows and kept the model."""
+        return [run for run in self.runs if run.append is not None and run.number > self.model.run]
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------

@@ -58,14 +58,14 @@ def base_of(journal: Journal | None) -> Base | None:
         return None
     result = journal.base
     facts = result.facts
-    shards = with_digests(facts.request.shards, result.parts)
-    request = structs.replace(facts.request, shards=shards)
+    shards = with_digests(facts.rows.request.shards, result.parts)
+    request = structs.replace(facts.rows.request, shards=shards)
     request = _with_later_stats(request, journal.request)
     return Base(
         request,
-        facts.keys.model,
+        facts.model.key,
         result.encoder,
-        facts.keys.features,
+        facts.rows.key,
         n_appends=len(facts.appends),
     )
 
@@ -86,8 +86,8 @@ def _with_later_stats(request: Request, later: Request | None) -> Request:
 
 def earlier_rows(result: Result) -> InputFile:
     """Return the rows of a result with its extras, whose dtypes, categories and masks new rows get."""
-    masks = result.facts.masks
-    paths = result.facts.paths
+    masks = result.facts.rows.masks
+    paths = result.facts.rows.paths
     extras = []
     for name, (dtype, categories) in result.extras().items():
         extra = Extra(given_name(name), dtype, mask=masks.get(name), path=paths.get(name, ""))
@@ -108,7 +108,7 @@ def with_settings_of(config: Config, result: Result) -> Config:
 
     Raise `ConfigError` if a setting that affects the results was given with another value.
     """
-    stored = Config.from_flat(result.facts.config)
+    stored = Config.from_flat(result.facts.rows.config)
     refuse(conflicts_with_finished(config, stored))
     _check_model(config, result)
     return with_finished(config, stored)
@@ -117,7 +117,7 @@ def with_settings_of(config: Config, result: Result) -> Config:
 def _check_model(config: Config, result: Result) -> None:
     """Raise `ConfigError` if `--model` is another model than that of a finished run."""
     given = config.inputs.model
-    if given is None or given == result.facts.config.get("model"):
+    if given is None or given == result.facts.rows.config.get("model"):
         return
     if load_model(given).fingerprint != result.encoder:
         raise ConfigError(

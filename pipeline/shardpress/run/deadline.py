@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from shardpress.base.errors import quantity
 from shardpress.base.text import duration
-from shardpress.model.about import DeadlineFacts, TrainingFacts
+from shardpress.model.about import DeadlineFacts
 from shardpress.model.encoder import Model
 from shardpress.output.disk import AnonymousDisk
 from shardpress.run.encoding_stage import EncodingStage
@@ -120,19 +120,6 @@ class DeadlinePolicy:
     def _is_time_over(self, step_seconds: float) -> bool:
         """Return whether too little time would be left after another step as long as the last one."""
         return time.time() + step_seconds + self._validation_seconds + self._reserve > self._ends_by
-
-
-def gave_up(training: TrainingFacts) -> str:
-    """Return a sentence about the epochs that a deadline prevented, or an empty string."""
-    deadline = training.deadline
-    if deadline is None or deadline.n_epochs is None:
-        return ""
-    n_trained = len(training.history) - 1 + deadline.last_epoch_part
-    stopped_early = len(training.history) < deadline.n_epochs  # because the validation cost did not improve
-    if stopped_early or n_trained >= deadline.of:
-        return ""
-    ends_by = time_in_words(datetime.fromisoformat(deadline.ends_by).timestamp())
-    return f"Trained {n_trained:.3g} of {deadline.of} epochs to finish by {ends_by}."
 
 
 def warn_if_late(ends_by: float | None) -> None:

@@ -25,6 +25,7 @@ from shardpress.model.device import is_compiling, n_device_calls, start_device, 
 from shardpress.output.disk import Disk
 from shardpress.output.journal import Journal
 from shardpress.output.lock import locked
+from shardpress.report.summary import report_of
 from shardpress.run.before import base_of, open_readonly
 from shardpress.run.contents import with_content
 from shardpress.run.context import RunContext, RunState
@@ -41,6 +42,7 @@ from shardpress.run.training_stage import TrainingStage
 from shardpress.run.watch import watching
 from shardpress.settings.config import Config
 from shardpress.shards.rows import keep_chunks
+from shardpress.training.complaints import complaints
 
 log = logging.getLogger(__name__)
 
@@ -119,9 +121,10 @@ def _run_in(journal: Journal, task: Task, state: RunState, command: Sequence[str
             journal.set_request(task.request)  # with the current times of the files, which no later run compares
         write_derived(journal, result)
         state.end_stage("verification")
-        facts = result.facts
-        summary = structs.replace(facts.summary, output=config.results.output, seconds=state.seconds, compiling=0.0)
-        return Outcome(summary, facts.report.judgment, facts.generation, is_repetition=True)
+        report = report_of(result)
+        summary = structs.replace(report.summary, seconds=state.seconds, compiling=0.0)
+        generation = result.facts.model.generation
+        return Outcome(config.results.output, summary, report.judgment, generation, is_repetition=True)
     log_change(task)
     # The request comes before the first result, so that results can be attributed to it.
     deadline = stored_deadline(journal, config, task.request, state.began)
@@ -192,8 +195,12 @@ def _fit(task: Task, context: RunContext) -> Fit:
         scan = _load_or_make(ScanStage(task), context)
         return Fit(task, scan, _load_or_make(TrainingStage(task, scan), context))
     counted = _load_or_make(ScanStage(task), context) if task.is_scanned else None
-    if task.source == "kept":
+    if task.kept is not None:
         context.state.reused[TrainingStage.name] = "the model"
+        if task.kept.facts.model.source == "trained" and not task.appends:
+            # The page of this run replaces the one with these warnings.
+            for complaint in complaints(task.model.about, task.settings.training, task.model.network):
+                log.warning("%s", complaint)
     return Fit(task, counted, task.model)
 
 

@@ -10,68 +10,73 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from msgspec import structs
 from threadpoolctl import threadpool_limits
 
-from shardpress.base.errors import DataError, NoInput, NotPermitted, VerificationFailed, printable, quantity
-from shardpress.base.outliers import Outlier
+from shardpress.base.errors import DataError, VerificationFailed, printable, quantity
 from shardpress.base.progress import activity
 from shardpress.base.text import duration
 from shardpress.encoding.index import write_index
 from shardpress.encoding.partfile import row_shapes, stored_categories, stored_masks, stored_paths
-from shardpress.hdf5.shard import Block, Shard, UnreadableShard, first_rows
-from shardpress.model.labels import LabelChoice
+from shardpress.hdf5.shard import Block, Shard, UnreadableShard
 from shardpress.output.disk import publish, remove
 from shardpress.output.folder import BAD_ROWS, REPORT
 from shardpress.output.journal import Journal
-from shardpress.report.commonrows import EncodedRows
-from shardpress.report.judgment import judge
-from shardpress.report.overview import bad_data_facts, bad_shards, drift_facts, input_facts, sample_facts
+from shardpress.report.overview import bad_data_facts, bad_shards, drift_facts, input_facts
 from shardpress.report.page.build import is_current, page_bytes
 from shardpress.report.recompute import check_rows
-from shardpress.report.sampling import PartSource, SampleSpec, sizes_of
+from shardpress.report.sampling import sizes_of
+from shardpress.report.summary import report_of
 from shardpress.result.facts import (
     Append,
-    AppendCounts,
-    Drift,
-    Judgment,
-    LastRun,
     Memory,
-    ReportFacts,
+    OneRun,
     RowCheck,
+    RunDetails,
     SampleFacts,
     ScanFacts,
     StageFacts,
     StorageFacts,
-    Summary,
     Verdict,
     WarningFacts,
 )
-from shardpress.result.finished import Result, Use, load_statistics, result_bytes, stored_name
-from shardpress.result.records import Keys, Part, Range, Request, RunFacts, in_order, plain, stretches_of, with_digests
-from shardpress.run.context import RunContext, versions
-from shardpress.run.deadline import gave_up, warn_if_late
+from shardpress.result.finished import Result, result_bytes
+from shardpress.result.records import (
+    ModelFacts,
+    Part,
+    RowsFacts,
+    RunFacts,
+    in_order,
+    plain,
+    stretches_of,
+    with_digests,
+)
+from shardpress.run.context import RunContext, RunState, versions
+from shardpress.run.deadline import warn_if_late
 from shardpress.run.encoding_stage import Encoding
 from shardpress.run.estimate import finish_seconds
-from shardpress.run.extension import extension_of
-from shardpress.run.fitted import name_of_extra
 from shardpress.run.generations import Generations, count_generations
 from shardpress.run.memory import block_bytes, peak_bytes, trained_network_bytes
-from shardpress.run.new_rows import check_verdict, reference_of, verdict_on
+from shardpress.run.new_rows import check_verdict
 from shardpress.run.outcome import Outcome
-from shardpress.run.task import Task
-from shardpress.run.use import use_of_rows
+from shardpress.run.result_rows import ResultRows
+from shardpress.run.resume import has_other_labels
+from shardpress.run.task import Fit, Task
+from shardpress.settings.config import Config
+from shardpress.settings.kinds import as_typed
 from shardpress.shards.extras import why_left_out
-from shardpress.training.complaints import kept_start
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _OTHER_OPEN_FILES = 32  # open files of a process in addition to the files of index.h5
+_NOT_OF_RESULTS = ("overwrite", "restart", "quiet", "verbose")  # settings that do not affect results
+_MAX_VALUE = 200  # characters of a setting
 
 
 def check_same_rows(journal: Journal, encoding: Encoding) -> None:
@@ -100,7 +105,7 @@ def write_derived(journal: Journal, result: Result) -> None:
         publish(journal.disk, journal.directory / REPORT, page_bytes(result))
     lines = _bad_rows(result)
     stored = _content(journal.directory / BAD_ROWS)
-    if lines or result.facts.config["on_bad_data"] == "skip":
+    if lines or result.facts.rows.config["on_bad_data"] == "skip":
         if stored != lines:
             publish(journal.disk, journal.directory / BAD_ROWS, lines)
     elif stored is not None:
@@ -118,7 +123,7 @@ def _bad_rows(result: Result) -> bytes:
     """Return one line of JSON for each bad shard and each bad row."""
     columns = result.model.columns
     lines: list[dict[str, Any]] = []
-    for file in result.facts.bad_shards:
+    for file in result.facts.rows.bad_shards:
         lines.append({**plain(file), "dataset": None, "row": None, "columns": []})
     for _, rows in result.ranges:
         shard = result.by_id[rows.shard]
@@ -139,451 +144,186 @@ def finish(encoding: Encoding, context: RunContext) -> Outcome:
     Raise `VerificationFailed` if stored features differ from recomputed ones, and `RowsDrifted` if appended rows
     differ from the rows of the training, and the settings do not allow that.
     """
-    steps = _Finish(encoding, context)
-    usual = duration(finish_seconds(encoding.fit.task.inputs.n_inputs))
+    task = encoding.fit.task
+    journal = context.journal
+    state = context.state
+    rows = ResultRows(encoding, journal.directory)
+    number = 1 if task.result is None else task.result.facts.last.number + 1
+    usual = duration(finish_seconds(task.inputs.n_inputs))
     # BLAS threads spin while they wait for each other: small products take ten times as long on a busy machine.
     with activity("verification: recomputing features", usual), threadpool_limits(1, "blas"):
-        verification = steps.verify()
+        verification = _verification(encoding, rows, context, number)
     with activity("report: measuring a sample of rows", usual):
-        sample = steps.sample()
-        steps.judge_new_rows()
-        steps.count_generations(sample)
-    outcome = steps.outcome(sample)
-    report = steps.report(outcome.judgment, sample)
+        sample = _sample(task, rows, number)
+        verdict = None
+        if task.appends and task.kept is not None and rows.added:
+            verdict = rows.verdict(task.kept)
+            state.end_stage("verdict")
+            check_verdict(verdict, journal.directory, task.settings.results.on_append_drift)
+        results = task.settings.results
+        generations = count_generations(journal, rows.encoded(), results, rows.classes(sample.value))
+        if generations.keeps_published:
+            state.end_stage("maps")
     with activity("result: writing the index and the report", "a second"):
-        steps.publish(outcome.summary, verification, report)
-    return outcome
-
-
-def finish_bytes(task: Task) -> int:
-    """Return the bytes of the report's sample, and of memory that the allocator keeps after the encoding."""
-    blocks = task.budget.n_writers * block_bytes(task)
-    sizes = sizes_of(task.max_network, task.settings.machine.memory_budget)
-    return trained_network_bytes(task) + blocks + sizes.n_bytes
-
-
-class _TrainingErrors(NamedTuple):
-    """What the summary says about a training; None if the model was trained on other rows."""
-
-    cost: float | None = None
-    components: float | None = None
-    mean: float | None = None
-    outlier: Outlier | None = None
-    gave_up: str = ""
-    kept_start: str = ""
-
-
-class _Finish:
-    """The steps of the last stage."""
-
-    def __init__(self, encoding: Encoding, context: RunContext) -> None:
-        task = encoding.fit.task
-        self._fit = encoding.fit
-        self._task = task
-        self._context = context
-        self._journal = context.journal
-        self._model = encoding.fit.model
-        self._encoding = encoding
-        self._parts = encoding.parts
-        self._kept = task.kept  # the result whose model stays, or None
-        self._ranges = in_order(self._parts, self._task.positions)
-        settings = task.settings.bad_data
-        clips_drift = task.has_other_rows and settings.on_drift == "clip"
-        self._spec = SampleSpec(
-            self._model,
-            settings.missing_value,
-            clips_drift,
-            task.settings.machine.memory_budget,
-            task.settings.training.seed,
-            task.inputs.orders,
-        )
-        self._extension = extension_of(task)
-        self._use = use_of_rows(encoding.fit, self._parts)
-        self._verdict: Verdict | None = None
-        self._generations = Generations()
-        self._made = datetime.now().astimezone().isoformat(" ", "seconds")
-
-    def verify(self) -> RowCheck:
-        """Recompute the features of some rows, compare them with the stored ones, and withdraw parts that differ."""
-        if self._kept is not None and not self._encoding.new:
-            return self._kept.facts.verification
-        task = self._task
-        checked = check_rows(
-            self._journal.directory,
-            in_order(self._encoding.new, task.positions),
-            self._fit.request.shards,
-            lambda shard_id: (task.by_id[shard_id], self._fit.conversion),
-            self._spec,
-        )
-        if checked.faults:
-            raise self._verification_error(checked)
-        for each in checked.unchecked:
-            log.warning("file=%s: its features could not be verified: %s", printable(each.file), each.fault)
-        self._context.state.end_stage("verification")
-        log.info("verification: %s", checked)
-        return checked
-
-    def _verification_error(self, checked: RowCheck) -> DataError | VerificationFailed:
-        """Withdraw the parts in which features differ, and return the error that reports them."""
-        files = {fault.file for fault in checked.faults}
-        self._journal.withdraw_parts(sorted(files))
-        first = checked.faults[0]
-        part = next(part for part in self._encoding.new if part.file == first.file)
-        for each in part.ranges:
-            rows = Block(self._task.by_id[each.shard], each.start, each.stop)
-            if each.rows not in (None, self._fit.conversion.digest(rows)):
-                return _changed(rows.shard.path)
-        n_parts = quantity(len(self._encoding.new), "part")
-        return VerificationFailed(
-            f"file={printable(self._journal.directory / first.file)}: {first.fault}; {len(files)} of "
-            f"{n_parts} contain wrong features. Run the same command again to recompute "
-            "them. If it fails again, test the memory of this machine and of its device, or avoid the fused "
-            "operations with THEANO_FLAGS=optimizer_excluding=fused."
-        )
-
-    def sample(self) -> SampleFacts | None:
-        """Return facts about some rows and their features for the report. Log a warning if they are incomplete."""
-        task = self._task
-        config = task.settings
-        if self._extension is not None and self._extension.keeps_sample:
-            return self._extension.before.report.sample
-        include = config.inputs.include
-        if config.training.target is not None:
-            include = (config.training.target, *include)
-        if self._kept is not None:  # another extra does not change the labels
-            include = (*_labels_of(self._kept.facts), *include)
-        named = self._labels
-        if named is not None:
-            named = stored_name(name_of_extra("labels", named, task.inputs.shards))
-        choice = self._label_choice(named, include)
-        sources = self._sources(self._ranges)
-        return sample_facts(sources, self._spec, choice, config.storage.row_error)
-
-    @property
-    def _labels(self) -> str | None:
-        """Dataset of ``--labels``. A run that changes no row keeps that of the result."""
-        labels = self._task.settings.inputs.labels
-        if labels is None and self._extension is not None:
-            labels = self._extension.before.config["labels"]
-        return labels
-
-    def judge_new_rows(self) -> None:
-        """Compare the rows that an append brings with the rows of the training. Log the verdict."""
-        task = self._task
-        new = self._added
-        if self._kept is None or not task.appends or not new:
-            return
-        ranges = [each for _, each in new]
-        self._verdict = verdict_on(self._sources(new), ranges, self._spec, self._kept)
-        self._context.state.end_stage("verdict")
-        check_verdict(self._verdict, self._journal.directory, task.settings.results.on_append_drift)
-
-    def count_generations(self, sample: SampleFacts | None) -> None:
-        """Determine the generation, and fit maps from its features to those of earlier ones."""
-        labels = None
-        probe = None if sample is None else sample.probe or sample.no_test
-        if probe is not None and probe.score_name == "accuracy":
-            labels = self._label_choice(probe.labels)
-        results = self._task.settings.results
-        rows = EncodedRows(
-            self._journal.directory,
-            self._ranges,
-            self._model.n_features,
-            self._model.fingerprint,
-            with_digests(self._fit.request.shards, self._parts),
-            self._use,
-            self._model.target is not None,
-        )
-        self._generations = count_generations(self._journal, rows, results, labels)
-        if self._generations.keeps_published:
-            self._context.state.end_stage("maps")
-
-    def _sources(self, pairs: Sequence[tuple[Part, Range]]) -> list[PartSource]:
-        """Return the rows of ranges whose files can be read."""
-        folder = self._journal.directory
-        starts = first_rows(self._task.inputs.shards)
-        sources = []
-        for part, each in pairs:
-            shard = self._task.by_id[each.shard]
-            if not isinstance(shard, UnreadableShard):
-                row = int(starts[self._task.positions[each.shard]]) + each.start
-                trained = ~self._are_held_out[row : row + each.n_rows]
-                fitted = self._use[row : row + each.n_rows] == Use.TRAINING
-                block = Block(shard, each.start, each.stop)
-                sources.append(PartSource(block, folder / part.file, each.first, trained, fitted, each.lost))
-        return sources
-
-    @cached_property
-    def _are_held_out(self) -> np.ndarray:
-        """Mask of all rows that can test linear models on supervised features, bool (n_rows,).
-
-        Targets of validation rows decide at most which epoch is the best. So these rows test supervised features unless
-        there are others.
-        """
-        is_left_out = self._use > Use.VALIDATION
-        is_validation = self._use == Use.VALIDATION
-        target = self._model.target
-        if target is None or target.fit_on is not None or is_left_out.sum() > is_validation.sum():
-            return is_left_out
-        return is_validation
-
-    def _label_choice(self, named: str | None, include: Sequence[str] = ()) -> LabelChoice:
-        extras = self._task.inputs.shards[0].extras  # earlier parts lack the categories of later rows
-        categories = [np.array(extra.categories) for extra in extras if extra.categories is not None]
-        by_name = dict(zip(stored_categories(extras), categories, strict=True))
-        missing = self._task.settings.inputs.missing_label
-        return LabelChoice(tuple(include), named, stored_masks(extras), by_name, missing)
-
-    def outcome(self, sample: SampleFacts | None) -> Outcome:
-        """Return the numbers of the run, and a judgment of the features from a sample."""
-        task = self._task
-        ranges = [each for _, each in self._ranges]
-        state = self._context.state
-        errors = self._training_errors()
-        summary = Summary(
-            output=task.settings.results.output,
-            n_rows=task.inputs.n_rows,
-            n_inputs=self._model.n_columns,
-            n_features=self._model.n_features,
-            n_bad=sum(each.n_bad for each in ranges),
-            n_parts=len(self._parts),
-            device=self._context.devices,
-            cost=errors.cost,
-            components=errors.components,
-            mean=errors.mean,
-            outlier=errors.outlier,
-            gave_up=errors.gave_up,
-            kept_start=errors.kept_start,
-            seconds=state.seconds,
-            n_bad_shards=len(bad_shards(task.inputs.bad_shards, ranges, self._fit.request.shards)),
-            n_outside=sum(each.n_outside for _, each in (self._added if task.appends else self._ranges)),
-            appended=self._counts() if task.appends else None,
-            verdict=self._verdict.verdict if self._verdict is not None and self._verdict.n_sampled else None,
-            compiling=state.seconds_compiling,
-            n_components=self._model.network.n_features,
-        )
-        return Outcome(summary, judge(summary, sample, task.settings), self._generations.number)
-
-    def report(self, judgment: Judgment, sample: SampleFacts | None) -> ReportFacts:
-        task = self._task
-        context = self._context
-        state = context.state
-        ranges = [each for _, each in self._ranges]
-        shards = self._fit.request.shards
-        bad_files = bad_shards(task.inputs.bad_shards, ranges, shards)
-        report = ReportFacts(
-            host=socket.gethostname(),
-            directory=str(self._journal.directory.resolve()),
-            device=asdict(context.device),
-            inputs=input_facts(task.inputs.shards),
-            stages=self._stages(),
-            cluster=context.pool.facts(),
-            memory=Memory(peak_bytes()),
-            taken_over=list(state.reused.values()),
-            warnings=WarningFacts(state.warnings.n, list(state.warnings.first)),
-            bad=bad_data_facts(bad_files, ranges, shards, self._model.columns, task.inputs.n_uncompared),
-            last=_last_run(task.result),
-            sample=sample,
-            judgment=judgment,
-            scan=self._scan_facts(),
-            drift=self._drift(),
-        )
-        state.end_stage("report")
-        return report if self._extension is None else self._extension.report(report)
-
-    def publish(self, summary: Summary, verification: RowCheck, report: ReportFacts) -> None:
-        """Write the index, which completes the run, and then the files that are derived from it."""
-        task = self._task
-        journal = self._journal
-        generations = self._generations
-        storage = _storage_facts(task, self._parts)
-        if self._extension is not None:
-            summary = self._extension.summary(summary)
+        append = _append(task, rows, verdict)
         facts = RunFacts(
-            config=self._config(),
-            request=self._request(),
-            keys=self._keys(),
-            made=self._made,
-            command=" ".join(self._context.command),
-            device=self._context.devices,
-            versions=versions(),
-            storage=storage,
-            bad_shards=task.inputs.bad_shards,
-            uncompared=list(task.inputs.uncompared),
-            left_out=self._left_out(),
-            masks=stored_masks(self._task.inputs.shards[0].extras),
-            paths=stored_paths(self._task.inputs.shards[0].extras),
-            summary=summary,
-            verification=verification,
-            generation=generations.number,
-            generations=list(generations.earlier),
-            maps=list(generations.maps),
-            appends=self._appends(),
-            trained=self._trained(),
-            report=report,
+            _model_facts(encoding.fit, generations, number),
+            _rows_facts(encoding, rows, sample, verification),
+            [*_earlier_runs(task), _this_run(encoding, context, number, generations.number, append)],
+            _details(task, context),
         )
-        extras = task.inputs.shards[0].extras  # the same in all shards
-        dtype = np.dtype(storage.dtype)
-        shapes = row_shapes(task.settings.network.n_outputs, extras, dtype, task.settings.storage.row_error)
-        stretches = stretches_of(self._ranges)
-        append_ids = None
-        if facts.appends:
-            numbers = {shard.id: shard.append_id for shard in facts.request.shards}
-            append_ids = [(numbers[each.shard], each.n_rows) for _, each in self._ranges]
-        data = result_bytes(
-            lambda file: write_index(file, stretches, shapes, stored_categories(extras), self._use, append_ids),
-            self._model,
-            facts,
-            self._parts,
-            generations.linear_maps,
-            self._statistics(),
-        )
-        # The scan stays, because a later run with other settings of the training can use it.
-        scans = journal.records("scan") if task.source == "trained" else []
-        result = journal.commit(data, generations.keeps_published, scans)
-        warn_if_late(self._context.state.ends_by)
-        _warn_of_many_parts(len(self._parts))
-        write_derived(journal, result)
-        journal.sweep()
+        result = _publish(encoding, rows, generations, facts, context)
+    report = report_of(result)
+    return Outcome(results.output, report.summary, report.judgment, generations.number)
 
-    # -- private --
 
-    def _scan_facts(self) -> ScanFacts:
-        if self._kept is not None:
-            return self._kept.facts.report.scan
-        scan = self._fit.scan
-        if self._task.source == "trained" and scan is not None:
-            return scan.facts()
-        # The rows alone do not show which scaling a given model has.
-        scale = self._fit.model.scaler.scale_setting
-        return ScanFacts(scale) if scan is None else structs.replace(scan.facts(), scale=scale)
+class _Measured(NamedTuple, Generic[T]):
+    """Facts that need rows of the input."""
 
-    def _drift(self) -> Drift | None:
-        """Return facts about values outside the model's range, if it was trained on other rows."""
-        task = self._task
-        if not task.has_other_rows:
-            return None
-        ranges = [rows for _, rows in self._ranges]
-        return drift_facts(task.request.shards, task.inputs.columns, ranges, task.settings.bad_data.on_drift)
+    value: T
+    run: int  # number of the run that has read them
 
-    @property
-    def _added(self) -> list[tuple[Part, Range]]:
-        """The ranges of new and changed shards."""
-        change = self._task.change
-        added = set(self._task.ids_of([*change.new, *change.replaced]))
-        return [(part, each) for part, each in self._ranges if each.shard in added]
 
-    def _training_errors(self) -> _TrainingErrors:
-        """Return what the summary says about a training, if the model was trained on the same rows."""
-        task = self._task
-        if self._kept is not None and not task.appends:
-            before = self._kept.facts.summary
-            return _TrainingErrors(
-                before.cost, before.components, before.mean, before.outlier, before.gave_up, before.kept_start
-            )
-        training = self._model.about.training
-        if task.source != "trained" or training is None:
-            return _TrainingErrors()
-        errors = _TrainingErrors(
-            cost=training.best_cost,
-            gave_up=gave_up(training),
-            kept_start=kept_start(self._model.about, self._model.network),
-        )
-        baseline = training.baseline
-        if baseline is None:
-            return errors
-        return errors._replace(components=baseline.components, mean=baseline.mean, outlier=baseline.outlier)
+def _verification(encoding: Encoding, rows: ResultRows, context: RunContext, number: int) -> _Measured[RowCheck]:
+    """Recompute the features of some rows, compare them with the stored ones, and withdraw parts that differ."""
+    task = encoding.fit.task
+    if task.kept is not None and not encoding.new:
+        facts = task.kept.facts.rows
+        return _Measured(facts.verification, facts.verification_run)
+    row_check = check_rows(
+        context.journal.directory,
+        in_order(encoding.new, task.positions),
+        encoding.fit.request.shards,
+        lambda shard_id: (task.by_id[shard_id], encoding.fit.conversion),
+        rows.spec,
+    )
+    if row_check.faults:
+        raise _verification_error(encoding, row_check, context.journal)
+    for fault in row_check.unchecked:
+        log.warning("file=%s: its features could not be verified: %s", printable(fault.file), fault.fault)
+    context.state.end_stage("verification")
+    log.info("verification: %s", row_check)
+    return _Measured(row_check, number)
 
-    def _config(self) -> dict[str, Any]:
-        """Return the settings. An append adds rows or extras to those of the earlier run."""
-        config = self._task.settings
-        if self._kept is None or not config.results.append:
-            return {**config.flat(), "labels": self._labels}
-        added = {
-            "input": list(config.inputs.input),
-            "include": list(config.inputs.include),
-            "row_error": config.storage.row_error,
-        }
-        labels = {"labels": self._labels, "missing_label": config.inputs.missing_label}
-        return {**self._kept.facts.config, **added, **labels}
 
-    def _request(self) -> Request:
-        """Return the request. The digests of the shards are those of their parts."""
-        request = self._fit.request
-        return structs.replace(request, shards=[structs.replace(s, rows=None, extras=None) for s in request.shards])
+def _verification_error(encoding: Encoding, row_check: RowCheck, journal: Journal) -> DataError | VerificationFailed:
+    """Withdraw the parts in which features differ, and return the error that reports them."""
+    files = {fault.file for fault in row_check.faults}
+    journal.withdraw_parts(sorted(files))
+    first = row_check.faults[0]
+    part = next(part for part in encoding.new if part.file == first.file)
+    for rows in part.ranges:
+        block = Block(encoding.fit.task.by_id[rows.shard], rows.start, rows.stop)
+        if rows.rows not in (None, encoding.fit.conversion.digest(block)):
+            return _changed(block.shard.path)
+    return VerificationFailed(
+        f"file={printable(journal.directory / first.file)}: {first.fault}; {len(files)} of "
+        f"{quantity(len(encoding.new), 'part')} contain wrong features. Run the same command again to recompute "
+        "them. If it fails again, test the memory of this machine and of its device, or avoid the fused "
+        "operations with THEANO_FLAGS=optimizer_excluding=fused."
+    )
 
-    def _keys(self) -> Keys:
-        task = self._task
-        features = task.wanted.features(self._model.fingerprint)
-        if self._kept is not None:
-            return Keys(self._kept.facts.keys.model, features)
-        return Keys(self._fit.request.of_model(), features)
 
-    def _trained(self) -> list[str]:
-        """Return the digests of the shards that trained the model; nothing if they are unknown."""
-        task = self._task
-        if self._kept is not None:
-            return self._kept.facts.trained
-        if task.source == "given":
-            return []
-        return [shard.rows for shard in self._fit.request.shards if shard.rows is not None and shard.shape[0]]
+# -- a sample of rows ----------------------------------------------------------------------------------------------
 
-    def _left_out(self) -> dict[str, str]:
-        before = {} if self._kept is None else self._kept.facts.left_out
-        return {**before, **why_left_out(self._task.inputs.shards)}
 
-    def _counts(self) -> AppendCounts:
-        change = self._task.change
-        n_rows = sum(rows.n_rows for _, rows in self._added)
-        return AppendCounts(len(change.new), len(change.replaced), len(change.gone), n_rows)
+def _sample(task: Task, rows: ResultRows, number: int) -> _Measured[SampleFacts | None]:
+    """Return facts about a sample of rows: those of the earlier run if its rows and labels stay, otherwise new ones."""
+    if task.kept is None or _changes_sample(task, task.kept.facts.rows):
+        return _Measured(rows.sample(_labels(task)), number)
+    facts = task.kept.facts.rows
+    return _Measured(facts.sample, facts.sample_run)
 
-    def _appends(self) -> list[Append]:
-        """Return facts about all appends, including this one."""
-        if self._kept is None:
-            return []
-        before = self._kept.facts.appends
-        if not self._task.appends:
-            return before
-        n = self._counts()
-        append = Append(
-            n.n_new, n.n_changed, n.n_dropped, n.n_rows, id=len(before) + 1, made=self._made, drift=self._verdict
-        )
-        return [*before, append]
 
-    def _statistics(self) -> Mapping[str, np.ndarray]:
-        """Return the statistics of held-out rows with which appended rows are compared; none if there are none."""
-        task = self._task
-        if self._kept is not None:
-            return self._kept.statistics()
-        if task.source == "given":
-            model = task.settings.inputs.model
-            assert model is not None
-            return load_statistics(model, self._model.fingerprint)
-        ranges = [each for _, each in self._ranges]
-        try:
-            reference = reference_of(self._sources(self._ranges), ranges, self._use, self._spec)
-        except (DataError, NoInput, NotPermitted) as error:  # the features are complete nevertheless
-            log.warning("later appends will have no verdict, because the held-out rows cannot be read: %s", error)
-            return {}
-        return {} if reference is None else reference.stored()
+def _changes_sample(task: Task, before: RowsFacts) -> bool:
+    """Return whether a run that keeps a model measures a sample of rows again.
 
-    def _stages(self) -> dict[str, StageFacts]:
-        """Return the times of each finished stage, and its rows and bytes if it processed all of them."""
-        state = self._context.state
-        stages = {}
-        for stage, seconds in state.seconds.items():
-            shards: Sequence[Shard] = ()
-            if stage in ("scan", "encoding") and stage not in state.reused:
-                shards = [self._task.inputs.shards[i] for i in self._task.scanned]
-            stages[stage] = StageFacts(
-                seconds=seconds,
-                processor_seconds=state.processor_seconds[stage],
-                n_cores=len(os.sched_getaffinity(0)),
-                bound_by=state.bounds[stage],
-                n_rows=sum(shard.n_rows for shard in shards),
-                n_bytes=sum(shard.n_rows * shard.row_bytes for shard in shards),
-            )
-        return stages
+    An append does not, because it would read rows of files that have not changed. If a file can no longer be read, the
+    earlier facts stay, because its rows could not be judged again.
+    """
+    if any(isinstance(shard, UnreadableShard) for shard in task.inputs.shards):
+        return False
+    if has_other_labels(task.settings, before):
+        return True
+    change = task.change
+    is_moved = task.base is not None and bool(change.moved(task.base, task.wanted))
+    has_other_settings = bool(change.settings.keys() - {"include", "row_error"})
+    return not task.appends and (bool(change.relabelled) or change.encodes_again or is_moved or has_other_settings)
+
+
+def _labels(task: Task) -> str | None:
+    """Return the dataset of ``--labels``. A run that keeps the model keeps that of the result."""
+    labels = task.settings.inputs.labels
+    if labels is None and task.kept is not None:
+        labels = task.kept.facts.rows.config["labels"]
+    return labels
+
+
+# -- facts ---------------------------------------------------------------------------------------------------------
+
+
+def _model_facts(fit: Fit, generations: Generations, number: int) -> ModelFacts:
+    if fit.task.kept is not None:
+        return fit.task.kept.facts.model
+    trained: list[str] = []
+    if fit.task.source == "trained":
+        trained = [shard.rows for shard in fit.request.shards if shard.rows is not None and shard.shape[0]]
+    return ModelFacts(
+        key=fit.request.of_model(),
+        run=number,
+        source=fit.task.source,
+        scan=_scan_facts(fit),
+        trained=trained,
+        generation=generations.number,
+        generations=list(generations.earlier),
+        maps=list(generations.maps),
+    )
+
+
+def _scan_facts(fit: Fit) -> ScanFacts:
+    if fit.task.source == "trained" and fit.scan is not None:
+        return fit.scan.facts()
+    # The rows alone do not show which scaling a given model has.
+    scale = fit.model.scaler.scale_setting
+    return ScanFacts(scale) if fit.scan is None else structs.replace(fit.scan.facts(), scale=scale)
+
+
+def _rows_facts(
+    encoding: Encoding,
+    rows: ResultRows,
+    sample: _Measured[SampleFacts | None],
+    verification: _Measured[RowCheck],
+) -> RowsFacts:
+    fit = encoding.fit
+    task = fit.task
+    inputs = task.inputs
+    ranges = [row_range for _, row_range in rows.ranges]
+    extras = inputs.shards[0].extras  # the same in all shards
+    bad_files = bad_shards(inputs.bad_shards, ranges, fit.request.shards)
+    drift = None
+    if task.has_other_rows:
+        drift = drift_facts(fit.request.shards, inputs.columns, ranges, task.settings.bad_data.on_drift)
+    before = {} if task.kept is None else task.kept.facts.rows.left_out
+    # The digests of the shards are those of their parts.
+    shards = [structs.replace(shard, rows=None, extras=None) for shard in fit.request.shards]
+    return RowsFacts(
+        config=_config(task),
+        request=structs.replace(fit.request, shards=shards),
+        key=task.wanted.features(fit.model.fingerprint),
+        storage=_storage_facts(task, encoding.parts),
+        bad_shards=inputs.bad_shards,
+        uncompared=list(inputs.uncompared),
+        left_out={**before, **why_left_out(inputs.shards)},
+        masks=stored_masks(extras),
+        paths=stored_paths(extras),
+        inputs=input_facts(inputs.shards),
+        bad=bad_data_facts(bad_files, ranges, fit.request.shards, fit.model.columns, inputs.n_uncompared),
+        drift=drift,
+        sample=sample.value,
+        sample_run=sample.run,
+        verification=verification.value,
+        verification_run=verification.run,
+    )
 
 
 def _storage_facts(task: Task, parts: Sequence[Part]) -> StorageFacts:
@@ -595,15 +335,140 @@ def _storage_facts(task: Task, parts: Sequence[Part]) -> StorageFacts:
     )
 
 
-def _labels_of(facts: RunFacts) -> tuple[str, ...]:
-    """Return the dataset with the labels of the report, if there is one."""
-    sample = facts.report.sample
-    name = None if sample is None else sample.points.dataset
-    return () if name is None else (name,)
+def _config(task: Task) -> dict[str, Any]:
+    """Return the settings. An append adds rows or extras to those of the earlier run."""
+    settings = task.settings
+    if task.kept is None or not settings.results.append:
+        return {**settings.flat(), "labels": _labels(task)}
+    added = {
+        "input": list(settings.inputs.input),
+        "include": list(settings.inputs.include),
+        "row_error": settings.storage.row_error,
+    }
+    labels = {"labels": _labels(task), "missing_label": settings.inputs.missing_label}
+    return {**task.kept.facts.rows.config, **added, **labels}
 
 
-def _last_run(base: Result | None) -> LastRun | None:
-    return None if base is None else LastRun(base.facts.made, base.facts.summary, base.facts.config)
+def _append(task: Task, rows: ResultRows, verdict: Verdict | None) -> Append | None:
+    """Return the numbers of files and rows that an append has changed; None if the run is no append."""
+    if not task.appends or task.kept is None:
+        return None
+    change = task.change
+    n_rows = sum(row_range.n_rows for _, row_range in rows.added)
+    append_id = len(task.kept.facts.appends) + 1
+    return Append(len(change.new), len(change.replaced), len(change.gone), n_rows, append_id, verdict)
+
+
+def _earlier_runs(task: Task) -> list[OneRun]:
+    return [] if task.result is None else task.result.facts.runs
+
+
+def _this_run(encoding: Encoding, context: RunContext, number: int, generation: int, append: Append | None) -> OneRun:
+    task = encoding.fit.task
+    training = encoding.fit.model.about.training
+    ranges = [rows for part in encoding.parts for rows in part.ranges]
+    return OneRun(
+        number=number,
+        made=datetime.now().astimezone().isoformat(" ", "seconds"),
+        command=" ".join(context.command),
+        device=context.devices,
+        versions=versions(),
+        seconds=dict(context.state.seconds),
+        compiling=context.state.seconds_compiling,
+        generation=generation,
+        source=task.source,
+        n_rows=task.inputs.n_rows,
+        n_bad=sum(rows.n_bad for rows in ranges),
+        cost=training.best_cost if training is not None and task.source == "trained" else None,
+        changed={} if task.result is None else _changed_settings(task.result.facts, _config(task)),
+        append=append,
+    )
+
+
+def _changed_settings(facts: RunFacts, now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return settings that differ from those of the earlier run, with both values as a user types them."""
+    before: Mapping[str, Any] = Config.from_flat(facts.rows.config).flat()
+    changed = {}
+    for name, value in now.items():
+        earlier = before.get(name)
+        if earlier != value and name not in _NOT_OF_RESULTS:
+            changed[name] = (str(as_typed(earlier))[:_MAX_VALUE], str(as_typed(value))[:_MAX_VALUE])
+    return changed
+
+
+def _details(task: Task, context: RunContext) -> RunDetails:
+    state = context.state
+    state.end_stage("report")
+    return RunDetails(
+        host=socket.gethostname(),
+        directory=str(context.journal.directory.resolve()),
+        device=asdict(context.device),
+        stages=_stages(task, state),
+        cluster=context.pool.facts(),
+        memory=Memory(peak_bytes()),
+        taken_over=list(state.reused.values()),
+        warnings=WarningFacts(state.warnings.n, list(state.warnings.first)),
+    )
+
+
+def _stages(task: Task, state: RunState) -> dict[str, StageFacts]:
+    """Return the times of each finished stage, and its rows and bytes if it processed all of them."""
+    stages = {}
+    for stage, seconds in state.seconds.items():
+        shards: Sequence[Shard] = ()
+        if stage in ("scan", "encoding") and stage not in state.reused:
+            shards = [task.inputs.shards[i] for i in task.scanned]
+        stages[stage] = StageFacts(
+            seconds=seconds,
+            processor_seconds=state.processor_seconds[stage],
+            n_cores=len(os.sched_getaffinity(0)),
+            bound_by=state.bounds[stage],
+            n_rows=sum(shard.n_rows for shard in shards),
+            n_bytes=sum(shard.n_rows * shard.row_bytes for shard in shards),
+        )
+    return stages
+
+
+# -- the result ----------------------------------------------------------------------------------------------------
+
+
+def _publish(
+    encoding: Encoding, rows: ResultRows, generations: Generations, facts: RunFacts, context: RunContext
+) -> Result:
+    """Write the index, which completes the run, and then the files that are derived from it."""
+    task = encoding.fit.task
+    journal = context.journal
+    extras = task.inputs.shards[0].extras  # the same in all shards
+    dtype = np.dtype(facts.rows.storage.dtype)
+    shapes = row_shapes(task.settings.network.n_outputs, extras, dtype, task.settings.storage.row_error)
+    stretches = stretches_of(rows.ranges)
+    append_ids = None
+    if facts.appends:
+        numbers = {shard.id: shard.append_id for shard in facts.rows.request.shards}
+        append_ids = [(numbers[row_range.shard], row_range.n_rows) for _, row_range in rows.ranges]
+    data = result_bytes(
+        lambda file: write_index(file, stretches, shapes, stored_categories(extras), rows.use, append_ids),
+        encoding.fit.model,
+        facts,
+        encoding.parts,
+        generations.linear_maps,
+        rows.statistics(),
+    )
+    # The scan stays, because a later run with other settings of the training can use it.
+    scans = journal.records("scan") if task.source == "trained" else []
+    result = journal.commit(data, generations.keeps_published, scans)
+    warn_if_late(context.state.ends_by)
+    _warn_of_many_parts(len(encoding.parts))
+    write_derived(journal, result)
+    journal.sweep()
+    return result
+
+
+def finish_bytes(task: Task) -> int:
+    """Return the bytes of the report's sample, and of memory that the allocator keeps after the encoding."""
+    blocks = task.budget.n_writers * block_bytes(task)
+    sizes = sizes_of(task.max_network, task.settings.machine.memory_budget)
+    return trained_network_bytes(task) + blocks + sizes.n_bytes
 
 
 def _warn_of_many_parts(n_parts: int) -> None:

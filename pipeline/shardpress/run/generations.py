@@ -48,11 +48,11 @@ def count_generations(
         return Generations()
     if before.encoder == new.encoder:
         facts = before.facts
-        linear_maps = {earlier.generation: before.map_to(earlier.generation) for earlier in facts.maps}
-        return Generations(facts.generation, tuple(facts.generations), tuple(facts.maps), linear_maps)
+        linear_maps = {earlier.generation: before.map_to(earlier.generation) for earlier in facts.model.maps}
+        return Generations(facts.model.generation, tuple(facts.model.generations), tuple(facts.model.maps), linear_maps)
     if results.retrain:
         return _next_generation(before, new, results.keep_generations, labels)
-    return Generations(before.facts.generation + 1)
+    return Generations(before.facts.model.generation + 1)
 
 
 def _next_generation(before: Result, new: EncodedRows, n_kept: int, labels: LabelChoice | None) -> Generations:
@@ -60,8 +60,8 @@ def _next_generation(before: Result, new: EncodedRows, n_kept: int, labels: Labe
 
     `n_kept` is the number of generations to keep, including the new one.
     """
-    number = before.facts.generation
-    earlier = [*before.facts.generations, Generation(number, before.encoder, before.n_rows, before.digest)]
+    number = before.facts.model.generation
+    earlier = [*before.facts.model.generations, Generation(number, before.encoder, before.n_rows, before.digest)]
     earlier = earlier[max(0, len(earlier) + 1 - n_kept) :]
     generations = Generations(number + 1, tuple(earlier), keeps_published=n_kept > 1)
     try:
@@ -71,7 +71,7 @@ def _next_generation(before: Result, new: EncodedRows, n_kept: int, labels: Labe
         return generations
     facts = [_map_facts(number, before.encoder, alignment, classifier)]
     linear_maps = {number: alignment.map}
-    for older in before.facts.maps:
+    for older in before.facts.model.maps:
         facts.append(MapFacts(older.generation, older.model))
         linear_maps[older.generation] = alignment.map.then(before.map_to(older.generation))
     return replace(generations, maps=tuple(facts), linear_maps=linear_maps)

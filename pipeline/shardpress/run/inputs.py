@@ -124,13 +124,13 @@ def _extras_like(config: Config, result: Result | None) -> tuple[InputFile | Non
         return None, {}
     earlier = earlier_rows(result)
     categories = {extra.name: extra.categories for extra in earlier.description.extras if extra.categories is not None}
-    has_same_extras = set(config.inputs.include) == set(result.facts.config["include"])
+    has_same_extras = set(config.inputs.include) == set(result.facts.rows.config["include"])
     return earlier if config.results.append and has_same_extras else None, categories
 
 
 def _level_of(bad: BadFile, result: Result | None) -> int:
     """Return the level of a message about a bad file, which is no warning if an earlier run has given it, too."""
-    is_known = result is not None and bad in (*result.facts.bad_shards, *result.facts.uncompared)
+    is_known = result is not None and bad in (*result.facts.rows.bad_shards, *result.facts.rows.uncompared)
     return logging.INFO if is_known else logging.WARNING
 
 

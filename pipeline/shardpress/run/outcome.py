@@ -13,6 +13,7 @@ from shardpress.result.facts import AppendCounts, Judgment, Summary
 class Outcome:
     """The numbers of a run; as a string, the last line of its log."""
 
+    output: str
     summary: Summary
     judgment: Judgment
     generation: int
@@ -27,7 +28,7 @@ class Outcome:
         features = quantity(summary.n_features, "feature")
         parts = quantity(summary.n_parts, "part")
         return (
-            f"{verb}: {rows} x {summary.n_inputs} columns -> {features} in {summary.output}/index.h5 ({parts})."
+            f"{verb}: {rows} x {summary.n_inputs} columns -> {features} in {self.output}/index.h5 ({parts})."
             f"{_errors(summary)}{self._remarks()} Device: {summary.device}. Time: {_times(summary)}."
         )
 

@@ -66,7 +66,7 @@ def _lost_extras(journal: Journal, task: Task) -> list[str]:
     if journal.base is None:
         return []
     names = {stored_name(extra.name) for extra in task.inputs.shards[0].extras}
-    masks = journal.base.facts.masks.values()  # a mask is not needed if all rows have a value
+    masks = journal.base.facts.rows.masks.values()  # a mask is not needed if all rows have a value
     return sorted(journal.base.extras().keys() - names - set(masks))
 
 
@@ -174,7 +174,7 @@ def _check_unreadable(task: Task, journal: Journal) -> None:
     names = short_list((printable(task.inputs.shards[i].path) for i in unreadable), _NAMED)
     where = f"output={printable(task.settings.results.output)}"
     change = task.change
-    is_judged = journal.base is not None and has_other_labels(task.settings, journal.base.facts)
+    is_judged = journal.base is not None and has_other_labels(task.settings, journal.base.facts.rows)
     is_encoded = not set(unreadable).isdisjoint(task.encoded)
     if change.trains or is_encoded or (is_judged and not change.has_other_rows):
         raise DataError(
@@ -183,7 +183,9 @@ def _check_unreadable(task: Task, journal: Journal) -> None:
             "--drop-missing."
         )
     n_uncompared = quantity(task.inputs.n_uncompared, "row")
-    is_known = journal.base is not None and all(bad in journal.base.facts.uncompared for bad in task.inputs.uncompared)
+    is_known = journal.base is not None and all(
+        bad in journal.base.facts.rows.uncompared for bad in task.inputs.uncompared
+    )
     log.log(
         logging.INFO if is_known else logging.WARNING,
         "%s: the rows of files that cannot be used stay in the results: %s; %s could not be compared with the files",

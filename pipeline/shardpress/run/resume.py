@@ -16,7 +16,7 @@ from shardpress.output.folder import fault_of
 from shardpress.output.journal import Deadline, Journal, PartRecord, Record
 from shardpress.result.facts import BadFile
 from shardpress.result.finished import Result, read_model_file
-from shardpress.result.records import Entry, Part, Request, RunFacts
+from shardpress.result.records import Entry, Part, Request, RowsFacts
 from shardpress.run.task import Task
 from shardpress.settings.config import Config
 from shardpress.settings.kinds import deadline_of, time_in_words
@@ -182,26 +182,24 @@ def _is_acceptable(result: Result, task: Task) -> bool:
     """
     config = task.settings
     facts = result.facts
-    if has_other_labels(config, facts):
+    if has_other_labels(config, facts.rows):
         return False
     if not config.results.append:  # otherwise only new rows are limited
-        n_bad = facts.summary.n_bad
-        n_bad_shards = facts.summary.n_bad_shards
-        if n_bad > task.max_bad_rows or n_bad_shards > task.max_bad_shards:
+        if result.n_bad > task.max_bad_rows or facts.rows.bad.shards.n > task.max_bad_shards:
             return False
         if not task.allows_bad_data and any(rows.lost for _, rows in result.ranges):
             return False
-    if facts.report.bad.n_uncompared != task.inputs.n_uncompared:
+    if facts.rows.bad.n_uncompared != task.inputs.n_uncompared:
         return False
     # Files are compared by name only, because they may have been moved to another directory.
-    return _names(facts.bad_shards) == _names(task.inputs.bad_shards)
+    return _names(facts.rows.bad_shards) == _names(task.inputs.bad_shards)
 
 
-def has_other_labels(config: Config, facts: RunFacts) -> bool:
+def has_other_labels(config: Config, rows: RowsFacts) -> bool:
     """Return whether ``--labels`` or ``--missing-label`` changes the labels in the report of a finished run."""
     inputs = config.inputs
-    has_other_missing = inputs.missing_label != facts.config.get("missing_label")
-    return has_other_missing or inputs.labels not in (None, facts.config["labels"])
+    has_other_missing = inputs.missing_label != rows.config.get("missing_label")
+    return has_other_missing or inputs.labels not in (None, rows.config["labels"])
 
 
 def _names(bad_shards: Sequence[BadFile]) -> list[str]:

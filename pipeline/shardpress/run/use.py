@@ -55,7 +55,7 @@ def _with_later_rows(task: Task, base: Base, parts: Sequence[Part], result: Resu
     earlier = base.request.shards
     starts = np.cumsum([0, *(shard.shape[0] for shard in earlier)])
     shards = with_digests(task.request.shards, parts)
-    trained = Counter(result.facts.trained)
+    trained = Counter(result.facts.model.trained)
     pieces = []
     for place, shard in zip(task.change.places, shards, strict=True):
         # The rows of a changed file can be the same, with other extras.

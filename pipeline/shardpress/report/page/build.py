@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from shardpress.base.errors import printable
 from shardpress.report.page.document import Page
-from shardpress.report.page.history import change, generations, settings, time_spent
+from shardpress.report.page.history import generations, history, settings, time_spent
 from shardpress.report.page.quality import quality
 from shardpress.report.page.verdict import action_needed, appends, status, verdict
+from shardpress.report.summary import Report, report_of
 from shardpress.report.words import cut, path
-from shardpress.result.finished import Report, Result
+from shardpress.result.finished import Result
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -29,19 +30,19 @@ _MAX_PATH = 120  # characters of a path in the title
 def page_of(report: Report) -> Page:
     facts = report.facts
     sections = [
-        action_needed(facts),
+        action_needed(report),
         appends(facts),
-        generations(facts),
-        quality(facts.summary, facts.report.sample, report.training),
-        change(facts),
+        generations(facts.model),
+        quality(report),
+        history(facts),
         time_spent(facts, report.training),
         settings(report),
     ]
-    state = status(facts)
+    state = status(report)
     return Page(
-        title=f"shardpress: {path(facts.report.directory, _MAX_PATH)}",
-        origin=f"on {cut(facts.report.host, 60)}, {cut(facts.made, 30)}",
-        verdict=verdict(facts, report.target),
+        title=f"shardpress: {path(facts.details.directory, _MAX_PATH)}",
+        origin=f"on {cut(facts.details.host, 60)}, {cut(facts.last.made, 30)}",
+        verdict=verdict(report),
         status=state,
         is_good=state == "OK",
         sections=tuple(section for section in sections if section is not None and section.items),
@@ -54,7 +55,7 @@ def page_of(report: Report) -> Page:
 def page_bytes(result: Result) -> bytes:
     """Return the content of report.html. If it cannot be built, log a warning, and return a page with the reason."""
     try:
-        return html_of(page_of(result.report()), result.digest).encode()
+        return html_of(page_of(report_of(result)), result.digest).encode()
     except Exception as error:
         log.warning("report: could not build report.html; report --json prints its numbers: %r", error)
         reason = html.escape(printable(repr(error))[:300])

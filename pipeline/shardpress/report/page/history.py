@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from shardpress.base.text import exact_duration, size
 from shardpress.model.about import Epoch, TrainingFacts
 from shardpress.report.page.document import Item, Section, Table
-from shardpress.report.words import cut, number, path, percent
-from shardpress.result.facts import InputFacts, StageFacts, StorageFacts, Summary, WorkerFacts
-from shardpress.result.finished import Report
-from shardpress.result.records import MapFacts, RunFacts
+from shardpress.report.summary import Report
+from shardpress.report.words import MINUTES, cut, files_in_words, number, path, percent
+from shardpress.result.facts import InputFacts, OneRun, StageFacts, StorageFacts, WorkerFacts
+from shardpress.result.records import MapFacts, ModelFacts, RunFacts
 from shardpress.settings.config import Config
 
-_NOT_OF_RESULTS = ("overwrite", "restart", "quiet", "verbose")  # settings that do not affect results
 _MIN_SHARE = 0.01  # smaller shares of a stage's time are not listed
 _MAX_WORKERS = 10  # report --json lists all workers
 _STAGES = ["scan", "training", "encoding"]  # stages that run on workers
@@ -25,38 +24,28 @@ _ENCODER = 12  # characters of a fingerprint
 # -- earlier runs --------------------------------------------------------------------------------------------------
 
 
-def change(facts: RunFacts) -> Section | None:
-    """Return the section that compares this run with the last run, or None if there was no last run."""
-    last = facts.report.last
-    if last is None:
+def history(facts: RunFacts) -> Section | None:
+    """Return the section about all runs in the output directory, or None if there is only one."""
+    if len(facts.runs) == 1:
         return None
-    before = _numbers(last.summary)
-    rows = [(name, before[name], value) for name, value in _numbers(facts.summary).items()]
-    title = f"Results of the previous run ({cut(last.made, 30)}) and of this run"
-    items = [Table.of(title, "quantity, previous run, this run", rows)]
-    config = facts.config
-    changed = [name for name in config if last.config.get(name) != config[name] and name not in _NOT_OF_RESULTS]
+    rows = [_run(run) for run in reversed(facts.runs[-_MAX_ROWS:])]
+    columns = "run, time, features, rows, bad rows, mean squared error, duration"
+    items = [Table.of("Runs in this directory, the last one first", columns, rows)]
+    changed = [(name, cut(before, 200), cut(now, 200)) for name, (before, now) in facts.last.changed.items()]
     if changed:
-        settings = [(name, _value(last.config.get(name)), _value(config[name])) for name in changed[:_MAX_ROWS]]
-        items.append(Table.of("Changed settings", "setting, previous run, this run", settings))
-    return Section("Comparison with the previous run", tuple(items))
+        items.append(Table.of("Changed settings", "setting, previous run, this run", changed[:_MAX_ROWS]))
+    return Section("Earlier runs", tuple(items))
 
 
-def _numbers(summary: Summary) -> dict[str, object]:
-    """Return the lines that compare two runs."""
-    return {
-        "rows": summary.n_rows,
-        "columns": summary.n_inputs,
-        "features": summary.n_features,
-        "bad rows": summary.n_bad,
-        "rows outside the model's range": summary.n_outside,
-        "mean squared error": summary.cost,
-        "mean squared error of principal components": summary.components,
-        "time": exact_duration(summary.total_seconds),
-    }
+def _run(run: OneRun) -> tuple[object, ...]:
+    features = {"trained": "of a new model", "given": "of a given model", "kept": "of the same model"}[run.source]
+    if run.append is not None:
+        features = f"{files_in_words(run.append)} files appended"
+    duration = exact_duration(sum(run.seconds.values()))
+    return run.number, cut(run.made[:MINUTES]), features, run.n_rows, run.n_bad, run.cost, duration
 
 
-def generations(facts: RunFacts) -> Section | None:
+def generations(facts: ModelFacts) -> Section | None:
     """Return the section about generations and the maps to their features, or None if there is only one."""
     if facts.generation == 1 and not facts.maps:
         return None
@@ -94,18 +83,18 @@ def _map(facts: MapFacts) -> tuple[object, ...]:
 
 def time_spent(facts: RunFacts, training: TrainingFacts | None) -> Section:
     """Return the section about the times of stages and of workers."""
-    report = facts.report
-    workers = report.cluster.workers
+    details = facts.details
+    workers = details.cluster.workers
     items: list[Item] = []
-    rows = [_stage(name, stage) for name, stage in report.stages.items()]
+    rows = [_stage(name, stage) for name, stage in details.stages.items()]
     if training is not None and training.history:
-        rows.append(_epochs(training.history, report.inputs, facts.config["validation_fraction"]))
+        rows.append(_epochs(training.history, facts.rows.inputs, facts.rows.config["validation_fraction"]))
     if rows:
         title = "Throughput by stage"
         if workers:
             title = "Throughput by stage; CPU use and waiting are the driver's share"
         items.append(Table.of(title, "stage, time, rows, bytes, CPU use, waiting for", rows))
-    items.append(f"Peak memory of the process: {size(report.memory.peak_bytes)}.")
+    items.append(f"Peak memory of the process: {size(details.memory.peak_bytes)}.")
     if workers:
         items.append(_workers(workers))
     return Section("Run time", tuple(items))
@@ -173,19 +162,26 @@ def settings(report: Report) -> Section:
 
 def _settings(report: Report) -> Iterator[Item]:
     facts = report.facts
-    yield _inputs(facts.report.inputs)
+    yield _inputs(facts.rows.inputs)
     defaults = {name: _value(value) for name, value in Config().flat().items()}
-    values = [(name, _value(value)) for name, value in facts.config.items()]
+    values = [(name, _value(value)) for name, value in facts.rows.config.items()]
     changed = [(name, value) for name, value in values if value != defaults.get(name, _value(None))]
     title = "Settings that differ from their defaults or are derived from the input; report --json lists all"
     yield Table.of(title, "setting, value", changed[:_MAX_ROWS])
     yield Table.of("Versions and fingerprints", "name, value", _versions_and_digests(report))
-    yield _storage(facts.storage)
+    yield _storage(facts.rows.storage)
+    verification = facts.rows.verification
     yield (
-        f"Verification: the features of {facts.verification.n_rows:,} rows were read back and recomputed in float64. "
-        f"They differ by at most {number(facts.verification.largest_difference)}."
+        f"Verification: the features of {verification.n_rows:,} rows were read back and recomputed in float64. They "
+        f"differ by at most {number(verification.largest_difference)}{_by(facts)}."
     )
     yield "index.h5 contains the BLAKE3 digest of every part."
+
+
+def _by(facts: RunFacts) -> str:
+    """Return the run that verified the features, unless it was the last one."""
+    number_of_run = facts.rows.verification_run
+    return "" if number_of_run == facts.last.number else f" (run {number_of_run})"
 
 
 def _inputs(inputs: InputFacts) -> Table:
@@ -216,12 +212,12 @@ def _value(value: object) -> str:
 def _versions_and_digests(report: Report) -> list[tuple[str, str]]:
     facts = report.facts
     return [
-        ("device", cut(facts.summary.device, 200)),
-        *((name, cut(version, 40)) for name, version in facts.versions.items()),
-        ("features", cut(facts.keys.features, 80)),
+        ("device", cut(facts.last.device, 200)),
+        *((name, cut(version, 40)) for name, version in facts.last.versions.items()),
+        ("features", cut(facts.rows.key, 80)),
         ("model", cut(report.encoder, 80)),
-        ("command", cut(facts.command)),
-        ("made", cut(facts.made)),
+        ("command", cut(facts.last.command)),
+        ("made", cut(facts.last.made)),
     ]
 
 

@@ -7,17 +7,28 @@ from functools import partial
 
 import numpy as np
 
+from shardpress.base.errors import quantity
 from shardpress.model.about import BaselineErrors, TrainingFacts, Units
 from shardpress.report.page.document import Item, Section, Table
 from shardpress.report.page.pictures import bars, curves, histogram, images, profiles, scatter
 from shardpress.report.page.svg import COMPARED, FEATURES
-from shardpress.report.words import column, cut, path, percent, score
+from shardpress.report.summary import Report
+from shardpress.report.words import MINUTES, column, cut, path, percent, score
 from shardpress.result.facts import LinearProbe, Pairs, Points, SampleFacts, Summary
 
 
-def quality(summary: Summary, sample: SampleFacts | None, training: TrainingFacts | None) -> Section:
+def quality(report: Report) -> Section:
     """Return the section about the quality of the features."""
+    summary = report.summary
+    sample = report.facts.rows.sample
+    training = report.training
     items = [*_errors(summary, sample, None if training is None else training.baseline)]
+    measured_by = report.facts.run(report.facts.rows.sample_run)
+    if sample is not None and measured_by != report.facts.last:
+        items.append(
+            f"The sample was measured by run {measured_by.number} ({cut(measured_by.made[:MINUTES])}), when the result "
+            f"had {quantity(measured_by.n_rows, 'row')}."
+        )
     if sample is not None:
         items += _probe(sample.probe, summary.n_features)
         items += _widths(sample)

@@ -8,8 +8,9 @@ from shardpress.base.errors import quantity
 from shardpress.base.text import exact_duration
 from shardpress.model.about import TargetFacts
 from shardpress.report.page.document import Item, Section, Table
-from shardpress.report.words import VERDICTS, column, cut, number, path, percent
-from shardpress.result.facts import Append, BadDataFacts, ColumnDrift, Drift, Level, WarningFacts
+from shardpress.report.summary import Report
+from shardpress.report.words import MINUTES, VERDICTS, column, cut, files_in_words, number, path, percent
+from shardpress.result.facts import Append, BadDataFacts, ColumnDrift, Drift, Level, OneRun, WarningFacts
 from shardpress.result.records import RunFacts
 
 _MAX_LISTED = 10
@@ -21,14 +22,14 @@ _ACTIONS = {
 _MAX_APPENDS = 40  # rows of the table
 _RECENT = 7  # appends whose worst verdict the first line names
 _WATCH = "Watch the new rows"
-_MINUTES = 16  # characters of a date and a time without seconds
 
 
-def verdict(facts: RunFacts, target: TargetFacts | None) -> str:
+def verdict(report: Report) -> str:
     """Return a few sentences about the run and its features."""
-    summary = facts.summary
-    judgment = facts.report.judgment
-    n_warnings = facts.report.warnings.n
+    facts = report.facts
+    summary = report.summary
+    judgment = report.judgment
+    n_warnings = facts.details.warnings.n
     columns = f"{summary.n_rows:,} rows of {summary.n_inputs:,} columns"
     features = quantity(summary.n_features, "feature")
     duration = exact_duration(summary.total_seconds)
@@ -36,13 +37,13 @@ def verdict(facts: RunFacts, target: TargetFacts | None) -> str:
     if summary.appended is not None:
         new = f"Encoded {quantity(summary.appended.n_rows, 'row')} in {duration} and added them to the results"
         done = f"{new}, which have {columns} and {features} per row."
-    end = "No action is needed." if status(facts) in ("OK", _WATCH) else ""
+    end = "No action is needed." if status(report) in ("OK", _WATCH) else ""
     if n_warnings:
         end = f"There {'is' if n_warnings == 1 else 'are'} {quantity(n_warnings, 'warning')}."
     sentences = (
         _recent_verdict(facts.appends),
         done,
-        _supervision(target),
+        _supervision(report.target),
         summary.kept_start,
         judgment.error,
         judgment.classifier,
@@ -60,27 +61,29 @@ def _supervision(target: TargetFacts | None) -> str:
     return f"The features are supervised: they were trained with the values of {cut(target.name)} in {rows}."
 
 
-def status(facts: RunFacts) -> str:
+def status(report: Report) -> str:
     """Return the state of the run, and of the rows of recent appends, in a few words."""
-    n_warnings = facts.report.warnings.n
-    if facts.summary.appended is not None and facts.summary.verdict == "watch":
+    facts = report.facts
+    n_warnings = facts.details.warnings.n
+    if report.summary.verdict == "watch":
         n_warnings -= 1  # this verdict is a warning that requires no action
     _, worst = _worst_append(facts.appends)
     if n_warnings or worst == "retrain":
         return "Action needed"
-    if not facts.report.judgment.is_good:
+    if not report.judgment.is_good:
         return "Check the features"
     return _WATCH if worst == "watch" else "OK"
 
 
-def _worst_append(appends: Sequence[Append]) -> tuple[int, Level]:
+def _worst_append(appends: Sequence[OneRun]) -> tuple[int, Level]:
     """Return the number of the last one of the recent appends with the worst verdict, and this verdict."""
     levels = list(VERDICTS)
-    verdicts = [(append.id, append.drift.verdict) for append in appends[-_RECENT:] if append.drift is not None]
+    recent = [run.append for run in appends[-_RECENT:] if run.append is not None]
+    verdicts = [(append.id, append.verdict.verdict) for append in recent if append.verdict is not None]
     return max(reversed(verdicts), key=lambda verdict: levels.index(verdict[1]), default=(0, "keep"))
 
 
-def _recent_verdict(appends: Sequence[Append]) -> str:
+def _recent_verdict(appends: Sequence[OneRun]) -> str:
     """Return a sentence about the recent append with the worst verdict, or an empty string if all keep the model."""
     append_id, worst = _worst_append(appends)
     if worst == "keep":
@@ -92,20 +95,21 @@ def _recent_verdict(appends: Sequence[Append]) -> str:
 # -- warnings and problems ------------------------------------------------------------------------------------------
 
 
-def action_needed(facts: RunFacts) -> Section:
+def action_needed(report: Report) -> Section:
     """Return the section about warnings and problems: the number of each kind, and the first ten."""
-    report = facts.report
-    items = [*_warnings(report.warnings), *_bad_data(report.bad)]
+    facts = report.facts
+    items = [*_warnings(facts.details.warnings), *_bad_data(facts.rows.bad)]
     if not facts.appends:  # the section about appended rows includes their drift
-        items += _drift(report.drift)
+        items += _drift(facts.rows.drift)
     if not report.judgment.is_good:
         items.append(f"The features need attention, see the summary. {report.judgment.suggestion}")
-    if facts.summary.gave_up:
-        items.append(cut(facts.summary.gave_up))
+    if report.summary.gave_up:
+        items.append(cut(report.summary.gave_up))
     if not items:
         items.append("None.")
-    if report.taken_over:
-        names = "; ".join(cut(name) for name in report.taken_over[:_MAX_LISTED])
+    taken_over = facts.details.taken_over
+    if taken_over:
+        names = "; ".join(cut(name) for name in taken_over[:_MAX_LISTED])
         items.append(f"Results reused from an earlier run: {names}.")
     return Section("Action needed", tuple(items))
 
@@ -174,16 +178,18 @@ def _drift_of_column(drift: ColumnDrift) -> tuple[object, ...]:
 
 def appends(facts: RunFacts) -> Section | None:
     """Return the section about appends: the verdict on the last one, and a history; or None if there are none."""
-    if not facts.appends:
+    pairs = [(run.made, run.append) for run in facts.appends if run.append is not None]
+    if not pairs:
         return None
-    rows = [_append(append) for append in reversed(facts.appends[-_MAX_APPENDS:])]
+    rows = [_append(made, append) for made, append in reversed(pairs[-_MAX_APPENDS:])]
     columns = "append, time, files, rows, verdict, error ratio, outside"
-    history = Table.of("Appends, the last one first", columns, rows)
-    return Section("Appended rows", (*_last_verdict(facts.appends[-1]), *_drift(facts.report.drift), history))
+    table = Table.of("Appends, the last one first", columns, rows)
+    _, last = pairs[-1]
+    return Section("Appended rows", (*_last_verdict(last), *_drift(facts.rows.drift), table))
 
 
 def _last_verdict(last: Append) -> Iterator[Item]:
-    verdict = last.drift
+    verdict = last.verdict
     if verdict is None:
         yield "The last append has no verdict: it added no rows, or the training of the model held out no rows."
         return
@@ -193,15 +199,13 @@ def _last_verdict(last: Append) -> Iterator[Item]:
         yield cut(reason, 500)
 
 
-def _append(append: Append) -> tuple[object, ...]:
-    counts = {"new": append.n_new, "changed": append.n_changed, "removed": append.n_dropped}
-    files = ", ".join(f"{n:,} {name}" for name, n in counts.items() if n) or None
-    verdict = append.drift
+def _append(made: str, append: Append) -> tuple[object, ...]:
+    verdict = append.verdict
     outside = None if verdict is None else verdict.outside_share
     return (
         append.id,
-        cut(append.made[:_MINUTES]),
-        files,
+        cut(made[:MINUTES]),
+        files_in_words(append) or None,
         append.n_rows,
         None if verdict is None else verdict.verdict,
         None if verdict is None else verdict.error_ratio,
