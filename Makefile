@@ -90,7 +90,7 @@ sizes: setup ## count lines, words of the docs, settings and commands; COMMIT=21
 lint: setup ## run ruff and mypy, and check the style of prose
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/mypy pipeline kernels
+	.venv/bin/mypy pipeline kernels tests/support/standin.py
 	.venv/bin/python -m tests.support.prose
 
 format: setup ## fix and format the code with ruff

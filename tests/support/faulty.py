@@ -181,7 +181,7 @@ def failing_reads(first: int, code: int, is_permanent: bool = False) -> Iterator
         return call
 
     calls = {name: failing(getattr(FILES, name)) for name in _READS}
-    with patch.multiple(FILES, sleep=lambda seconds: None, **calls):
+    with patch.dict(vars(FILES), {"sleep": lambda seconds: None, **calls}):
         yield lambda: n_calls
 
 

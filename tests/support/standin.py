@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 import pytest
 
+from shardpress.model.device import DeviceAutoencoder, DeviceStep
 from shardpress.output import journal
 from shardpress.output.disk import Disk
 from shardpress.result.finished import INDEX, Result
@@ -173,6 +174,11 @@ NETWORK = {
     "learning_rate": "0.003",
 }
 FIELDS = {"decoder_gain": False, "start": "random"}
+
+
+# mypy compares the stand-ins with the protocols.
+_AUTOENCODER: type[DeviceAutoencoder] = Autoencoder
+_STEP: type[DeviceStep] = TrainingStep
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:

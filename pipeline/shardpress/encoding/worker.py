@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,15 +20,12 @@ from shardpress.base.errors import ReadFailed
 from shardpress.base.processcache import ProcessCache
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.storage import PLAIN, Storage
-from shardpress.model.device import autoencoder_of, n_cores, start_device
+from shardpress.model.device import DeviceAutoencoder, autoencoder_of, n_cores, start_device
 from shardpress.model.encoder import Model, finite_errors
 from shardpress.output.disk import PAGE, Disk
 from shardpress.output.folder import fault_of
 from shardpress.result.finished import read_model_file
 from shardpress.result.records import Entry
-
-if TYPE_CHECKING:
-    from shardpress_kernels.autoencoder import Autoencoder
 
 Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 """Thread-safe function that writes the features of rows (n, n_inputs) into an array (n, n_features). It can return the
@@ -77,8 +73,8 @@ class Encoders:
         self.network = model.network
         self._model = model
         self._lock = threading.Lock()
-        self._by_dtype: dict[np.dtype, Autoencoder] = {}  # of the rows
-        self._by_scaling: dict[np.dtype, Autoencoder] = {}  # of the scaled values
+        self._by_dtype: dict[np.dtype, DeviceAutoencoder] = {}  # of the rows
+        self._by_scaling: dict[np.dtype, DeviceAutoencoder] = {}  # of the scaled values
 
     def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray | None:
         """Write the features of rows into `out`. Return the positions of suspect rows, as in `Encoder`."""
@@ -89,13 +85,13 @@ class Encoders:
         """Return the errors of rows, as in `ErrorFunction`."""
         return finite_errors(np.asarray(self._encoder_for(rows.dtype).errors(rows, features)))
 
-    def _encoder_for(self, dtype: np.dtype) -> Autoencoder:
+    def _encoder_for(self, dtype: np.dtype) -> DeviceAutoencoder:
         with self._lock:
             if dtype not in self._by_dtype:
                 self._by_dtype[dtype] = self._encoder_of_scaling(dtype)
             return self._by_dtype[dtype]
 
-    def _encoder_of_scaling(self, dtype: np.dtype) -> Autoencoder:
+    def _encoder_of_scaling(self, dtype: np.dtype) -> DeviceAutoencoder:
         shift, _ = self._model.scaler.arrays(dtype)
         if shift.dtype not in self._by_scaling:
             encoder = autoencoder_of(self._model.scaler, self._model.network, dtype)

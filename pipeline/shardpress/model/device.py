@@ -10,9 +10,9 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -36,9 +36,7 @@ from shardpress_kernels.calls import on_device
 from shardpress_kernels.network import Network, TargetLoss
 
 if TYPE_CHECKING:
-    from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.backend import Device
-    from shardpress_kernels.step import TrainingStep
     from shardpress_kernels.upload import Pieces
 
 log = logging.getLogger(__name__)
@@ -56,7 +54,52 @@ _DOCTOR = "Run `shardpress doctor` to see what is missing"
 _SLOWDOWN = "about 100 times as long"  # without a compiler
 
 
-def autoencoder_of(scaler: Scaler, network: Network, dtype: np.dtype) -> Autoencoder:
+class RowEncoder(Protocol):
+    """Encoder of cleaned rows (n_rows, n_inputs). Any number of threads can call its methods."""
+
+    network: Network
+
+    def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray | None:
+        """Write features into `out` (n_rows, n_outputs), float32; return the positions of rows that may be bad.
+
+        All other rows contain only finite numbers in the model's range. None means that this is not known of any row.
+        """
+
+    def errors(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Return the mean squared errors (n_rows,) of rows that are reconstructed from features."""
+
+
+class DeviceAutoencoder(RowEncoder, Protocol):
+    """Parameters on the CPU or a card. `shardpress_kernels.autoencoder` describes shapes, dtypes and errors."""
+
+    def parameters(self) -> dict[str, np.ndarray]: ...
+    def set_parameters(self, values: Mapping[str, np.ndarray]) -> None: ...
+    def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray: ...
+    def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray: ...
+    def errors(self, rows: np.ndarray, features: np.ndarray | None = None) -> np.ndarray: ...
+    def code(self, rows: np.ndarray) -> np.ndarray: ...
+    def cost(self, rows: np.ndarray) -> float: ...
+
+
+class DeviceStep(Protocol):
+    """Training step of a `DeviceAutoencoder`. `shardpress_kernels.step` describes shapes, dtypes and errors."""
+
+    def compile(self) -> None: ...
+    def n_at_once(self, batch_size: int) -> int: ...
+    def begin(
+        self,
+        minibatches: np.ndarray,
+        noise: np.ndarray | None,
+        batch_size: int,
+        targets: np.ndarray | None = None,
+        kept: np.ndarray | None = None,
+    ) -> None: ...
+    def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> float | None: ...
+    def state(self) -> dict[str, np.ndarray]: ...
+    def set_state(self, values: Mapping[str, np.ndarray]) -> None: ...
+
+
+def autoencoder_of(scaler: Scaler, network: Network, dtype: np.dtype) -> DeviceAutoencoder:
     """Return an autoencoder on the device for rows of `dtype`. Its parameters are not set yet."""
     from shardpress_kernels.autoencoder import Autoencoder
 
@@ -65,12 +108,12 @@ def autoencoder_of(scaler: Scaler, network: Network, dtype: np.dtype) -> Autoenc
 
 
 def training_step_of(
-    autoencoder: Autoencoder,
+    autoencoder: DeviceAutoencoder,
     settings: ResolvedTraining,
     dtype: np.dtype,
     resident: np.ndarray | Pieces | None,
     loss: TargetLoss | None = None,
-) -> TrainingStep:
+) -> DeviceStep:
     """Return a compiled training step for rows of `dtype`.
 
     Parameters
@@ -81,9 +124,11 @@ def training_step_of(
     loss : TargetLoss, optional
         Loss of the targets, if the network has a head.
     """
+    from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.step import TrainingStep
 
-    step = TrainingStep(autoencoder, settings.optimizer, dtype, resident, settings.corruption, loss)
+    ours = cast(Autoencoder, autoencoder)  # the only class that `autoencoder_of` returns
+    step = TrainingStep(ours, settings.optimizer, dtype, resident, settings.corruption, loss)
     step.compile()  # compile now, so that the measured training time does not include the compilation
     return step
 

@@ -16,11 +16,11 @@ import logging
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shardpress.base.errors import quantity
 from shardpress.base.text import duration
 from shardpress.model.about import DeadlineFacts
+from shardpress.model.device import DeviceAutoencoder
 from shardpress.model.encoder import Model
 from shardpress.output.disk import AnonymousDisk
 from shardpress.run.encoding_stage import EncodingStage
@@ -29,9 +29,6 @@ from shardpress.run.task import Fit, Task
 from shardpress.scan.ranges import Scan
 from shardpress.settings.kinds import time_in_words
 from shardpress.training.epochs import Limit, Training
-
-if TYPE_CHECKING:
-    from shardpress_kernels.autoencoder import Autoencoder
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +131,7 @@ def _timed_epochs(training: Training) -> list[float]:
     return [epoch.seconds for epoch in training.state.history[n_alone:]]
 
 
-def _encoding_seconds(task: Task, directory: Path, scan: Scan, autoencoder: Autoencoder) -> float:
+def _encoding_seconds(task: Task, directory: Path, scan: Scan, autoencoder: DeviceAutoencoder) -> float:
     """Return the seconds that encoding all rows would take, measured on some of them."""
     weights = autoencoder.parameters()
     preparation = task.conversion.preparation

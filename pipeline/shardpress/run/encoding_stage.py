@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from msgspec import structs
@@ -22,6 +22,7 @@ from shardpress.encoding.parts import PartSize, Piece, plan_parts, without_overl
 from shardpress.encoding.storage import storage_of
 from shardpress.encoding.worker import IN_MEMORY, Encoders, EncodeSettings, serving
 from shardpress.hdf5.shard import Block
+from shardpress.model.device import RowEncoder
 from shardpress.model.encoder import Model
 from shardpress.output.disk import Disk
 from shardpress.output.folder import WORK
@@ -39,9 +40,6 @@ from shardpress.run.task import Fit, Task
 from shardpress.scan import blocks as scan_blocks
 from shardpress.scan.drift import farthest
 from shardpress.shards.damaged import damage_error
-
-if TYPE_CHECKING:
-    from shardpress_kernels.autoencoder import Autoencoder
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +141,7 @@ class EncodingStage:
         )
 
     def sample(
-        self, encoder: Encoders | Autoencoder, stretches: Sequence[scan_blocks.Piece], disk: Disk
+        self, encoder: RowEncoder, stretches: Sequence[scan_blocks.Piece], disk: Disk
     ) -> tuple[Pace, list[Part]]:
         """Encode some rows on a disk that discards the files."""
         task = self.task
@@ -243,9 +241,7 @@ class EncodingStage:
         if reasons:
             raise damage_error(reasons, len(self.task.inputs.shards), None)
 
-    def _encode(
-        self, context: RunContext, encoder: Encoders | Autoencoder, missing: Sequence[Sequence[Piece]]
-    ) -> list[Part]:
+    def _encode(self, context: RunContext, encoder: RowEncoder, missing: Sequence[Sequence[Piece]]) -> list[Part]:
         """Encode parts, and name each one in the journal as soon as it is written."""
         task = self.task
         if context.pool.is_local:
@@ -321,7 +317,7 @@ def encoding_bytes(task: Task) -> int:
     return trained_network_bytes(task) + writers + extras + chunk_bytes(task)
 
 
-def _compile_encoder(encoder: Encoders | Autoencoder, fit: Fit, row_error: bool) -> None:
+def _compile_encoder(encoder: RowEncoder, fit: Fit, row_error: bool) -> None:
     """Compile the encoder and, if it is needed, the error of rows for the dtypes of rows, by encoding no rows."""
     network = encoder.network
     for dtype in sorted({fit.conversion.dtype_of(shard).name for shard in fit.task.inputs.shards}):

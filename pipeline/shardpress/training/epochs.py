@@ -9,13 +9,14 @@ from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from shardpress.base import signals
 from shardpress.base.errors import Problem, TrainingDiverged
 from shardpress.model.about import Epoch
+from shardpress.model.device import DeviceAutoencoder, DeviceStep
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.training.averaging import Average, Weights, outer_step
 from shardpress.training.checkpoint import Checkpoint, TrainingState, join_groups
@@ -25,10 +26,6 @@ from shardpress.training.order import Order, learning_rate, long_epoch
 from shardpress.training.replica import Replicas, RoundRunner
 from shardpress.training.rounds import Share
 from shardpress.training.targets import Supervision
-
-if TYPE_CHECKING:
-    from shardpress_kernels.autoencoder import Autoencoder
-    from shardpress_kernels.step import TrainingStep
 
 # Number of steps per epoch that compute the cost. They are evenly spread, and take a quarter longer.
 _COSTS_PER_EPOCH = 16
@@ -75,8 +72,8 @@ class StepResult(NamedTuple):
 class Training:
     """A model, the rows that it is trained on, and the progress so far."""
 
-    autoencoder: Autoencoder  # initialized; trained in place
-    step: TrainingStep
+    autoencoder: DeviceAutoencoder  # initialized; trained in place
+    step: DeviceStep
     rows: Rows
     order: Order
     validation: np.ndarray  # unscaled rows (n_validation, n_inputs), possibly none

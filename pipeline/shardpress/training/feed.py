@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,14 +15,12 @@ from shardpress.base.progress import Progress
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.hdf5.shard import Block, Shard, block_of, first_rows
+from shardpress.model.device import DeviceStep
 from shardpress.model.scaler import Cleaning
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.shards.conversion import Conversion
 from shardpress.training.order import Order, kept_features, noise_of, slab_starts
 from shardpress_kernels.network import Network
-
-if TYPE_CHECKING:
-    from shardpress_kernels.step import TrainingStep
 
 _Item = TypeVar("_Item")
 
@@ -153,7 +151,7 @@ class StepFeed:
 
     def __init__(
         self,
-        step: TrainingStep,
+        step: DeviceStep,
         pieces: Callable[[int], Iterable[np.ndarray]],
         network: Network,
         settings: ResolvedTraining,

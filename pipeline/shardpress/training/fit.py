@@ -6,14 +6,13 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shardpress.base.errors import DataError, Problem, quantity
 from shardpress.base.progress import activity
 from shardpress.hdf5.shard import Shard
-from shardpress.model.device import autoencoder_of, training_step_of
+from shardpress.model.device import DeviceAutoencoder, DeviceStep, autoencoder_of, training_step_of
 from shardpress.model.scaler import Cleaning
 from shardpress.scan.ranges import Scan, readable
 from shardpress.settings.defaults import TARGET_WEIGHT
@@ -30,10 +29,6 @@ from shardpress.training.start import has_room, start_of
 from shardpress.training.targets import Supervision, Targets
 from shardpress_kernels.network import Network, TargetLoss
 from shardpress_kernels.rules import RULES
-
-if TYPE_CHECKING:
-    from shardpress_kernels.autoencoder import Autoencoder
-    from shardpress_kernels.step import TrainingStep
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +226,7 @@ def _sample(data: _Data, settings: ResolvedTraining) -> np.ndarray:
 
 
 def _supervision(
-    autoencoder: Autoencoder, data: _Data, targets: Targets, settings: ResolvedTraining, max_sample_rows: int
+    autoencoder: DeviceAutoencoder, data: _Data, targets: Targets, settings: ResolvedTraining, max_sample_rows: int
 ) -> Supervision:
     """Return the training of a head, given an initialized autoencoder.
 
@@ -267,8 +262,8 @@ def _mean_variance(sample: np.ndarray) -> float:
 
 
 def _replicas(
-    autoencoder: Autoencoder,
-    step: TrainingStep,
+    autoencoder: DeviceAutoencoder,
+    step: DeviceStep,
     data: _Data,
     settings: ResolvedTraining,
     supervision: Supervision | None,

@@ -12,7 +12,6 @@ from concurrent.futures import Executor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,7 +21,14 @@ from shardpress.base.processcache import ProcessCache
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import check
 from shardpress.hdf5.shard import Block, Shard, block_of, first_rows
-from shardpress.model.device import autoencoder_of, start_device, theanos_errors, training_step_of
+from shardpress.model.device import (
+    DeviceAutoencoder,
+    DeviceStep,
+    autoencoder_of,
+    start_device,
+    theanos_errors,
+    training_step_of,
+)
 from shardpress.model.scaler import Cleaning
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.shards.conversion import Conversion
@@ -31,10 +37,6 @@ from shardpress.training.feed import StepFeed, cut, read_ahead, rows_of
 from shardpress.training.order import learning_rate
 from shardpress.training.rounds import Rounds, Share
 from shardpress_kernels.network import Network, TargetLoss
-
-if TYPE_CHECKING:
-    from shardpress_kernels.autoencoder import Autoencoder
-    from shardpress_kernels.step import TrainingStep
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ RoundRunner = Callable[[Sequence[_ReplicaTask]], Iterable[_ReplicaResult]]
 class Replica:
     """Compiled model and training step of one process. If `is_resident`, the step takes row numbers instead of rows."""
 
-    def __init__(self, autoencoder: Autoencoder, step: TrainingStep, is_resident: bool = False) -> None:
+    def __init__(self, autoencoder: DeviceAutoencoder, step: DeviceStep, is_resident: bool = False) -> None:
         self._autoencoder = autoencoder
         self._step = step
         self._is_resident = is_resident

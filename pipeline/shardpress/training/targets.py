@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,13 +14,11 @@ from shardpress.base.formats import digest
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.hdf5.shard import Block, Extra, Shard, first_rows
+from shardpress.model.device import DeviceAutoencoder
 from shardpress.model.labels import has_label, remark_on_missing, text_of
 from shardpress.shards.rows import read_in_pieces
 from shardpress_kernels.hostmath import head_outputs, target_losses
 from shardpress_kernels.network import Head, TargetLoss
-
-if TYPE_CHECKING:
-    from shardpress_kernels.autoencoder import Autoencoder
 
 MAX_CLASSES = 1000
 """Largest number of classes of a head."""
@@ -58,7 +56,7 @@ class Supervision:
     validation: np.ndarray  # (n_validation,), float32: targets of the validation rows
     loss: TargetLoss
 
-    def validate(self, autoencoder: Autoencoder, rows: np.ndarray) -> tuple[float, float | None]:
+    def validate(self, autoencoder: DeviceAutoencoder, rows: np.ndarray) -> tuple[float, float | None]:
         """Return the weighted mean loss of the validation rows, and the share of them that the head assigns correctly.
 
         Rows without a target have a loss of 0, as in a training step. The share is None for numbers, and if no row has
