@@ -56,7 +56,7 @@ def tree(tmp_path: Path) -> Path:
     insert_before(
         forms / "known.py", "from shardpress.hdf5.forms.table", "from shardpress.hdf5.forms.separate import Separate\n"
     )
-    insert_before(forms / "known.py", "Table(), ", "Separate(), ")
+    insert_before(forms / "known.py", "Records(), ", "Separate(), ")
 
     (rule,) = examples("Add an optimizer")
     insert_before(root / "kernels/shardpress_kernels/rules.py", "\n_RECORDS = (", f"\n{rule}\n")

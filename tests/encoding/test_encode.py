@@ -17,7 +17,7 @@ from shardpress.encoding import encode as module
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.encode import EncodeTask, encode_parts
 from shardpress.encoding.partfile import row_shapes
-from shardpress.encoding.parts import PartSize, Piece, plan_parts
+from shardpress.encoding.parts import PartRows, PartSize, plan_parts
 from shardpress.encoding.storage import PLAIN, Storage
 from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, serving
 from shardpress.hdf5.limits import LONGEST_TEXT
@@ -222,7 +222,7 @@ def various_shards(folder: Path) -> tuple[Shard, ...]:
     return open_shards(paths)
 
 
-def encoded(pieces: Sequence[Piece], settings: EncodeSettings) -> tuple[Part, dict[str, Any]]:
+def encoded(pieces: Sequence[PartRows], settings: EncodeSettings) -> tuple[Part, dict[str, Any]]:
     """Return the record of a part, and the values in its file."""
     model = model_of(pieces[0].source.shard.n_inputs)
     with serving(settings, model, double, Disk()):
@@ -241,8 +241,8 @@ def test_a_part_of_several_shards_equals_parts_of_one(
     both = {"big", "column", "fixed", "short", "long", "state", "pair", "label", "word", "word_present"}
     assert set(names(shards[0])) == both
     settings = settings_of(tmp_path, 4, 100, bad_data=BadData("skip"), has_range=True, storage=storage)
-    pieces = [Piece(str(i), Block(shard, 0, shard.n_rows)) for i, shard in enumerate(shards)]
-    pieces[2] = Piece("2", Block(shards[2], 4, 9))
+    pieces = [PartRows(str(i), Block(shard, 0, shard.n_rows)) for i, shard in enumerate(shards)]
+    pieces[2] = PartRows("2", Block(shards[2], 4, 9))
     part, values = encoded(pieces, settings)
     for name, (shape, dtype) in row_shapes(2, shards[0].extras, np.dtype(storage.dtype)).items():
         stored, array = values[name]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shardpress.encoding.parts import PartSize, Piece, plan_parts, without_overlaps
+from shardpress.encoding.parts import PartRows, PartSize, plan_parts, without_overlaps
 from shardpress.hdf5.shard import Shard
 from shardpress.result.records import Entry, Part, Range
 from tests.support.cases import each
@@ -26,7 +26,7 @@ def part(number: int, *places: tuple[int, int, int]) -> Part:
     return Part(Entry(f"parts/part-{number:032x}.h5", 7, "b"), n_rows, ranges)
 
 
-def places(parts: Sequence[Sequence[Piece]]) -> list[list[tuple[int, int, int]]]:
+def places(parts: Sequence[Sequence[PartRows]]) -> list[list[tuple[int, int, int]]]:
     return [[(int(shard), source.start, source.stop) for shard, source in pieces] for pieces in parts]
 
 
@@ -43,7 +43,7 @@ def random_parts(rng: np.random.Generator, sizes: Sequence[int]) -> list[Part]:
     return found
 
 
-def random_plan(seed: int) -> tuple[dict[str, Shard], list[Part], PartSize, list[list[Piece]]]:
+def random_plan(seed: int) -> tuple[dict[str, Shard], list[Part], PartSize, list[list[PartRows]]]:
     """Return random shards, the usable ones of random existing parts, and the planned parts."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(0, 30, rng.integers(1, 8)).tolist()

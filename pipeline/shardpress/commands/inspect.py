@@ -16,7 +16,7 @@ from shardpress.commands.parsing import add_json_flag, log_progress, print_json
 if TYPE_CHECKING:
     from shardpress.hdf5.columns import Columns
     from shardpress.hdf5.shard import Shard
-    from shardpress.scan.look import Form
+    from shardpress.scan.look import Appearance
     from shardpress.scan.ranges import Scan
     from shardpress.settings.config import Config
     from shardpress.shards.inspect import FileGroup, Inspection
@@ -113,7 +113,7 @@ def _n_rows(inspection: Inspection) -> int:
 
 
 def _as_json(
-    inspection: Inspection, scan: Scan | None, form: Form | None, twins: Sequence[tuple[Shard, Shard]]
+    inspection: Inspection, scan: Scan | None, form: Appearance | None, twins: Sequence[tuple[Shard, Shard]]
 ) -> dict[str, Any]:
     return {
         "files": [vars(group) for group in inspection.files],
@@ -146,7 +146,7 @@ def _rows_as_json(inspection: Inspection, scan: Scan) -> dict[str, Any]:
 def _lines(
     inspection: Inspection,
     scan: Scan | None,
-    form: Form | None,
+    form: Appearance | None,
     missing: float | None,
     twins: Sequence[tuple[Shard, Shard]],
 ) -> Iterator[str]:

@@ -18,7 +18,7 @@ from shardpress.base.errors import DataError
 from shardpress.cluster.threads import check
 from shardpress.encoding.bad_data import NO_POSITIONS, BadData, RowFacts
 from shardpress.encoding.partfile import part_file, stored_categories
-from shardpress.encoding.parts import Piece
+from shardpress.encoding.parts import PartRows
 from shardpress.encoding.worker import EncodeSettings, Worker, worker_of
 from shardpress.hdf5.shard import Block, Shard
 from shardpress.model.device import TILE_ROWS, theanos_errors
@@ -37,7 +37,7 @@ from shardpress.shards.rows import keep_chunks, read_extras, text_rows
 class EncodeTask:
     """Task to encode the rows of one part."""
 
-    pieces: Sequence[Piece]
+    pieces: Sequence[PartRows]
     settings: EncodeSettings
     unreadable: Mapping[str, str] = field(default_factory=dict)  # reasons why shards cannot be read, by their ids
     orders: Mapping[str, np.ndarray] = field(default_factory=dict)  # as in `Conversion`

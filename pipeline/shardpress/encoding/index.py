@@ -88,7 +88,7 @@ def _write_virtual(file: h5py.File, name: str, shape: Shape, stretches: Sequence
     row_shape, dtype = shape
     corner = (0,) * len(row_shape)
     creation = _virtual_layout(dtype)
-    space = h5py.h5s.create_simple((sum(each.n_rows for each in stretches), *row_shape))
+    space = h5py.h5s.create_simple((sum(stretch.n_rows for stretch in stretches), *row_shape))
     source_name = name.replace("%", "%%").encode()  # HDF5 interprets %
     start = 0
     for part, first, n_rows in stretches:

@@ -55,17 +55,17 @@ def part_file(
     values: dict[str, np.ndarray] = {FEATURES: features, VALID: valid}
     if errors is not None:
         values[ERROR] = errors
-    values.update({stored_name(name): each for name, each in extras.items()})
+    values.update({stored_name(name): extra for name, extra in extras.items()})
     image = _Image()
     offsets: dict[int, str] = {}
     with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
-        for name, each in values.items():
+        for name, array in values.items():
             if name == FEATURES and compression != "none" and len(valid):
                 write_chunked(file, name, features, compression)
-            elif each.dtype.hasobject:
-                file.create_dataset(name, data=each, dtype=h5py.string_dtype(), track_times=False)
+            elif array.dtype.hasobject:
+                file.create_dataset(name, data=array, dtype=h5py.string_dtype(), track_times=False)
             else:
-                offset = _allocate(file, name, each)
+                offset = _allocate(file, name, array)
                 if offset is not None:
                     offsets[offset] = name
         for name, value in categories.items():
@@ -120,11 +120,11 @@ def row_shapes(
 
 def stored_categories(extras: Sequence[Extra]) -> dict[str, np.ndarray | str]:
     """Return the attributes with the categories of extras that are stored as codes, by the name of the dataset."""
-    found = {}
+    categories = {}
     for extra in extras:
         if extra.categories is not None:
-            found[stored_name(extra.name)] = attribute_value(extra.categories)
-    return found
+            categories[stored_name(extra.name)] = attribute_value(extra.categories)
+    return categories
 
 
 def stored_paths(extras: Sequence[Extra]) -> dict[str, str]:

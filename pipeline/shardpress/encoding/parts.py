@@ -11,7 +11,7 @@ from shardpress.hdf5.shard import Block, Shard
 from shardpress.result.records import Part, Range, in_order
 
 
-class Piece(NamedTuple):
+class PartRows(NamedTuple):
     """Rows of one shard in a part."""
 
     shard: str  # id of the shard
@@ -26,12 +26,12 @@ class PartSize(NamedTuple):
     step_rows: int
 
 
-def plan_parts(shards: Mapping[str, Shard], existing: Iterable[Part], size: PartSize) -> list[list[Piece]]:
+def plan_parts(shards: Mapping[str, Shard], existing: Iterable[Part], size: PartSize) -> list[list[PartRows]]:
     """Divide all rows that are in no existing part, in row order. Existing parts do not overlap.
 
     The shards are given by their ids, in the order of the rows.
     """
-    parts: list[list[Piece]] = []
+    parts: list[list[PartRows]] = []
     room = 0  # rows that the last part can still take
     for shard_id, start, stop in _gaps(shards, existing):
         while start < stop:
@@ -40,7 +40,7 @@ def plan_parts(shards: Mapping[str, Shard], existing: Iterable[Part], size: Part
                 parts.append([])
                 room = size.n_rows
                 continue
-            parts[-1].append(Piece(shard_id, Block(shards[shard_id], start, end)))
+            parts[-1].append(PartRows(shard_id, Block(shards[shard_id], start, end)))
             room -= end - start
             start = end
     return parts

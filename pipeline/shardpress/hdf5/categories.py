@@ -7,14 +7,13 @@ longer list is written as JSON, in one string of variable length, which has no s
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import h5py
 import numpy as np
 
 from shardpress.hdf5.child.find import attribute
 from shardpress.hdf5.limits import MOST_CATEGORIES
-from shardpress.hdf5.names import text
+from shardpress.hdf5.names import Category, text
 
 FORMAT = "shardpress-features/1"
 """Value of the attribute ``format`` of the files that contain features."""
@@ -24,7 +23,7 @@ _MOST_ARRAY = 60_000  # bytes of an array in an attribute; HDF5's limit of 64 Ki
 _MOST_JSON = 2**24  # bytes; all allowed categories fit, even if JSON escapes every character
 
 
-def attribute_value(categories: Sequence[Any]) -> np.ndarray | str:
+def attribute_value(categories: Sequence[Category]) -> np.ndarray | str:
     """Return the value of the attribute: an array, or JSON if the array would be too long.
 
     Strings become UTF-8 strings of a fixed length, which HDF5 stores identically in every file.
@@ -35,18 +34,18 @@ def attribute_value(categories: Sequence[Any]) -> np.ndarray | str:
     return json.dumps(array_of(categories).tolist())
 
 
-def _stored_array(categories: Sequence[Any]) -> np.ndarray:
+def _stored_array(categories: Sequence[Category]) -> np.ndarray:
     array = array_of(categories)
     if array.dtype.kind != "U":
         return array
-    texts = [each.encode("utf-8", "surrogateescape") for each in categories]
+    texts = [category.encode("utf-8", "surrogateescape") for category in array.tolist()]
     n_bytes = max([1, *map(len, texts)])
     return np.array(texts, h5py.string_dtype("utf-8", n_bytes))
 
 
-def array_of(categories: Sequence[Any]) -> np.ndarray:
+def array_of(categories: Sequence[Category]) -> np.ndarray:
     """Return categories as an array (n_categories,) of str, or of NumPy's dtype for their numbers."""
-    if all(isinstance(each, str) for each in categories):
+    if all(isinstance(category, str) for category in categories):
         return np.array(categories, dtype=str)
     return np.array(categories)
 
@@ -66,7 +65,7 @@ def _is_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
     return shape == () and string is not None and string.length is None
 
 
-def read_categories(dataset: h5py.h5d.DatasetID) -> list[Any] | None:
+def read_categories(dataset: h5py.h5d.DatasetID) -> list[Category] | None:
     """Return the categories in the attribute of a dataset, or None. Raise `ValueError` for invalid JSON."""
     value = attribute(dataset, ATTRIBUTE.encode(), _fits)
     if value is None:
@@ -74,8 +73,8 @@ def read_categories(dataset: h5py.h5d.DatasetID) -> list[Any] | None:
     if value.ndim == 0:
         return _parse(value.item())
     if value.dtype.kind == "S":
-        return [text(each) for each in value.tolist()]
-    values: list[Any] = value.tolist()
+        return [text(category) for category in value.tolist()]
+    values: list[Category] = value.tolist()
     return values
 
 
@@ -85,7 +84,7 @@ def _fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
     return len(shape) == 1 and shape[0] <= MOST_CATEGORIES and dtype.kind in "biufS" and dtype.itemsize <= _MOST_ARRAY
 
 
-def _parse(stored: bytes) -> list[Any]:
+def _parse(stored: bytes) -> list[Category]:
     if len(stored) > _MOST_JSON:
         raise ValueError(f"categories in {len(stored)} bytes of JSON, expected at most {_MOST_JSON}")
     values = json.loads(stored)

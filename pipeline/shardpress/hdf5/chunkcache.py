@@ -41,16 +41,16 @@ class _ChunkCache:
         fails, all of them raise the same error.
         """
         with self._lock:
-            found = self._chunks.get(key)
-            if found is None:
+            entry = self._chunks.get(key)
+            if entry is None:
                 future: Future[memoryview] = Future()
                 self._chunks[key] = future, n_bytes
                 self._n_bytes += n_bytes
                 self._drop()
             else:
                 self._chunks.move_to_end(key)
-        if found is not None:
-            return found[0].result()
+        if entry is not None:
+            return entry[0].result()
         return self._decompressed(key, future, decompress)
 
     def _decompressed(

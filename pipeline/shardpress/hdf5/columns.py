@@ -21,7 +21,7 @@ class Difference(NamedTuple):
     """First column that differs between two descriptions."""
 
     column: int
-    found: str
+    actual: str
     expected: str
 
 
@@ -53,12 +53,12 @@ class Columns:
     row_shape: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        found = []
+        words = []
         if self.names:
-            found.append(f"{quantity(len(self.names), 'name')} from {_cut(self.names_from)}")
+            words.append(f"{quantity(len(self.names), 'name')} from {_cut(self.names_from)}")
         if self.values is not None:
-            found.append(f"{quantity(len(self.values), 'number')} from {_cut(self.values_from)}")
-        return ", ".join(found) or "no names"
+            words.append(f"{quantity(len(self.values), 'number')} from {_cut(self.values_from)}")
+        return ", ".join(words) or "no names"
 
     @property
     def is_known(self) -> bool:
@@ -193,12 +193,12 @@ def _row_shape(sides: Any, n_inputs: int) -> tuple[int, ...]:
     return tuple(sides)
 
 
-def _first_name(found: tuple[str, ...], expected: tuple[str, ...]) -> Difference:
-    for column, (name, other) in enumerate(zip(found, expected, strict=False)):
+def _first_name(names: tuple[str, ...], expected: tuple[str, ...]) -> Difference:
+    for column, (name, other) in enumerate(zip(names, expected, strict=False)):
         if name != other:
             return Difference(column, _quoted(name), _quoted(other))
-    column = min(len(found), len(expected))
-    return Difference(column, _quoted_or_none(found, column), _quoted_or_none(expected, column))
+    column = min(len(names), len(expected))
+    return Difference(column, _quoted_or_none(names, column), _quoted_or_none(expected, column))
 
 
 def _quoted_or_none(names: tuple[str, ...], column: int) -> str:

@@ -89,11 +89,11 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
 
 
 def _check_unchanged(path: str, descriptor: int, identity: Identity) -> None:
-    found = Identity.of(descriptor)
-    _check_same(path, found, identity)
+    current = Identity.of(descriptor)
+    _check_same(path, current, identity)
     # Removing the last hard link also changes the ctime, but not the contents of the open file.
     is_removed = FILES.fstat(descriptor).st_nlink == 0
-    if found.ctime_ns != identity.ctime_ns and not is_removed:
+    if current.ctime_ns != identity.ctime_ns and not is_removed:
         raise OSError(errno.EAGAIN, "the file or its attributes changed while it was read")
 
 
@@ -173,10 +173,10 @@ def _check_regular(path: str, status: os.stat_result) -> None:
         raise NoInput(f"file={printable(path)}: not a regular file, expected an HDF5 file. Check the path.")
 
 
-def _check_same(path: str, found: Identity, expected: Identity) -> None:
-    if found != expected:
-        change = f"{found.size} bytes now"
-        if found.inode != expected.inode:
+def _check_same(path: str, current: Identity, expected: Identity) -> None:
+    if current != expected:
+        change = f"{current.size} bytes now"
+        if current.inode != expected.inode:
             change = "another file now"
         raise DataError(
             f"file={printable(path)}: changed during the run ({change}, {expected.size} bytes before), expected input "

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 from shardpress.hdf5.limits import MOST_CATEGORIES, MOST_PADDED
 
+Category = str | bool | int | float
+"""Meaning of a code."""
 PREFERRED = "X"
 """Default name of the dataset with the rows."""
 _VARIABLES = "var"
@@ -94,7 +95,7 @@ def observations_of(dataset: str) -> str:
 
 def is_requested(path: str, include: Sequence[str]) -> bool:
     """Return whether a path, or a group that contains it, is one of the paths that a user has given."""
-    return any(path == each or path.startswith(f"{each}/") for each in include)
+    return any(path == requested or path.startswith(f"{requested}/") for requested in include)
 
 
 def items_of(dataset: str) -> str | None:
@@ -135,7 +136,7 @@ def is_utf8(name: bytes) -> bool:
     return name.decode(errors="ignore").encode() == name
 
 
-def are_few(categories: Sequence[Any]) -> bool:
+def are_few(categories: Sequence[Category]) -> bool:
     """Return whether categories are few and short enough. Each part stores all of them, padded to one length."""
-    sizes = [len(each.encode("utf-8", "surrogateescape")) for each in categories if isinstance(each, str)]
+    sizes = [len(category.encode("utf-8", "surrogateescape")) for category in categories if isinstance(category, str)]
     return len(categories) <= MOST_CATEGORIES and len(sizes) * max(sizes, default=0) <= MOST_PADDED

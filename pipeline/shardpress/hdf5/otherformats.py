@@ -138,7 +138,7 @@ def _text_format(text: str, is_cut: bool) -> _Format:
     if is_cut and len(lines) > 1:
         del lines[-1]
     rows = [line for line in lines if line.strip() and not line.startswith("#")][:2]
-    separator = next((each for each in "\t;," if rows and each in rows[0]), None)
+    separator = next((mark for mark in "\t;," if rows and mark in rows[0]), None)
     table = [row.split(separator) for row in rows]
     if not table or not _is_table(table, separator is None):
         return _TEXT
@@ -169,19 +169,19 @@ def _is_number(word: str) -> bool:
 # -- words -------------------------------------------------------------------------------------------------------
 
 
-def _in_words(found: _Format, path: str) -> str:
-    if not found.command:
-        return found.words
+def _in_words(known: _Format, path: str) -> str:
+    if not known.command:
+        return known.words
     old = path.rstrip("/")
-    new = os.path.splitext(old)[0] + found.ending
+    new = os.path.splitext(old)[0] + known.ending
     if os.path.lexists(new):
         new = f"{old}.h5"
-    if found.command.startswith("import "):
-        code = found.command.format(old=_literal(old), new=_literal(new))
+    if known.command.startswith("import "):
+        code = known.command.format(old=_literal(old), new=_literal(new))
         command = f"python -c {shlex.quote(code)}"
     else:
-        command = found.command.format(old=_argument(old), new=_argument(new))
-    return f"{found.words} with `{printable(command)}`."
+        command = known.command.format(old=_argument(old), new=_argument(new))
+    return f"{known.words} with `{printable(command)}`."
 
 
 def _literal(path: str) -> str:

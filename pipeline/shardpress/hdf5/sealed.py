@@ -90,8 +90,8 @@ def has_footer(path: Path) -> bool:
 
 def digest_of(data: bytes) -> str:
     """Return the digest in the footer of a file whose content was checked."""
-    _, _, found = _FOOTER.unpack(data[-_FOOTER.size :])
-    return str(found.hex())
+    _, _, stored = _FOOTER.unpack(data[-_FOOTER.size :])
+    return str(stored.hex())
 
 
 def read_sealed(path: Path, where: str, is_foreign: bool) -> bytes:

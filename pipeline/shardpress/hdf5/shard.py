@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -19,11 +19,9 @@ from shardpress.hdf5.chunkcache import band_bytes
 from shardpress.hdf5.columns import NO_COLUMNS, Columns
 from shardpress.hdf5.files import Identity
 from shardpress.hdf5.layout import Layout
+from shardpress.hdf5.names import Category
 
 _NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
-
-FormName = Literal["dense", "columns", "sparse", "table"]
-"""Name of a class in `shardpress.hdf5.forms`."""
 
 _READ_AS = {
     "bool": "uint8",  # the fastest dtype to copy to a device
@@ -45,7 +43,7 @@ class Extra:
     # Path that a user has given: relative to the group of the rows if it is there, otherwise from the root (/obs/y).
     # Empty if the extra is next to the rows, under its name.
     path: str = ""
-    categories: tuple[Any, ...] | None = field(default=None, repr=False)  # meaning of each code
+    categories: tuple[Category, ...] | None = field(default=None, repr=False)  # meaning of each code
     # Code in the output for each code in the file. None if the values are not codes.
     codes: tuple[int, ...] | None = field(default=None, repr=False)
     mask: str | None = None  # name of the extra that marks the rows with a value, if some shards lack this one
@@ -65,7 +63,7 @@ class Extra:
         return str(value)
 
 
-def code_dtype(categories: tuple[Any, ...]) -> np.dtype:
+def code_dtype(categories: tuple[Category, ...]) -> np.dtype:
     """Return the smallest signed dtype for the codes of these categories and for -1."""
     return np.min_scalar_type(-max(1, len(categories)))
 
@@ -86,7 +84,7 @@ class Description:
     dataset: str  # path of the dataset with the rows
     shape: tuple[int, ...]  # number of rows, then any number of axes, which are flattened
     stored_dtype: str
-    form: FormName = "dense"
+    form: str = "dense"  # name of a form in `shardpress.hdf5.forms`
     is_transposed: bool = False  # True if the rows are along the last axis, or are the columns of a sparse matrix
     layouts: tuple[Layout, ...] = ()  # of the rows; three for sparse rows
     chunk_rows: int = 1  # rows that are cheapest to read together: those of one HDF5 chunk, or 1
@@ -109,7 +107,7 @@ class Shard:
     identity: Identity = _NO_FILE  # a different file is not read
     columns: Columns = field(default=NO_COLUMNS, compare=False, repr=False)  # of the model
     fill_value: float | None = None
-    form: FormName = "dense"
+    form: str = "dense"
     is_transposed: bool = False
     layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)

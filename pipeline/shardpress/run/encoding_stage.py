@@ -18,7 +18,7 @@ from shardpress.base.progress import Progress, activity
 from shardpress.cluster.executor import compute
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.encode import EncodeTask, encode_parts
-from shardpress.encoding.parts import PartSize, Piece, plan_parts, without_overlaps
+from shardpress.encoding.parts import PartRows, PartSize, plan_parts, without_overlaps
 from shardpress.encoding.storage import storage_of
 from shardpress.encoding.worker import IN_MEMORY, Encoders, EncodeSettings, serving
 from shardpress.hdf5.shard import Block
@@ -107,7 +107,7 @@ class EncodingStage:
         encoder = Encoders(self.fit.model)
         encoding = self.existing(context.earlier)
         n_missing = self.task.inputs.n_rows - encoding.n_rows
-        missing: list[list[Piece]] = []
+        missing: list[list[PartRows]] = []
         if n_missing:
             missing = plan_parts(self.task.by_id, encoding.parts, part_size(self.task, n_missing))
         context.state.features_key = self.key
@@ -141,7 +141,7 @@ class EncodingStage:
         )
 
     def sample(
-        self, encoder: RowEncoder, stretches: Sequence[scan_blocks.Piece], disk: Disk
+        self, encoder: RowEncoder, stretches: Sequence[scan_blocks.ScanBlock], disk: Disk
     ) -> tuple[Pace, list[Part]]:
         """Encode some rows on a disk that discards the files."""
         task = self.task
@@ -149,14 +149,14 @@ class EncodingStage:
             task = replace(task, settings=task.settings.changed(on_bad_data="skip"))
         n_rows = min(task.budget.part_rows, max(len(stretch.block) for stretch in stretches))
         settings = EncodingStage(replace(self.fit, task=task)).settings(n_rows, Path())
-        parts: list[list[Piece]] = []
+        parts: list[list[PartRows]] = []
         room = 0
         for stretch in stretches:
             for block in stretch.block.cut(n_rows):
                 if not parts or len(parts[-1]) == _LEAST_FILES or room < len(block):
                     parts.append([])
                     room = n_rows
-                parts[-1].append(Piece(task.request.shards[stretch.number].id, block))
+                parts[-1].append(PartRows(task.request.shards[stretch.number].id, block))
                 room -= len(block)
         _compile_encoder(encoder, self.fit, settings.row_error)
         with serving(settings, self.fit.model, encoder.encode_checked, disk, encoder.errors):
@@ -241,7 +241,7 @@ class EncodingStage:
         if reasons:
             raise damage_error(reasons, len(self.task.inputs.shards), None)
 
-    def _encode(self, context: RunContext, encoder: RowEncoder, missing: Sequence[Sequence[Piece]]) -> list[Part]:
+    def _encode(self, context: RunContext, encoder: RowEncoder, missing: Sequence[Sequence[PartRows]]) -> list[Part]:
         """Encode parts, and name each one in the journal as soon as it is written."""
         task = self.task
         if context.pool.is_local:

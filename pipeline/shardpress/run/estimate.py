@@ -14,7 +14,7 @@ from shardpress.cluster.threads import threads
 from shardpress.hdf5.shard import Shard
 from shardpress.model.device import seconds_compiling
 from shardpress.run.task import Task
-from shardpress.scan.blocks import Piece, pieces_of
+from shardpress.scan.blocks import ScanBlock, pieces_of
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ def reserved_seconds(encoding: float, n_inputs: int) -> float:
     return _ENCODING_MARGIN * encoding + 5 * finish_seconds(n_inputs) + 4
 
 
-def stretches(shards: Sequence[Shard], task: Task) -> list[Piece]:
+def stretches(shards: Sequence[Shard], task: Task) -> list[ScanBlock]:
     """Return a limited number of pieces of several blocks from all over the shards, in random order."""
     pieces = pieces_of(shards, _BLOCKS * task.budget.block_rows)
     order = np.random.default_rng(task.settings.training.seed).permutation(len(pieces))

@@ -35,7 +35,7 @@ from shardpress.run.scan_stage import ScanStage
 from shardpress.run.space import check_space
 from shardpress.run.task import Fit, Task
 from shardpress.run.training_stage import TrainingStage, training_bytes
-from shardpress.scan.blocks import Piece
+from shardpress.scan.blocks import ScanBlock
 from shardpress.settings.config import Config
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.damaged import UnusableFiles
@@ -273,7 +273,7 @@ class _PlannedRun:
         what = "verification of some rows, and a sample for the report"
         stages.append(StageEstimate("report", finish_seconds(task.inputs.n_inputs), what))
 
-    def _encoding(self, fit: Fit, stretches: Sequence[Piece]) -> StageEstimate:
+    def _encoding(self, fit: Fit, stretches: Sequence[ScanBlock]) -> StageEstimate:
         """Estimate the encoding from some rows. If they are compressed, they show how much space all rows need."""
         n_missing = fit.task.inputs.n_rows - self._n_encoded
         # Nothing is written to a disk that is nearly full, not even for a moment.

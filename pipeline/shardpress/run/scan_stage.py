@@ -22,7 +22,7 @@ from shardpress.run.modeling import scan_settings
 from shardpress.run.resume import EarlierResults
 from shardpress.run.task import Task
 from shardpress.scan import ranges
-from shardpress.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, scan_pieces, stats_of_unreadable
+from shardpress.scan.blocks import BlockStats, ScanBlock, ScanSettings, merge_stats, scan_pieces, stats_of_unreadable
 from shardpress.scan.ranges import Scan
 from shardpress.settings.kinds import n_allowed, sufficient_percentage
 
@@ -38,7 +38,7 @@ class _ScanSample:
 
     pace: Pace
     scan: Scan
-    stretches: list[Piece]  # the readable rows
+    stretches: list[ScanBlock]  # the readable rows
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class ScanStage:
         settings = replace(self._settings(), max_unreadable=len(shards))
         stride = ranges.stride_for(shards, self.task.fitted)
 
-        def scan_stretch(stretch: Piece) -> tuple[Piece, BlockStats]:
+        def scan_stretch(stretch: ScanBlock) -> tuple[ScanBlock, BlockStats]:
             pieces = [stretch._replace(block=block) for block in stretch.block.cut(budget.block_rows)]
             fitted = [piece.with_fitted(self.task.fitted) for piece in pieces]
             return stretch, scan_pieces(settings, stride, fitted)

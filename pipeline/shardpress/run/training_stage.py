@@ -32,7 +32,7 @@ from shardpress.run.modeling import about_training, trained_model
 from shardpress.run.resume import EarlierResults, step_of
 from shardpress.run.space import CHECKPOINTS_KEPT
 from shardpress.run.task import Task
-from shardpress.scan.blocks import Piece
+from shardpress.scan.blocks import ScanBlock
 from shardpress.scan.ranges import Scan, readable
 from shardpress.settings.kinds import time_in_words
 from shardpress.training.checkpoint import Checkpoint
@@ -103,7 +103,7 @@ class TrainingStage:
         for complaint in complaints(model.about, self.task.settings.training, model.network):
             log.warning("%s", complaint)
 
-    def sample(self, sizes: Sizes, stretches: Sequence[Piece], reading: Pace) -> _TrainingSample:
+    def sample(self, sizes: Sizes, stretches: Sequence[ScanBlock], reading: Pace) -> _TrainingSample:
         """Train for a moment on some of the rows that were scanned, which took the time `reading`.
 
         Raise `DataError` if too few rows are good.
@@ -239,7 +239,7 @@ def _model(training: Training, task: Task, scan: Scan, about: About) -> Model:
     return trained_model(training, scan.scaler, task.inputs.columns, conversion, about)
 
 
-def _with_some_rows(task: Task, scan: Scan, stretches: Sequence[Piece]) -> tuple[Task, Scan]:
+def _with_some_rows(task: Task, scan: Scan, stretches: Sequence[ScanBlock]) -> tuple[Task, Scan]:
     """Return a run on some rows of each stretch, and their scan. There are enough for the principal components."""
     n_each = -(-task.budget.max_sample_rows // len(stretches))
     shards = []

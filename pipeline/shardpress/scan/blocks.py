@@ -20,7 +20,7 @@ from shardpress.shards.rows import keep_chunks, read_in_pieces
 _NO_ROWS = np.empty(0, dtype=np.int64)
 
 
-class Piece(NamedTuple):
+class ScanBlock(NamedTuple):
     """A block of rows for a scan."""
 
     number: int  # of the shard in the input
@@ -28,7 +28,7 @@ class Piece(NamedTuple):
     block: Block
     is_fitted: np.ndarray | None = None  # mask (len(block),) of the rows to fit to. None: all rows
 
-    def with_fitted(self, fitted: np.ndarray | None) -> Piece:
+    def with_fitted(self, fitted: np.ndarray | None) -> ScanBlock:
         """Return the piece with its part of a mask (n_rows,) of all rows."""
         if fitted is None:
             return self
@@ -36,7 +36,7 @@ class Piece(NamedTuple):
         return self._replace(is_fitted=fitted[first : first + len(self.block)])
 
 
-class Pieces(tuple[Piece, ...]):
+class ScanTask(tuple[ScanBlock, ...]):
     """Consecutive pieces that one task scans."""
 
     def __str__(self) -> str:
@@ -47,12 +47,12 @@ class Pieces(tuple[Piece, ...]):
         return f"{first} to {last}"
 
 
-def pieces_of(shards: Sequence[Shard], block_rows: int) -> list[Piece]:
+def pieces_of(shards: Sequence[Shard], block_rows: int) -> list[ScanBlock]:
     """Return all rows as pieces of at most `block_rows` rows, in row order."""
     starts = first_rows(shards).tolist()
     pieces = []
     for number, shard in enumerate(shards):
-        pieces += [Piece(number, starts[number], block) for block in Block(shard, 0, shard.n_rows).cut(block_rows)]
+        pieces += [ScanBlock(number, starts[number], block) for block in Block(shard, 0, shard.n_rows).cut(block_rows)]
     return pieces
 
 
@@ -100,7 +100,7 @@ class BlockStats:
     damaged_extras: Mapping[int, str] = field(default_factory=dict)  # reasons by the number of the shard
 
 
-def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> BlockStats:
+def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[ScanBlock]) -> BlockStats:
     """Return the statistics of a task's pieces, with a sample of one row of each stratum of `stride` rows.
 
     If unreadable shards are tolerated, an unreadable block contributes only the reason of the failure.
@@ -116,8 +116,8 @@ def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) ->
         try:
             digest = None if isinstance(block.shard, ArrayShard) else Digest()  # no later run recognizes an array
             rows = settings.conversion.read(block, memory, digest)
-            found = _stats_of_rows(settings, stride, piece, rows)
-            stats.append(found if digest is None else replace(found, digests={piece.number: digest.value}))
+            of_block = _stats_of_rows(settings, stride, piece, rows)
+            stats.append(of_block if digest is None else replace(of_block, digests={piece.number: digest.value}))
             reason = _damage_of_extras(block) if settings.checks_extras else None
             if reason is not None:
                 stats[-1] = replace(stats[-1], damaged_extras={piece.number: reason})
@@ -155,36 +155,36 @@ def stats_of_unreadable(shards: Sequence[Shard], unreadable: Mapping[int, str]) 
 def merge_stats(stats: Sequence[BlockStats]) -> BlockStats:
     """Merge the statistics of blocks, which must be in row order."""
     return BlockStats(
-        n_rows=sum(each.n_rows for each in stats),
-        n_fitted=sum(each.n_fitted for each in stats),
-        minimum=np.minimum.reduce([each.minimum for each in stats]),
-        maximum=np.maximum.reduce([each.maximum for each in stats]),
-        bad_rows=np.sort(np.concatenate([each.bad_rows for each in stats])),
-        n_missing=np.sum([each.n_missing for each in stats], axis=0),
-        sample=np.concatenate([each.sample for each in stats]),
-        unreadable=_first_reasons([each.unreadable for each in stats]),
+        n_rows=sum(part.n_rows for part in stats),
+        n_fitted=sum(part.n_fitted for part in stats),
+        minimum=np.minimum.reduce([part.minimum for part in stats]),
+        maximum=np.maximum.reduce([part.maximum for part in stats]),
+        bad_rows=np.sort(np.concatenate([part.bad_rows for part in stats])),
+        n_missing=np.sum([part.n_missing for part in stats], axis=0),
+        sample=np.concatenate([part.sample for part in stats]),
+        unreadable=_first_reasons([part.unreadable for part in stats]),
         digests=_summed(stats),
-        damaged_extras=_first_reasons([each.damaged_extras for each in stats]),
+        damaged_extras=_first_reasons([part.damaged_extras for part in stats]),
     )
 
 
 def _summed(stats: Sequence[BlockStats]) -> dict[int, int]:
     digests: dict[int, Digest] = {}
-    for each in stats:
-        for number, value in each.digests.items():
+    for part in stats:
+        for number, value in part.digests.items():
             digests.setdefault(number, Digest()).add(value)
     return {number: digest.value for number, digest in digests.items()}
 
 
-def _first_reasons(found: Sequence[Mapping[int, str]]) -> dict[int, str]:
+def _first_reasons(all_reasons: Sequence[Mapping[int, str]]) -> dict[int, str]:
     reasons: dict[int, str] = {}
-    for each in found:
-        for number, reason in each.items():
+    for some_reasons in all_reasons:
+        for number, reason in some_reasons.items():
             reasons.setdefault(number, reason)
     return dict(sorted(reasons.items()))
 
 
-def _stats_of_rows(settings: ScanSettings, stride: int, piece: Piece, rows: np.ndarray) -> BlockStats:
+def _stats_of_rows(settings: ScanSettings, stride: int, piece: ScanBlock, rows: np.ndarray) -> BlockStats:
     first_row = piece.first_row + piece.block.start
     stored = piece.block.shard.stored_dtype
     bad = _NO_ROWS

@@ -56,13 +56,13 @@ def quantiles(sample: np.ndarray, q: float) -> np.ndarray:
 def _values_at(sample: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Sort each column, and return the values at `positions` (n, n_inputs). Process some columns at a time."""
     size = max(1, _SORTED_VALUES // len(sample))
-    found = []
+    values = []
     for start in range(0, sample.shape[1], size):
         columns = slice(start, start + size)
         # NumPy sorts NaN after all numbers.
         in_order = np.sort(sample[:, columns], axis=0)
-        found.append(np.take_along_axis(in_order, positions[:, columns], axis=0))
-    return np.concatenate(found, axis=1)
+        values.append(np.take_along_axis(in_order, positions[:, columns], axis=0))
+    return np.concatenate(values, axis=1)
 
 
 def means(sample: np.ndarray, scaler: Scaler) -> np.ndarray:

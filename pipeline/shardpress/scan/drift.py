@@ -14,12 +14,12 @@ MAX_LISTED_COLUMNS = 20
 """Largest number of columns outside the range to store in a range's record. A run can have thousands of records."""
 
 
-def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]:
+def farthest(columns: Iterable[Outside], most: int | None = None) -> list[Outside]:
     """Merge the summaries of each column, and return at most `most` summaries, the farthest first."""
     worst: dict[int, Outside] = {}
     n_values: Counter[int] = Counter()
     # Sort by all fields, so that the result does not depend on the order of the blocks.
-    for one in sorted(found, key=lambda one: (-one.distance, one)):
+    for one in sorted(columns, key=lambda one: (-one.distance, one)):
         worst.setdefault(one.column, one)
         n_values[one.column] += one.n_values
     columns = [one._replace(n_values=n_values[one.column]) for one in worst.values()]
@@ -42,7 +42,7 @@ def outside_of(rows: np.ndarray, trained_on: Scaler) -> list[Outside]:
 
 def _outside_columns(extremes: np.ndarray, n_outside: np.ndarray, trained_on: Scaler) -> list[Outside]:
     """Return the columns with values outside one end of the range, given the extreme value of each column."""
-    found = []
+    columns_outside = []
     for column in np.flatnonzero(n_outside).tolist():
         outside = Outside(
             column=column,
@@ -51,5 +51,5 @@ def _outside_columns(extremes: np.ndarray, n_outside: np.ndarray, trained_on: Sc
             high=float(trained_on.maximum[column]),
             n_values=int(n_outside[column]),
         )
-        found.append(outside)
-    return found
+        columns_outside.append(outside)
+    return columns_outside

@@ -62,7 +62,7 @@ _FEW = 3  # values of a tail, because a damaged row or two are none
 _SHORTER = 0.8  # ratio of the median tails after and before a logarithm that helps
 
 
-class Form(NamedTuple):
+class Appearance(NamedTuple):
     """Appearance of rows, and settings that suit such rows."""
 
     words: str  # after "the rows look like"
@@ -74,7 +74,7 @@ class Form(NamedTuple):
         return " ".join(words)
 
 
-_PACKED = Form(
+_PACKED = Appearance(
     "packed bits. Unpack them first, for example with np.unpackbits(X, axis=1): bytes say little about bits", {}
 )
 
@@ -98,7 +98,9 @@ def follow(config: Config, shards: Sequence[Shard], conversion: Conversion, fitt
     return config.changed(**{**prepared, **chosen})
 
 
-def form_of(config: Config, shards: Sequence[Shard], conversion: Conversion, fitted: np.ndarray | None) -> Form | None:
+def form_of(
+    config: Config, shards: Sequence[Shard], conversion: Conversion, fitted: np.ndarray | None
+) -> Appearance | None:
     """Return what the rows of a run look like, with the settings that suit them and are not given.
 
     None if the rows suggest nothing, or if all such settings are given.
@@ -112,7 +114,7 @@ def form_of(config: Config, shards: Sequence[Shard], conversion: Conversion, fit
         settings = {name: value for name, value in settings.items() if name not in _PREPARATION}
     if config.training.target is not None or config.network.output_layer == "hidden":
         settings.pop("hidden", None)
-    return Form(form.words, settings) if settings else None
+    return Appearance(form.words, settings) if settings else None
 
 
 def _is_open(config: Config, name: str) -> bool:
@@ -145,8 +147,8 @@ def _some_rows(
             is_missing = missing_entries(rows, config.bad_data.missing_value, block.shard.stored_dtype)
             rows = np.where(is_missing, np.nan, rows.astype(np.float64))
             good.append(np.delete(rows, bad_rows(rows, fills=config.bad_data.impute is not None), axis=0))
-    found = np.concatenate(good)
-    return found if 2 * len(found) >= n_read else found[:0]
+    rows = np.concatenate(good)
+    return rows if 2 * len(rows) >= n_read else rows[:0]
 
 
 def _places(shards: Sequence[Shard], fitted: np.ndarray | None, n_wanted: int) -> Iterator[tuple[Block, np.ndarray]]:
@@ -169,15 +171,15 @@ def _places(shards: Sequence[Shard], fitted: np.ndarray | None, n_wanted: int) -
 # -- rules -------------------------------------------------------------------------------------------------------------
 
 
-def _form_of_rows(rows: np.ndarray, shape: tuple[int, ...]) -> Form | None:
+def _form_of_rows(rows: np.ndarray, shape: tuple[int, ...]) -> Appearance | None:
     """Return what rows (n, n_columns), float64, look like, given the shape of a row; None if it suggests nothing."""
     if len(rows) < _MIN_ROWS or np.abs(rows).max(where=~np.isnan(rows), initial=0.0) >= _EXACT:
         return None
     with np.errstate(over="ignore", invalid="ignore"):  # of very large values
         if _are_spectra(rows, shape[-1]):
-            return Form("spectra of different brightness", {"row_scale": "median"})
+            return Appearance("spectra of different brightness", {"row_scale": "median"})
         if _are_flags(rows):
-            return Form("bits", {"scale": "range", "hidden": (), "code_activation": "linear"})
+            return Appearance("bits", {"scale": "range", "hidden": (), "code_activation": "linear"})
         if len(shape) > 1:  # the columns are not of one kind, or are pixels
             return None
         if _are_packed(rows):
@@ -187,9 +189,9 @@ def _form_of_rows(rows: np.ndarray, shape: tuple[int, ...]) -> Form | None:
         if _are_counts(rows):
             zeros = np.mean(rows == 0)
             words = f"counts (whole numbers, {100 * zeros:.0f} % zeros)"
-            return Form(words, {"row_scale": "total", "transform": "log1p"})
+            return Appearance(words, {"row_scale": "total", "transform": "log1p"})
         if _have_heavy_tails(rows):
-            return Form("numbers with heavy tails (a few are far larger than the others)", {"transform": "log1p"})
+            return Appearance("numbers with heavy tails (a few are far larger than the others)", {"transform": "log1p"})
     return None
 
 
@@ -277,7 +279,7 @@ def _are_spectra(rows: np.ndarray, n_channels: int) -> bool:
         return False
     segments = np.array_split(rows, max(_SEGMENTS, rows.shape[1] // n_channels), axis=1)
     brightness = [np.median(segment, axis=1) for segment in segments]
-    pairs = [_correlations(np.stack([each, medians], axis=1)) for each in brightness]
+    pairs = [_correlations(np.stack([values, medians], axis=1)) for values in brightness]
     return bool(np.min(pairs) >= _COMMON)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.hdf5.shard import Shard
-from shardpress.scan.blocks import Piece, ScanSettings, merge_stats, pieces_of, scan_pieces
+from shardpress.scan.blocks import ScanBlock, ScanSettings, merge_stats, pieces_of, scan_pieces
 from shardpress.scan.ranges import Scan, scan_from_stats, stride_for
 
 
@@ -35,11 +35,11 @@ def preview_rows(
     task = partial(scan_pieces, settings, stride_for(shards))
     tasks = [(task, [piece]) for piece in _random_pieces(shards, settings.block_rows, n_bytes)]
     with threads(n_threads) as pool:
-        stats = compute(tasks, pool, n_threads, lambda found: advance(found.n_rows))
+        stats = compute(tasks, pool, n_threads, lambda stats_of_task: advance(stats_of_task.n_rows))
     return scan_from_stats(merge_stats(stats), settings, shards)
 
 
-def _random_pieces(shards: Sequence[Shard], block_rows: int, n_bytes: int | None) -> list[Piece]:
+def _random_pieces(shards: Sequence[Shard], block_rows: int, n_bytes: int | None) -> list[ScanBlock]:
     """Return the pieces in row order."""
     pieces = pieces_of(shards, block_rows)
     if n_bytes is None:

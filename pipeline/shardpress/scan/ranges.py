@@ -19,8 +19,8 @@ from shardpress.model.scaler import Scaler, bad_entries
 from shardpress.result.facts import ScanFacts
 from shardpress.scan.blocks import (
     BlockStats,
-    Pieces,
     ScanSettings,
+    ScanTask,
     merge_stats,
     pieces_of,
     scan_pieces,
@@ -170,13 +170,13 @@ def scan(
     """
     known = stats_of_unreadable(shards, {})
     while True:  # at most twice, unless more files become unreadable
-        found = _stats_of_others(shards, settings, known, executor, n_at_once, advance, fitted)
-        if len(found.unreadable) == len(known.unreadable) and not found.damaged_extras:
-            return scan_from_stats(found, settings, shards, fitted)
+        stats = _stats_of_others(shards, settings, known, executor, n_at_once, advance, fitted)
+        if len(stats.unreadable) == len(known.unreadable) and not stats.damaged_extras:
+            return scan_from_stats(stats, settings, shards, fitted)
         # Check the limit before rows are read again, because that may take hours.
-        _check_damage(shards, found, settings.max_unreadable or 0)
-        known = stats_of_unreadable(shards, found.unreadable)
-        advance(known.n_rows - found.n_rows)  # count rows only once, although they are read again
+        _check_damage(shards, stats, settings.max_unreadable or 0)
+        known = stats_of_unreadable(shards, stats.unreadable)
+        advance(known.n_rows - stats.n_rows)  # count rows only once, although they are read again
 
 
 def _stats_of_others(
@@ -197,8 +197,8 @@ def _stats_of_others(
     if not tasks:  # no shard can be read
         return known
     n_small = _USUAL_BLOCKS // len(tasks[0][1])
-    found = reduce(tasks, merge_stats, executor, n_at_once, lambda done: advance(done.n_rows), n_small)
-    return merge_stats([known, found])
+    others = reduce(tasks, merge_stats, executor, n_at_once, lambda done: advance(done.n_rows), n_small)
+    return merge_stats([known, others])
 
 
 def _check_damage(shards: Sequence[Shard], stats: BlockStats, limit: int) -> None:
@@ -235,13 +235,13 @@ def n_fitted_rows(shards: Sequence[Shard], fitted: np.ndarray | None) -> int:
 
 def _pieces_of_tasks(
     shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str], fitted: np.ndarray | None
-) -> Iterator[Pieces]:
+) -> Iterator[ScanTask]:
     """Yield the pieces of each task in row order, without unreadable shards."""
     pieces = [piece.with_fitted(fitted) for piece in pieces_of(shards, block_rows) if piece.number not in unreadable]
     # A task has consecutive blocks, so that each file is read sequentially.
     n_per_task = _blocks_per_task(len(pieces))
     for start in range(0, len(pieces), n_per_task):
-        yield Pieces(pieces[start : start + n_per_task])
+        yield ScanTask(pieces[start : start + n_per_task])
 
 
 def _blocks_per_task(n_blocks: int) -> int:
@@ -279,10 +279,10 @@ def scan_from_stats(
 
 
 def _digests(stats: BlockStats, n_shards: int) -> tuple[str | None, ...]:
-    found: list[str | None] = [sum_of_digests([stats.digests.get(i, 0)]) for i in range(n_shards)]
+    sums: list[str | None] = [sum_of_digests([stats.digests.get(i, 0)]) for i in range(n_shards)]
     for i in stats.unreadable:
-        found[i] = None
-    return tuple(found)
+        sums[i] = None
+    return tuple(sums)
 
 
 def _with_scale(scan: Scan, scale: str, sample: np.ndarray) -> Scan:
@@ -338,9 +338,9 @@ def _fill(sample: np.ndarray, impute: str, scaler: Scaler, dtype: np.dtype) -> n
     """Return the fill value of each column, rounded to `dtype`."""
     low = scaler.minimum
     high = scaler.maximum
-    found = means(sample, scaler) if impute == "mean" else _medians(sample)
+    averages = means(sample, scaler) if impute == "mean" else _medians(sample)
     # Use the middle of the range for columns without a value in the sample.
-    known = np.where(np.isnan(found), low / 2 + high / 2, found)
+    known = np.where(np.isnan(averages), low / 2 + high / 2, averages)
     values = np.clip(known, low, high)
     if dtype.kind != "f":
         return np.rint(values)
@@ -372,7 +372,7 @@ def offset_for(dtype: np.dtype, scan_result: Scan) -> np.ndarray | None:
         return None
     offset = np.where(needs_offset, scan_result.minimum, 0.0)
     largest_integer = np.iinfo(dtype).max
-    rounded_up = np.array([int(each) > largest_integer for each in offset])
+    rounded_up = np.array([int(value) > largest_integer for value in offset])
     return np.where(rounded_up, np.nextafter(offset, 0), offset)
 
 

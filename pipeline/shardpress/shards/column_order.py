@@ -84,19 +84,19 @@ class ColumnCheck:
         self._count(file)
         self._extend(columns, file)
 
-    def _error(self, file: InputFile, found: Columns, difference: Difference) -> DataError:
-        is_name = bool(found.names) and found.names != self.columns.names and bool(self.columns.names)
+    def _error(self, file: InputFile, columns: Columns, difference: Difference) -> DataError:
+        is_name = bool(columns.names) and columns.names != self.columns.names and bool(self.columns.names)
         where = self._names_of if is_name else self._values_of
         return DataError(
-            f"{file}: column {difference.column} is {difference.found}, expected {difference.expected} as in {where}. "
-            f"{self._advice(found, is_name)}"
+            f"{file}: column {difference.column} is {difference.actual}, expected {difference.expected} as in {where}. "
+            f"{self._advice(columns, is_name)}"
         )
 
-    def _advice(self, found: Columns, is_name: bool) -> str:
+    def _advice(self, columns: Columns, is_name: bool) -> str:
         advice = "Give shards with the same columns in the same order"
         if not is_name:
             return f"{advice}, or skip the comparison with --match-columns ignore."
-        if sorted(found.names) == sorted(self.columns.names):
+        if sorted(columns.names) == sorted(self.columns.names):
             return f"Only the order of the names differs. {advice}, or reorder them with --match-columns name."
         return f"{advice}."
 
@@ -172,9 +172,9 @@ def _check_same_names(file: InputFile, expected: Sequence[str], where: str) -> N
     names = file.description.columns.names
     _check_unique(names, str(file))
     _check_unique(expected, where)
-    found = set(names)
-    missing = [name for name in expected if name not in found]
-    surplus = sorted(found.difference(expected))
+    own_names = set(names)
+    missing = [name for name in expected if name not in own_names]
+    surplus = sorted(own_names.difference(expected))
     if missing or surplus:
         raise DataError(
             f"{file}: {len(missing)} columns of {where} are missing ({_name_list(missing)}), and {len(surplus)} "

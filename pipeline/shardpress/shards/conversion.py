@@ -80,8 +80,8 @@ class Conversion:
         """Return the digest of rows, of which the first one begins a unit, with the errors of `read`."""
         digest = Digest()
         n_units = max(1, _DIGEST_BLOCK // max(1, block.shard.row_bytes) // digests.UNIT_ROWS)
-        for each in block.cut(n_units * digests.UNIT_ROWS):
-            Conversion(self.orders).read(each, None, digest)
+        for unit_block in block.cut(n_units * digests.UNIT_ROWS):
+            Conversion(self.orders).read(unit_block, None, digest)
         return str(digest)
 
 
@@ -101,7 +101,7 @@ def _integer_differences(raw: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """Subtract an offset (n_inputs,) from integers. Clip the differences to the range of int64, and return int64."""
     wide = np.dtype(np.uint64 if raw.dtype == np.uint64 else np.int64)
     raw = raw.astype(wide, copy=False)
-    offsets = np.array([int(each) for each in offset], dtype=wide)
+    offsets = np.array([int(value) for value in offset], dtype=wide)
     is_below = raw < offsets
     differences = (raw - offsets).view(np.int64)  # modulo 2**64
     # A difference with the wrong sign has wrapped around.

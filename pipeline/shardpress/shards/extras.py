@@ -18,7 +18,7 @@ import numpy as np
 from shardpress.base.errors import DataError, printable, quantity, short_list
 from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
-from shardpress.hdf5.names import A_GROUP, are_few, is_requested, normal, split
+from shardpress.hdf5.names import A_GROUP, Category, are_few, is_requested, normal, split
 from shardpress.hdf5.shard import Extra, LeftOut, Shard, code_dtype
 from shardpress.result.finished import RESERVED
 from shardpress.shards.vet import InputFile
@@ -49,7 +49,7 @@ def unify_extras(
     files: Sequence[InputFile],
     columns: Columns,
     include: Sequence[str],
-    categories: Mapping[str, Sequence[Any]],
+    categories: Mapping[str, Sequence[Category]],
 ) -> tuple[Shard, ...]:
     """Return the shards of files, which all have the same extras and the same `columns`.
 
@@ -67,7 +67,7 @@ def unify_extras(
 
 
 def common_extras(
-    candidates: Sequence[FileExtras], required: frozenset[str], categories: Mapping[str, Sequence[Any]]
+    candidates: Sequence[FileExtras], required: frozenset[str], categories: Mapping[str, Sequence[Category]]
 ) -> tuple[list[tuple[Extra, ...]], list[LeftOut]]:
     """Return the extras of each file, which are the same for all files, and those without a common dtype.
 
@@ -82,7 +82,7 @@ def common_extras(
 
 
 def _compare_extras(
-    candidates: Sequence[FileExtras], required: frozenset[str], categories: Mapping[str, Sequence[Any]]
+    candidates: Sequence[FileExtras], required: frozenset[str], categories: Mapping[str, Sequence[Category]]
 ) -> tuple[list[Extra], list[LeftOut]]:
     """Return the extras that every shard gets, and those without a common dtype."""
     holders = _holders_by_name(candidates)
@@ -135,7 +135,7 @@ def _kind(extra: Extra) -> object:
     return extra.dtype, repr(extra.dtype.metadata), extra.categories
 
 
-def _common_extra(name: str, kinds: Sequence[Extra], known: tuple[Any, ...]) -> Extra | None:
+def _common_extra(name: str, kinds: Sequence[Extra], known: tuple[Category, ...]) -> Extra | None:
     """Return an extra that can hold the values of extras of several kinds, or None.
 
     `known` categories keep their codes.
@@ -176,7 +176,7 @@ def in_words(extra: Extra) -> str:
     return f"codes of {len(extra.categories)} categories"
 
 
-def _union(all_categories: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
+def _union(all_categories: Sequence[tuple[Category, ...]]) -> tuple[Category, ...] | None:
     """Return all categories in the order of first use, or None if they are too many or mix texts and numbers."""
     union = tuple(dict.fromkeys(category for categories in all_categories for category in categories))
     are_mixed = len({isinstance(category, str) for category in union}) > 1
@@ -237,7 +237,7 @@ def _fitted_extras(candidate: FileExtras, common: Sequence[Extra]) -> Iterable[E
             yield Extra(expected.mask, np.dtype(bool), fill=extra is not None)
 
 
-def _codes_of(extra: Extra, categories: Sequence[Any] | None) -> tuple[int, ...] | None:
+def _codes_of(extra: Extra, categories: Sequence[Category] | None) -> tuple[int, ...] | None:
     """Return the position of each category of an extra in the common categories."""
     if categories is None:
         return None

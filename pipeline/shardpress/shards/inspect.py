@@ -111,8 +111,8 @@ def _missing(shard: Shard) -> tuple[str, ...]:
 def _left_out(shards: Sequence[Shard]) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for shard in shards:
-        for each in shard.left_out:
-            reasons.setdefault(shorten(each.name), shorten(each.reason))
+        for dataset in shard.left_out:
+            reasons.setdefault(shorten(dataset.name), shorten(dataset.reason))
     for name in _missing(shards[0]):
         reasons.setdefault(shorten(name), "missing in these files")
     return dict(islice(reasons.items(), MOST_LEFT_OUT))
@@ -155,7 +155,7 @@ def _datasets(path: Path) -> list[dict[str, Any]]:
         return ask("listed", descriptor, [], list[dict[str, Any]], where)
 
     try:
-        return [{"shape": None, **_printable_texts(each)} for each in read_structure(path, read)]
+        return [{"shape": None, **_printable_texts(dataset)} for dataset in read_structure(path, read)]
     except DataError:  # already reported
         return []
 
@@ -163,9 +163,9 @@ def _datasets(path: Path) -> list[dict[str, Any]]:
 def _printable_texts(claim: Any) -> Any:
     """Return the child's answer, or an item in it, with escaped texts."""
     if isinstance(claim, dict):
-        return {key: _printable_texts(each) for key, each in claim.items()}
+        return {key: _printable_texts(item) for key, item in claim.items()}
     if isinstance(claim, list):
-        return [_printable_texts(each) for each in claim]
+        return [_printable_texts(item) for item in claim]
     return printable(claim) if isinstance(claim, str) else claim
 
 

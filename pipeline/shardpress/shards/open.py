@@ -11,7 +11,6 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from shardpress.base import signals
 from shardpress.base.errors import DataError, printable, quantity, short_list
@@ -19,7 +18,7 @@ from shardpress.base.progress import Progress
 from shardpress.hdf5.child.ask import Refusal, retire
 from shardpress.hdf5.files import writers
 from shardpress.hdf5.forms.known import FORMS
-from shardpress.hdf5.names import PREFERRED
+from shardpress.hdf5.names import PREFERRED, Category
 from shardpress.hdf5.shard import Shard
 from shardpress.hdf5.values import file_digest
 from shardpress.settings.kinds import sufficient_percentage
@@ -81,7 +80,7 @@ def open_sources(
     on_bad_shard: Callable[[Path, DataError], object] | None,
     check: ColumnCheck,
     like: InputFile | None = None,
-    categories: Mapping[str, Sequence[Any]] | None = None,
+    categories: Mapping[str, Sequence[Category]] | None = None,
 ) -> tuple[Shard, ...]:
     """Vet files and describe the shards in the log, as `open_shards` does. Raise `DataError` if no file is left.
 

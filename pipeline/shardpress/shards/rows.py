@@ -165,7 +165,7 @@ def _salvage(
     """Return the values of an extra with the fill value in place of damaged ones. Report them, and clear `mask`."""
     layout = extra.layout
     assert layout is not None  # values that are not stored cannot be damaged
-    found = np.full(len(block), extra.resolved_fill, extra.dtype)
+    values = np.full(len(block), extra.resolved_fill, extra.dtype)
     n_lost = 0
     reasons = []
     # Only the values of damaged chunks are lost, independent of the start of the block.
@@ -174,7 +174,7 @@ def _salvage(
         check()
         place = slice(start - block.start, stop - block.start)
         try:
-            found[place] = _read_extra(Block(block.shard, start, stop), extra, warns)
+            values[place] = _read_extra(Block(block.shard, start, stop), extra, warns)
         except DataError as error:
             n_lost += stop - start
             reasons.append(str(error))
@@ -190,7 +190,7 @@ def _salvage(
             extra.fill_in_words,
             reasons[0],
         )
-    return found
+    return values
 
 
 def _read_extra(block: Block, extra: Extra, warns: bool) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from shardpress.base.errors import printable
+from shardpress.hdf5.names import Category
 from shardpress.hdf5.shard import Block, Extra, Shard
 from shardpress.settings.condition import Condition
 from shardpress.shards.rows import read_in_pieces
@@ -23,7 +24,7 @@ _ANSWERS = {"true": 1, "yes": 1, "1": 1, "false": 0, "no": 0, "0": 0}
 
 
 def fulfils(
-    condition: Condition, values: np.ndarray, categories: Sequence[Any] | np.ndarray | None = None
+    condition: Condition, values: np.ndarray, categories: Sequence[Category] | np.ndarray | None = None
 ) -> np.ndarray:
     """Return whether each value of an extra fulfils a condition, as booleans of shape (n,).
 
@@ -41,7 +42,7 @@ def fulfils(
     """
     if categories is None:
         return _compare(condition, values)
-    are_texts = any(isinstance(each, str | bytes) for each in categories)
+    are_texts = any(isinstance(category, str | bytes) for category in categories)
     of_category = _compare(condition, np.array(categories, dtype=object if are_texts else None))
     return np.asarray(np.append(of_category, False)[values])  # the last entry is that of the code -1
 

@@ -3,15 +3,15 @@
 Only short attributes are read. The pickles that pandas writes into some attributes are never read.
 """
 
-from typing import Any
-
 import h5py
 from h5py.h5f import FileID
+from h5py.h5g import GroupID
 
 from shardpress.base.errors import short_list
 from shardpress.hdf5.child.find import (
     LISTED,
     Dataset,
+    Item,
     Refused,
     is_stack,
     link_of,
@@ -21,7 +21,7 @@ from shardpress.hdf5.child.find import (
     objects,
     resolve,
 )
-from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, Rows
+from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, RowDatasets
 from shardpress.hdf5.forms.known import FORMS
 from shardpress.hdf5.forms.sparse import is_matlab_sparse
 from shardpress.hdf5.names import PREFERRED, items_of, split, text, under
@@ -32,7 +32,7 @@ _STACKED = "(rows of other files)"
 # -- searching ---------------------------------------------------------------------------------------------------
 
 
-def choose(root: FileID, orientation: str | None) -> tuple[str, Any, Any]:
+def choose(root: FileID, orientation: str | None) -> tuple[str, GroupID, Item]:
     """Return the path, the parent group and the object of ``X`` in the root group, or of the only candidate.
 
     Candidates are numeric datasets of rank 2 or more. In files without such datasets, tables and sparse matrices are
@@ -56,29 +56,29 @@ def choose(root: FileID, orientation: str | None) -> tuple[str, Any, Any]:
     raise _no_choice(candidates, listing(root))
 
 
-def _candidates_below(group: Any) -> dict[str, Candidate]:
-    found = {}
+def _candidates_below(group: GroupID) -> dict[str, Candidate]:
+    candidates = {}
     for name, item in objects(group):
         candidate = _candidate(item)
         if candidate is not None:
-            found[name] = candidate
-    return found
+            candidates[name] = candidate
+    return candidates
 
 
 def _no_choice(candidates: dict[str, Candidate], contents: str = "") -> Refused:
-    found = f"no candidate among {contents}"
+    choice = f"no candidate among {contents}"
     if candidates:
-        found = "candidates " + short_list((f"{name} {candidate}" for name, candidate in candidates.items()), LISTED)
+        choice = "candidates " + short_list((f"{name} {candidate}" for name, candidate in candidates.items()), LISTED)
     return Refused(
-        f"{found}, expected a dataset {PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Choose "
+        f"{choice}, expected a dataset {PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Choose "
         "one with --dataset."
     )
 
 
-def _candidate(item: Any) -> Candidate | None:
+def _candidate(item: Item) -> Candidate | None:
     if is_stack(item):  # checked first, because the only array stored in a detector file itself may be a pixel mask
         return Candidate(_STACKED)
-    return next((found for form in FORMS.values() if (found := form.candidate(item))), None)
+    return next((candidate for form in FORMS.values() if (candidate := form.candidate(item))), None)
 
 
 def _likely_candidates(candidates: dict[str, Candidate], orientation: str | None) -> list[str]:
@@ -107,7 +107,7 @@ def _may_be_meant(name: str, candidate: Candidate, wider: set[tuple[str, int]]) 
 # -- the rows at a path --------------------------------------------------------------------------------------------
 
 
-def find(name: str, parent: Any, item: Any, orientation: str | None) -> Rows:
+def find(name: str, parent: GroupID, item: Item, orientation: str | None) -> RowDatasets:
     """Return the rows in a dataset, a group with a sparse matrix, or a pandas frame, given the path and the parent.
 
     The rows are along the first axis, or along the last axis if the orientation is ``columns``.
@@ -131,7 +131,7 @@ def find(name: str, parent: Any, item: Any, orientation: str | None) -> Rows:
 # -- groups --------------------------------------------------------------------------------------------------------
 
 
-def _frame(group: Any, orientation: str | None) -> bytes | None:
+def _frame(group: GroupID, orientation: str | None) -> bytes | None:
     """Return the name of the dataset with the rows of a pandas frame: a table, or the only wide block of columns."""
     for name in (b"table", b"block0_values"):
         if name == b"block0_values" and group.links.exists(b"block1_values"):
@@ -143,7 +143,7 @@ def _frame(group: Any, orientation: str | None) -> bytes | None:
     return None
 
 
-def _no_rows_in_group(group: Any, name: str) -> str:
+def _no_rows_in_group(group: GroupID, name: str) -> str:
     candidates = _candidates_below(group)
     listed = short_list((f"{under(name, path)} {candidate}" for path, candidate in candidates.items()), LISTED)
     if group.links.exists(b"block1_values"):

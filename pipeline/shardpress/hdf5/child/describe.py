@@ -15,7 +15,7 @@ from shardpress.hdf5.child.find_extras import find_extras, find_named, find_row_
 from shardpress.hdf5.child.layouts import layout_of
 from shardpress.hdf5.child.places import check_apart
 from shardpress.hdf5.filters.codecs import FILTERS
-from shardpress.hdf5.forms.form import Rows
+from shardpress.hdf5.forms.form import RowDatasets
 from shardpress.hdf5.forms.table import index_of_table
 from shardpress.hdf5.limits import MOST_LEFT_OUT
 from shardpress.hdf5.names import normal, text
@@ -71,7 +71,9 @@ def describe(
     )
 
 
-def _extras(root: FileID, rows: Rows, include: Sequence[str], has_extras: bool) -> tuple[list[Extra], list[LeftOut]]:
+def _extras(
+    root: FileID, rows: RowDatasets, include: Sequence[str], has_extras: bool
+) -> tuple[list[Extra], list[LeftOut]]:
     extras: list[Extra] = []
     left_out: list[LeftOut] = []
     if has_extras:
@@ -108,22 +110,22 @@ def listed(root: FileID) -> list[dict[str, Any]]:
     file itself, ``what`` is empty, and ``shape``, ``dtype``, ``layout``, ``chunks``, ``filters`` and ``n_bytes`` (the
     size in the file) follow.
     """
-    found = _links_in_root(root)
+    items = _links_in_root(root)
     for name, item in objects(root):
-        if len(found) >= MOST_LEFT_OUT:
+        if len(items) >= MOST_LEFT_OUT:
             break
         if isinstance(item, Dataset):
-            found.append({"name": name[:_LONGEST], **_facts_of(item)})
-    return found[:MOST_LEFT_OUT]
+            items.append({"name": name[:_LONGEST], **_facts_of(item)})
+    return items[:MOST_LEFT_OUT]
 
 
 def _links_in_root(root: FileID) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    items: list[dict[str, Any]] = []
     for name in names_in(root):
         link = link_of(root, name)
         if link:
-            found.append({"name": text(name)[:_LONGEST], "what": link})
-    return found
+            items.append({"name": text(name)[:_LONGEST], "what": link})
+    return items
 
 
 def _facts_of(dataset: Dataset) -> dict[str, Any]:

@@ -11,11 +11,15 @@ from difflib import get_close_matches
 from functools import cached_property
 from itertools import islice
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
+from h5py._objects import ObjectID
 from h5py.h5f import FileID
+from h5py.h5g import GroupID
+from h5py.h5p import PropDCID
+from h5py.h5t import TypeID
 
 from shardpress.base.errors import short_list
 from shardpress.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
@@ -62,7 +66,7 @@ class Dataset:
         self.id = item
 
     @cached_property
-    def properties(self) -> Any:
+    def properties(self) -> PropDCID:
         """Properties with which the dataset was created."""
         return self.id.get_create_plist()
 
@@ -126,7 +130,11 @@ class Dataset:
         return h5py.Dataset(self.id)[...]
 
 
-def locate(root: FileID, name: str) -> tuple[Any, Any]:
+Item: TypeAlias = Dataset | GroupID | TypeID
+"""An object in a file: a dataset, a group, or a named type."""
+
+
+def locate(root: FileID, name: str) -> tuple[GroupID, Item]:
     """Return the parent group of an object, and the object. Raise `Refused` if the object does not exist."""
     parent, item = resolve(root, name)
     if item is None:
@@ -145,7 +153,7 @@ def _question(root: FileID, name: str) -> str:
     return f" Did you mean {paths[near[0]]}?" if near else ""
 
 
-def resolve(root: FileID, name: str) -> tuple[Any, Any]:
+def resolve(root: FileID, name: str) -> tuple[GroupID, Item | None]:
     """Return the parent group of an object, and the object. The object is None if it does not exist. Refuse links."""
     item = root
     parent = root
@@ -162,13 +170,13 @@ def resolve(root: FileID, name: str) -> tuple[Any, Any]:
     return parent, item
 
 
-def member(group: Any, name: bytes) -> Any:
+def member(group: GroupID, name: bytes) -> Item:
     """Return the object that a hard link of a group refers to: a `Dataset`, a GroupID or a TypeID."""
     item = h5py.h5o.open(group, name)
     return Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else item
 
 
-def own_dataset(group: Any, name: bytes) -> Dataset | None:
+def own_dataset(group: GroupID, name: bytes) -> Dataset | None:
     """Return the dataset with a name in a group. Return None for soft and external links, and for other objects."""
     if not isinstance(group, h5py.h5g.GroupID) or not group.links.exists(name) or link_of(group, name):
         return None
@@ -176,7 +184,7 @@ def own_dataset(group: Any, name: bytes) -> Dataset | None:
     return item if isinstance(item, Dataset) else None
 
 
-def attribute(item: Any, name: bytes, fits: Callable[[tuple[int, ...], np.dtype], bool]) -> np.ndarray | None:
+def attribute(item: ObjectID, name: bytes, fits: Callable[[tuple[int, ...], np.dtype], bool]) -> np.ndarray | None:
     """Return the value of an attribute, or None unless its shape and dtype fit: other ones may be pickles."""
     if not h5py.h5a.exists(item, name):
         return None
@@ -189,7 +197,7 @@ def attribute(item: Any, name: bytes, fits: Callable[[tuple[int, ...], np.dtype]
     return value
 
 
-def short_text(item: Any, name: bytes) -> str:
+def short_text(item: ObjectID, name: bytes) -> str:
     """Return the text in an attribute, or an empty one if it is not a single, short text."""
     value = attribute(item, name, _is_short_text)
     return "" if value is None else text(value.item())
@@ -199,7 +207,7 @@ def _is_short_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
     return shape == () and h5py.check_string_dtype(dtype) is not None and dtype.itemsize <= _SHORT
 
 
-def link_of(group: Any, part: bytes) -> str | None:
+def link_of(group: GroupID, part: bytes) -> str | None:
     """Describe a soft or external link by kind and target. Return None for hard links."""
     kind = group.links.get_info(part).type
     if kind == h5py.h5l.TYPE_HARD:
@@ -212,7 +220,7 @@ def link_of(group: Any, part: bytes) -> str | None:
     return f"a link of kind {kind} (not allowed)"
 
 
-def dtype_of(item: Any) -> np.dtype | None:
+def dtype_of(item: ObjectID) -> np.dtype | None:
     """Return the dtype of a dataset or an attribute, or None if NumPy has no such type."""
     try:
         return item.dtype
@@ -220,7 +228,7 @@ def dtype_of(item: Any) -> np.dtype | None:
         return None
 
 
-def is_stack(item: Any) -> bool:
+def is_stack(item: Item) -> bool:
     """Return whether an object refers to rows in other files: external links in a group, or a virtual dataset."""
     if isinstance(item, h5py.h5g.GroupID):
         return bool(_first_names(item, 0, most_entries(item), h5py.h5l.TYPE_EXTERNAL))
@@ -230,12 +238,12 @@ def is_stack(item: Any) -> bool:
 # -- searching ---------------------------------------------------------------------------------------------------
 
 
-def objects(root: Any) -> Iterator[tuple[str, Any]]:
+def objects(root: GroupID) -> Iterator[tuple[str, Item]]:
     """Yield the path and the object of each object below a group, depth first. Skip internal groups and repetitions."""
     seen = {_identity(root)}  # a group may contain itself or its parents
     n_names = 1
 
-    def below(group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
+    def below(group: GroupID, prefix: bytes, depth: int) -> Iterator[tuple[str, Item]]:
         nonlocal n_names
         names = names_in(group, n_names)
         n_names += len(names)  # total over all groups, because forged groups may share one list of names
@@ -257,12 +265,12 @@ def objects(root: Any) -> Iterator[tuple[str, Any]]:
     return below(root, b"", 1)
 
 
-def _is_internal(name: bytes, group: Any) -> bool:
+def _is_internal(name: bytes, group: GroupID) -> bool:
     """Return whether a group contains no rows: one of PyTables, or that of a result or a model."""
     return name.startswith(_INTERNAL) or (name == GROUP and h5py.h5a.exists(group, b"format"))
 
 
-def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
+def names_in(group: GroupID, n_seen: int = 0) -> list[bytes]:
     """Return the names in a group, in order. The limits include `n_seen` names of other groups."""
     most_links = most_entries(group)
     names = _first_names(group, MOST_OBJECTS - n_seen, most_links)
@@ -274,7 +282,7 @@ def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
     return names
 
 
-def _first_names(group: Any, most: int, most_links: int, kind: int | None = None) -> list[bytes]:
+def _first_names(group: GroupID, most: int, most_links: int, kind: int | None = None) -> list[bytes]:
     """Return the first `most` + 1 names of links in a group, in order. `kind` selects one kind of links."""
     names: list[bytes] = []
     n_links = 0
@@ -294,16 +302,16 @@ def _first_names(group: Any, most: int, most_links: int, kind: int | None = None
     return names
 
 
-def most_entries(item: Any) -> int:
+def most_entries(item: ObjectID) -> int:
     """Return the number of links or chunks that fit into the file. A longer index must list the same bytes twice."""
     return int(h5py.h5i.get_file_id(item).get_filesize()) // _LEAST_ENTRY_BYTES
 
 
-def _identity(item: Any) -> tuple[Any, Any]:
+def _identity(item: Item) -> tuple[object, object]:
     """Return the file number and the address of an open object, which together identify it."""
     # h5py.h5o.get_info also adds up the sizes of all index nodes, and never returns if the nodes form a cycle.
-    found = h5py.h5g.get_objinfo(item.id if isinstance(item, Dataset) else item, b".")
-    return found.fileno, found.objno
+    info = h5py.h5g.get_objinfo(item.id if isinstance(item, Dataset) else item, b".")
+    return info.fileno, info.objno
 
 
 def listing(root: FileID) -> str:

@@ -16,7 +16,7 @@ from shardpress.hdf5.child.find import Dataset, Refused, attribute, member, own_
 from shardpress.hdf5.child.find_extras import index_of, is_netcdf_dimension, masked_values, name_of_scale
 from shardpress.hdf5.child.layouts import layout_of
 from shardpress.hdf5.columns import Columns
-from shardpress.hdf5.forms.form import Rows
+from shardpress.hdf5.forms.form import RowDatasets
 from shardpress.hdf5.forms.table import numbers_of
 from shardpress.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_NAMES
 from shardpress.hdf5.names import (
@@ -38,7 +38,7 @@ _Values = tuple[str, np.ndarray]
 """Source of the coordinate, and the values."""
 
 
-def find_columns(root: FileID, rows: Rows) -> Columns:
+def find_columns(root: FileID, rows: RowDatasets) -> Columns:
     """Return the names of the columns and the coordinate, or the reason why they are not used."""
     n_inputs = prod(rows.shape[1:])
     notes: list[str] = []
@@ -50,29 +50,29 @@ def find_columns(root: FileID, rows: Rows) -> Columns:
 
 
 def _first_usable(
-    sources: Sequence[Callable[[FileID, Rows, int], Any]],
+    sources: Sequence[Callable[[FileID, RowDatasets, int], Any]],
     root: FileID,
-    rows: Rows,
+    rows: RowDatasets,
     n_inputs: int,
     notes: list[str],
 ) -> Any:
     """Return the result of the first usable source, and note why earlier sources cannot be used."""
     for source in sources:
         try:
-            found = source(root, rows, n_inputs)
+            pair = source(root, rows, n_inputs)
         except Exception as error:
             place = f"{error.dataset}: " if isinstance(error, Refused) and error.dataset else ""
             notes.append(place + reason_of(error))
             continue
-        if found is not None:
-            return found
+        if pair is not None:
+            return pair
     return None
 
 
 # -- names -------------------------------------------------------------------------------------------------------
 
 
-def _attribute_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
+def _attribute_names(root: FileID, rows: RowDatasets, n_inputs: int) -> _Names | None:
     """Return the names in the attribute `columns`. Other attributes are not read, because there may be many."""
 
     def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
@@ -88,7 +88,7 @@ def _attribute_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
     return None
 
 
-def _objects_with_attributes(rows: Rows) -> list[Any]:
+def _objects_with_attributes(rows: RowDatasets) -> list[Any]:
     """Return the objects whose attributes may name columns: the rows, or the group and values of a sparse matrix."""
     values = rows.parts[0][1].id
     if rows.form.name != "sparse":
@@ -96,7 +96,7 @@ def _objects_with_attributes(rows: Rows) -> list[Any]:
     return [member(rows.parent, parts_of(rows.name)[-1]), values]
 
 
-def _variable_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
+def _variable_names(root: FileID, rows: RowDatasets, n_inputs: int) -> _Names | None:
     """Return the names in AnnData's `var`: a table, or a group whose attribute `_index` names the dataset.
 
     If the matrix is transposed, its columns are named in `obs`.
@@ -130,7 +130,7 @@ def _table_names(table: Dataset, path: str, n_inputs: int) -> _Names | None:
     return path, _checked_names(h5py.Dataset(table.id).fields("index")[...].tolist(), path)
 
 
-def _block_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
+def _block_names(root: FileID, rows: RowDatasets, n_inputs: int) -> _Names | None:
     """Return the column names of a block of a pandas frame in fixed format. Integer names are converted to strings."""
     path = items_of(rows.name)
     if path is None:
@@ -145,7 +145,7 @@ def _block_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
     return None
 
 
-def _scale_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
+def _scale_names(root: FileID, rows: RowDatasets, n_inputs: int) -> _Names | None:
     """Return the names in a dimension scale of strings along the columns."""
     scale = _scale_of_columns(rows)
     if scale is None or not scale.is_text:
@@ -154,7 +154,7 @@ def _scale_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
     return f"dimension scale {name}", _texts(scale, name, n_inputs)
 
 
-def _field_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
+def _field_names(root: FileID, rows: RowDatasets, n_inputs: int) -> _Names | None:
     """Return the names of the fields of a table, unless a field holds several numbers."""
     record = rows.parts[0][1].dtype
     numbers = None if rows.form.name != "table" or record is None else numbers_of(record)
@@ -169,7 +169,7 @@ _NAMES = [_attribute_names, _variable_names, _block_names, _scale_names, _field_
 # -- numbers -----------------------------------------------------------------------------------------------------
 
 
-def _scale_values(root: FileID, rows: Rows, n_inputs: int) -> _Values | None:
+def _scale_values(root: FileID, rows: RowDatasets, n_inputs: int) -> _Values | None:
     """Return the numbers in a dimension scale along the columns. netCDF stores coordinate variables this way."""
     scale = _scale_of_columns(rows)
     if scale is None or not _is_number(scale):
@@ -178,7 +178,7 @@ def _scale_values(root: FileID, rows: Rows, n_inputs: int) -> _Values | None:
     return name, _numbers(scale, name, n_inputs).astype(np.float64)
 
 
-def _coordinate_values(root: FileID, rows: Rows, n_inputs: int) -> _Values | None:
+def _coordinate_values(root: FileID, rows: RowDatasets, n_inputs: int) -> _Values | None:
     """Return the numbers in a dataset next to the rows that has the name of a physical coordinate."""
     for name in rows.names_around:
         if not is_coordinate(text(name)):
@@ -195,7 +195,7 @@ def _coordinate_values(root: FileID, rows: Rows, n_inputs: int) -> _Values | Non
 # -- dimension scales --------------------------------------------------------------------------------------------
 
 
-def _scale_of_columns(rows: Rows) -> Dataset | None:
+def _scale_of_columns(rows: RowDatasets) -> Dataset | None:
     """Return the dimension scale along the columns, if there is one and the rows are a matrix."""
     dataset = rows.parts[0][1]
     if rows.form.name not in ("dense", "columns") or len(dataset.shape or ()) != 2:
@@ -213,14 +213,14 @@ def _scale_of_columns(rows: Rows) -> Dataset | None:
 
 
 def _first_scale(dataset: Dataset, axis: int) -> Dataset:
-    found: list[Any] = []
+    scales: list[Any] = []
 
     def take(scale: Any) -> bool:
-        found.append(scale)
+        scales.append(scale)
         return True  # ends the iteration, because a forged file may list any number of scales
 
     h5py.h5ds.iterate(dataset.id, axis, take, 0)
-    return Dataset(found[0])
+    return Dataset(scales[0])
 
 
 def _scale_name(scale: Dataset) -> str:
@@ -267,10 +267,10 @@ def _check_sizes(n: int, n_bytes: int, n_inputs: int, path: str) -> None:
         )
 
 
-def _checked_names(names: Sequence[Any], path: str) -> list[str]:
-    found = [text(name) if isinstance(name, bytes) else str(name) for name in names]
-    sizes = [len(name.encode("utf-8", "surrogateescape")) for name in found]
+def _checked_names(names: Sequence[object], path: str) -> list[str]:
+    texts = [text(name) if isinstance(name, bytes) else str(name) for name in names]
+    sizes = [len(name.encode("utf-8", "surrogateescape")) for name in texts]
     longest = max(sizes, default=0)
     if longest > LONGEST_COLUMN_NAME or sum(sizes) > ANSWER_BYTES:
         raise Refused(f"a name of {longest} bytes, expected at most {LONGEST_COLUMN_NAME}", path)
-    return found
+    return texts

@@ -7,10 +7,12 @@ from typing import Any
 import h5py
 import numpy as np
 from h5py.h5f import FileID
+from h5py.h5g import GroupID
 
 from shardpress.hdf5.categories import holds_features, read_categories
 from shardpress.hdf5.child.find import (
     Dataset,
+    Item,
     Refused,
     link_of,
     listing,
@@ -23,7 +25,7 @@ from shardpress.hdf5.child.find import (
 )
 from shardpress.hdf5.child.layouts import layout_of
 from shardpress.hdf5.child.places import max_decompressed
-from shardpress.hdf5.forms.form import Rows
+from shardpress.hdf5.forms.form import RowDatasets
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import (
     LONGEST_COLUMN_NAME,
@@ -40,6 +42,7 @@ from shardpress.hdf5.names import (
     CATEGORIES,
     NOT_UTF8,
     ROW_NAMES,
+    Category,
     are_few,
     has_one_for_each_row,
     is_requested,
@@ -65,7 +68,7 @@ class _Unexpected(Refused):
     """Raised for an object that no user would expect as an extra. An empty message is not reported."""
 
 
-def find_extras(rows: Rows) -> tuple[list[Extra], list[LeftOut]]:
+def find_extras(rows: RowDatasets) -> tuple[list[Extra], list[LeftOut]]:
     """Return the extras in the group of the rows, and the objects that are left out."""
     extras: list[Extra] = []
     left_out: list[LeftOut] = []
@@ -95,7 +98,7 @@ def _leave_out(left_out: list[LeftOut], name: bytes, error: Exception) -> None:
         left_out.append(LeftOut(text(name), reason, is_missed=not isinstance(error, _Unexpected)))
 
 
-def _extra_at(layout: Layout, name: str, categories: list[Any] | None, is_named: bool) -> Extra:
+def _extra_at(layout: Layout, name: str, categories: list[Category] | None, is_named: bool) -> Extra:
     """Return an extra with the values at a layout. `categories` give the meaning of codes."""
     if categories is None or layout.dtype.kind not in "iu":
         is_long_text = layout.dtype.kind == "S" and layout.dtype.itemsize > LONGEST_TEXT
@@ -104,7 +107,7 @@ def _extra_at(layout: Layout, name: str, categories: list[Any] | None, is_named:
     return Extra(name, code_dtype(codes), layout, fill=-1, is_named=is_named, categories=tuple(categories), codes=codes)
 
 
-def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> Dataset:
+def _extra_in(parent: GroupID, name: bytes, shape: tuple[int, ...]) -> Dataset:
     link = link_of(parent, name)
     if link:
         raise Refused(link)
@@ -118,7 +121,7 @@ def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> Dataset:
     return item
 
 
-def _check_frame(parent: Any, name: bytes, dataset: Dataset) -> None:
+def _check_frame(parent: GroupID, name: bytes, dataset: Dataset) -> None:
     """Refuse names of columns, and pickles, in a pandas frame in fixed format."""
     is_block = name.endswith(b"_values")
     is_about_columns = name == b"axis0" or name.endswith(b"_items")
@@ -130,7 +133,7 @@ def _check_frame(parent: Any, name: bytes, dataset: Dataset) -> None:
         raise Refused("pickled objects, which are never opened; write strings next to the rows")
 
 
-def _column_of_frame(parent: Any, block: bytes, used: set[str]) -> str | None:
+def _column_of_frame(parent: GroupID, block: bytes, used: set[str]) -> str | None:
     """Return the name of the only column of a block of a pandas frame, or None if the name cannot be used."""
     path = items_of(text(block)) or ""
     items = own_dataset(parent, path.encode()) if path else None
@@ -206,7 +209,7 @@ def find_named(
     return extras, left_out
 
 
-def _is_column(group: Any) -> bool:
+def _is_column(group: GroupID) -> bool:
     """Return whether a group is one column of AnnData: codes and categories, or values and a mask."""
     return any(
         all(group.links.exists(part) for part in parts) for parts in ((b"codes", b"categories"), (b"values", b"mask"))
@@ -214,7 +217,7 @@ def _is_column(group: Any) -> bool:
 
 
 def _extras_of_group(
-    group: Any, path: str, shape: tuple[int, ...], used: set[str], left_out: list[LeftOut]
+    group: GroupID, path: str, shape: tuple[int, ...], used: set[str], left_out: list[LeftOut]
 ) -> list[Extra]:
     """Return the extras in a group that a user has given, except for those `used`. Append to `used` and `left_out`."""
     extras: list[Extra] = []
@@ -236,7 +239,7 @@ def _extras_of_group(
         if text(name) == index:
             extra = replace(extra, name=f"{path}/{ROW_NAMES}")
         extras.append(extra)
-    if not extras and not any(is_requested(each, [path]) for each in used):
+    if not extras and not any(is_requested(used_path, [path]) for used_path in used):
         raise Refused("a group without a dataset with one value for each row, or a categorical", path)
     return extras
 
@@ -246,7 +249,7 @@ def place_of(extra: Extra) -> str:
     return "" if extra.layout is None else normal(extra.layout.name)
 
 
-def _member(group: Any, name: bytes, path: str, shape: tuple[int, ...]) -> Extra:
+def _member(group: GroupID, name: bytes, path: str, shape: tuple[int, ...]) -> Extra:
     link = link_of(group, name)
     if link:
         raise Refused(link)
@@ -258,7 +261,7 @@ def _member(group: Any, name: bytes, path: str, shape: tuple[int, ...]) -> Extra
     return _named_extra(group, item, path, shape)
 
 
-def find_row_names(root: FileID, rows: Rows, used: set[str]) -> list[Extra]:
+def find_row_names(root: FileID, rows: RowDatasets, used: set[str]) -> list[Extra]:
     """Return the names of the rows in AnnData's group `obs` as an extra, unless they are at one of the paths `used`.
 
     If the matrix is transposed, its rows are named in `var`. No user has requested the names, so nothing is reported if
@@ -279,13 +282,13 @@ def find_row_names(root: FileID, rows: Rows, used: set[str]) -> list[Extra]:
     return [replace(extra, name=under(place, ROW_NAMES))]
 
 
-def index_of(group: Any) -> str | None:
+def index_of(group: GroupID) -> str | None:
     """Return the name of the dataset that is the index of a group."""
     name = short_text(group, b"_index")
-    return name or next((each for each in ("_index", "index") if group.links.exists(each.encode())), None)
+    return name or next((index for index in ("_index", "index") if group.links.exists(index.encode())), None)
 
 
-def _named_extra(parent: Any, item: Any, path: str, shape: tuple[int, ...]) -> Extra:
+def _named_extra(parent: GroupID, item: Item, path: str, shape: tuple[int, ...]) -> Extra:
     dataset, where, categories = _values(parent, item, path, shape[0])
     try:
         _check(dataset, shape)
@@ -294,7 +297,7 @@ def _named_extra(parent: Any, item: Any, path: str, shape: tuple[int, ...]) -> E
     return _extra_at(layout_of(dataset, where), path, categories, is_named=True)
 
 
-def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[Dataset, str, list[Any] | None]:
+def _values(parent: GroupID, item: Item, path: str, n_rows: int) -> tuple[Dataset, str, list[Category] | None]:
     """Return the dataset with one value for each row, the path, and the categories if the values are codes."""
     if isinstance(item, Dataset):
         return item, path, _categories_of(parent, item, parts_of(path)[-1], path)
@@ -305,7 +308,7 @@ def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[Dataset, st
     return masked_values(item, path, n_rows), f"{path}/values", None
 
 
-def masked_values(group: Any, path: str, n: int) -> Dataset:
+def masked_values(group: GroupID, path: str, n: int) -> Dataset:
     """Return the `n` values of a group with values and a mask. Refuse the group if the mask hides some values."""
     values = own_dataset(group, b"values")
     mask = own_dataset(group, b"mask")
@@ -331,7 +334,7 @@ def _count_set(mask: Dataset, path: str, n: int) -> int:
     return sum(int(np.count_nonzero(values[start : start + _AT_ONCE])) for start in range(0, n, _AT_ONCE))
 
 
-def _categories_of(parent: Any, dataset: Dataset, name: bytes, path: str) -> list[Any] | None:
+def _categories_of(parent: GroupID, dataset: Dataset, name: bytes, path: str) -> list[Category] | None:
     """Return the categories of a dataset, or None if it has none.
 
     They are in the dataset's attribute in features of shardpress, or in the group `__categories` next to the dataset.
@@ -350,21 +353,22 @@ def _categories_of(parent: Any, dataset: Dataset, name: bytes, path: str) -> lis
     return _categories(neighbour, sibling(path, f"{CATEGORIES}/{text(name)}"))
 
 
-def _categories(dataset: Dataset, path: str) -> list[Any]:
+def _categories(dataset: Dataset, path: str) -> list[Category]:
     stored = _check_categories(dataset, path)
     layout_of(dataset, path)  # refuses unreadable datasets: unwritten, unknown filters, large chunks
-    categories: list[Any] = dataset.read().tolist()
+    values = dataset.read().tolist()
     if dataset.is_text:
-        if sum(map(len, categories)) > MOST_WORDS:
+        if sum(map(len, values)) > MOST_WORDS:
             raise Refused(f"categories with more than {MOST_WORDS} bytes in total, expected fewer", path)
-        categories = [text(each) for each in categories]
-    elif stored.kind == "u" and max(categories, default=0) >= _MOST_NUMBER:
-        raise Refused(f"category {max(categories)}, expected numbers below {_MOST_NUMBER}", path)
+        values = list(map(text, values))
+    elif stored.kind == "u" and max(values, default=0) >= _MOST_NUMBER:
+        raise Refused(f"category {max(values)}, expected numbers below {_MOST_NUMBER}", path)
+    categories: list[Category] = values
     _check_size(categories, path)
     return categories
 
 
-def _check_size(categories: list[Any], path: str) -> None:
+def _check_size(categories: list[Category], path: str) -> None:
     if not are_few(categories):
         raise Refused(f"categories that take more than {MOST_PADDED} bytes when padded to the longest one", path)
 

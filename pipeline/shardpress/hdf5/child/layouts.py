@@ -7,6 +7,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py.h5p import PropDCID
 
 from shardpress.hdf5.child.find import Dataset, Refused, most_entries
 from shardpress.hdf5.child.places import check_place
@@ -81,7 +82,7 @@ def _remedy(code: int, is_readable: bool) -> str:
     return f"needs a package that is not installed. Run: pip install {package}"
 
 
-def filters_of(properties: Any) -> Filters:
+def filters_of(properties: PropDCID) -> Filters:
     """Return the codes and parameters of a dataset's filters."""
     filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
     return tuple((code, tuple(values)) for code, _flags, values, _label in filters)
@@ -190,7 +191,7 @@ def _has_usual_order(dataset: Dataset) -> bool:
     return len(unlimited) != 1 or unlimited[0] == 0
 
 
-def has_unfiltered_edges(properties: Any) -> bool:
+def has_unfiltered_edges(properties: PropDCID) -> bool:
     """Return whether chunks that extend beyond the edge of the dataset are stored without filters."""
     options = ctypes.c_uint(0)
     if _get_chunk_options(properties.id, ctypes.byref(options)) < 0:

@@ -52,9 +52,9 @@ def unpacked(message: bytearray, kind: type[T]) -> T | Failure:
     Arrays share the memory of the message.
     """
     offset = message.index(b"\n") + 1
-    found = json.loads(message[:offset])
+    head = json.loads(message[:offset])
     arrays = []
-    for code, shape in found["arrays"]:
+    for code, shape in head["arrays"]:
         if code not in _DTYPES:
             raise ValueError(f"unexpected dtype {code} of an array")
         arrays.append(np.frombuffer(message, code, prod(shape), offset).reshape(shape))
@@ -65,9 +65,9 @@ def unpacked(message: bytearray, kind: type[T]) -> T | Failure:
             return _dtype_of(value)
         return arrays[value]
 
-    if "failure" in found:
-        return msgspec.convert(found["failure"], Failure)
-    return msgspec.convert(found["answer"], kind, dec_hook=value_of)
+    if "failure" in head:
+        return msgspec.convert(head["failure"], Failure)
+    return msgspec.convert(head["answer"], kind, dec_hook=value_of)
 
 
 def _code_of(dtype: np.dtype) -> str:

@@ -28,7 +28,7 @@ def values(root: FileID, name: str, start: int, stop: int, axis: int, n_texts: i
         if dataset.chunks:
             _check_chunks_with_texts(dataset, start, stop, axis)
         texts = _texts(dataset, name, start, stop, axis, n_texts)
-        lengths = np.array([len(each) for each in texts], dtype=np.int64)
+        lengths = np.array([len(one_text) for one_text in texts], dtype=np.int64)
         return len(texts), [lengths, np.frombuffer(b"".join(texts), dtype=np.uint8)]
     row_bytes = max(1, prod(dataset.shape) // dataset.shape[axis] * dataset.dtype.itemsize)
     n_rows = max(1, ANSWER_BYTES // row_bytes)
@@ -78,10 +78,10 @@ def chunks(root: FileID, name: str, cells: Sequence[Sequence[int]]) -> list[np.n
 
 
 def _located(root: FileID, name: str) -> h5py.Dataset:
-    _, found = locate(root, name)
-    if found.place:
+    _, dataset = locate(root, name)
+    if dataset.place:
         raise Refused("the values are in other files, expected values in the file itself", name)
-    return h5py.Dataset(found.id)
+    return h5py.Dataset(dataset.id)
 
 
 def _decoded(dataset: h5py.Dataset, cells: Iterable[Sequence[int]]) -> Iterator[memoryview]:

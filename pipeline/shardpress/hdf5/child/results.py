@@ -7,11 +7,14 @@ tables.
 
 import re
 from math import prod
-from typing import Any
 
 import h5py
 import numpy as np
+from h5py._objects import ObjectID
+from h5py.h5d import DatasetID
 from h5py.h5f import FileID
+from h5py.h5g import GroupID
+from h5py.h5p import PropDCID
 
 from shardpress.hdf5.child.find import GROUP, Refused, attribute, dtype_of, names_in
 from shardpress.hdf5.limits import MOST_CHUNK_BYTES, MOST_ITEM
@@ -43,7 +46,7 @@ def check_result(root: FileID) -> None:
     n_bytes_before = root.get_create_plist().get_userblock()
     if n_bytes_before:
         raise Refused(f"a user block of {n_bytes_before} bytes, expected none")
-    check = _Check(root.get_filesize())
+    check = _ResultCheck(root.get_filesize())
     check.attributes(root, "/", _MOST_DESCRIPTION)
     for name in _names_of_members(root, "/", _MOST_DATASETS + 1):
         item = h5py.h5o.open(root, name)  # one at a time: an open virtual dataset takes 4 kB for each mapping
@@ -53,7 +56,7 @@ def check_result(root: FileID) -> None:
             check.dataset_with_rows(item, name)
 
 
-class _Check:
+class _ResultCheck:
     """Check of one file. It counts bytes, objects and mappings, which have limits."""
 
     def __init__(self, size: int) -> None:
@@ -62,7 +65,7 @@ class _Check:
         self._n_objects = 0  # below `GROUP`
         self._n_mappings = 0
 
-    def dataset_with_rows(self, item: Any, name: bytes) -> None:
+    def dataset_with_rows(self, item: DatasetID, name: bytes) -> None:
         """Check a dataset in the root group."""
         path = f"/{text(name)}"
         if not isinstance(item, h5py.h5d.DatasetID):
@@ -78,7 +81,7 @@ class _Check:
             self._array(item, path)
         self.attributes(item, path, _MOST_DESCRIPTION)
 
-    def _mappings(self, properties: Any, name: bytes) -> None:
+    def _mappings(self, properties: PropDCID, name: bytes) -> None:
         path = f"/{text(name)}"
         n_mappings = properties.get_virtual_count()
         self._n_mappings += n_mappings
@@ -89,9 +92,9 @@ class _Check:
             source = properties.get_virtual_filename(i)
             if not _SOURCE.fullmatch(source.encode("utf-8", "surrogateescape")):
                 raise Refused(f"{path} has values in the file {source}, expected parts/NAME.h5")
-            found = properties.get_virtual_dsetname(i)
-            if found != expected:
-                raise Refused(f"{path} has values in the dataset {found} of {source}, expected {expected}")
+            own_name = properties.get_virtual_dsetname(i)
+            if own_name != expected:
+                raise Refused(f"{path} has values in the dataset {own_name} of {source}, expected {expected}")
             for space in (properties.get_virtual_vspace(i), properties.get_virtual_srcspace(i)):
                 # HDF5 needs time and memory for each block of a selection, and a few bytes can declare billions.
                 # The selection of a part without rows is empty.
@@ -99,7 +102,7 @@ class _Check:
                 if not is_simple and space.get_select_hyper_nblocks() != 1:
                     raise Refused(f"{path} has a mapping of several blocks, expected one block of rows")
 
-    def group(self, group: Any, path: str, depth: int) -> None:
+    def group(self, group: GroupID, path: str, depth: int) -> None:
         """Check `GROUP` or a group in it, and everything below."""
         if depth > _MOST_DEPTH:
             raise Refused(f"{path} is a group at depth {depth}, expected at most {_MOST_DEPTH}")
@@ -112,14 +115,14 @@ class _Check:
             if isinstance(item, h5py.h5g.GroupID):
                 self.group(item, own_path, depth + 1)
             elif isinstance(item, h5py.h5d.DatasetID):
-                if not any(item.get_type().equal(each) for each in _ARRAY_TYPES):
+                if not any(item.get_type().equal(array_type) for array_type in _ARRAY_TYPES):
                     raise Refused(f"{own_path} has dtype {dtype_of(item)}, expected bool, integers or floats")
                 self._array(item, own_path)
                 self.attributes(item, own_path, _MOST_ATTRIBUTE)
             else:
                 raise Refused(f"{own_path} is neither a group nor a dataset")
 
-    def _array(self, item: Any, path: str) -> None:
+    def _array(self, item: DatasetID, path: str) -> None:
         """Check that a dataset is contiguous, and completely written to the file."""
         properties = item.get_create_plist()
         if properties.get_external_count():
@@ -136,7 +139,7 @@ class _Check:
         if offset is None or n_stored < n_bytes or offset + n_stored > self._size:
             raise Refused(f"{path} has shape {shape}, but its {n_bytes} bytes are not in the file")
 
-    def attributes(self, item: Any, path: str, most: int) -> None:
+    def attributes(self, item: ObjectID, path: str, most: int) -> None:
         """Check that each attribute of an object is a number, string or list of these, of at most `most` bytes."""
         h5py.h5o.get_info(item)  # reads all index nodes, as `Group.visit` does; it never returns if they form a cycle
         for name in _names_of_attributes(item, path):
@@ -154,7 +157,7 @@ class _Check:
             raise Refused(f"{path} and others have {self._n_bytes} bytes of values, but the file has {self._size}")
 
 
-def _names_of_members(group: Any, path: str, most: int) -> list[bytes]:
+def _names_of_members(group: GroupID, path: str, most: int) -> list[bytes]:
     """Return the names of the objects in a group. Refuse more than `most` objects, and all links but hard links."""
     names = names_in(group)
     if len(names) > most:
@@ -165,7 +168,7 @@ def _names_of_members(group: Any, path: str, most: int) -> list[bytes]:
     return names
 
 
-def _check_type_of_rows(item: Any, path: str) -> None:
+def _check_type_of_rows(item: DatasetID, path: str) -> None:
     """Refuse references and arrays of variable length. Extras can have any other dtype of NumPy."""
     dtype = dtype_of(item)
     is_text = dtype is not None and h5py.check_string_dtype(dtype) is not None
@@ -173,7 +176,7 @@ def _check_type_of_rows(item: Any, path: str) -> None:
         raise Refused(f"{path} has dtype {dtype}, expected numbers or strings")
 
 
-def _check_chunks(item: Any, properties: Any, path: str) -> None:
+def _check_chunks(item: DatasetID, properties: PropDCID, path: str) -> None:
     filters = {properties.get_filter(i)[0] for i in range(properties.get_nfilters())}
     if filters - _FILTERS:
         raise Refused(f"{path} has the filters {sorted(filters)}, expected gzip and shuffle at most")
@@ -182,7 +185,7 @@ def _check_chunks(item: Any, properties: Any, path: str) -> None:
         raise Refused(f"{path} has chunks of {n_bytes} bytes, expected at most {MOST_CHUNK_BYTES}")
 
 
-def _names_of_attributes(item: Any, path: str) -> list[bytes]:
+def _names_of_attributes(item: ObjectID, path: str) -> list[bytes]:
     names: list[bytes] = []
 
     def take(name: bytes) -> bool | None:

@@ -194,10 +194,14 @@ FILTERS = {
 }
 """Filters that need no child, by filter code."""
 
-DECODERS: dict[int, Decoder] = {code: each.decode for code, each in FILTERS.items()}
+DECODERS: dict[int, Decoder] = {code: own_filter.decode for code, own_filter in FILTERS.items()}
 
 # Determined at import, because the child cannot see any packages after it has restricted itself.
-MISSING = {code: each.package for code, each in FILTERS.items() if each.package and find_spec(each.package) is None}
+MISSING = {
+    code: own_filter.package
+    for code, own_filter in FILTERS.items()
+    if own_filter.package and find_spec(own_filter.package) is None
+}
 """Packages that are not installed, by the code of the filter that needs them."""
 
 

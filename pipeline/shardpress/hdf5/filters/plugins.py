@@ -53,8 +53,11 @@ class _Class(ctypes.Structure):
 @cache
 def decoders() -> dict[int, Decoder]:
     """Return the decoder of each filter by its code. Call this before the process confines itself."""
-    found = {each.id: _decoder(each) for each in (*_built_in(), *_plugins()) if each.decoder_present}
-    return {LZF: DECODERS[LZF], **found}
+    by_code = {LZF: DECODERS[LZF]}
+    for filter_class in (*_built_in(), *_plugins()):
+        if filter_class.decoder_present:
+            by_code[filter_class.id] = _decoder(filter_class)
+    return by_code
 
 
 def has_plugins() -> bool:
@@ -80,13 +83,13 @@ def _plugins() -> Iterator[_Class]:
         yield find().contents
 
 
-def _decoder(each: _Class) -> Decoder:
+def _decoder(filter_class: _Class) -> Decoder:
     def decode(data: memoryview, values: Sequence[int], most: int) -> memoryview:
         size = ctypes.c_size_t(len(data))
         buffer = ctypes.c_void_p(_LIBC.malloc(size))  # the filter replaces it
         ctypes.memmove(buffer, np.frombuffer(data, dtype=np.uint8).ctypes.data, len(data))
         parameters = (ctypes.c_uint * len(values))(*values)
-        n_bytes = each.filter(_REVERSE, len(values), parameters, size, ctypes.byref(size), ctypes.byref(buffer))
+        n_bytes = filter_class.filter(_REVERSE, len(values), parameters, size, ctypes.byref(size), ctypes.byref(buffer))
         try:
             if not 0 < n_bytes <= most:
                 raise ValueError(f"damaged, or decompresses to more than the expected {most} bytes")

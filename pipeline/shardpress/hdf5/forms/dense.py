@@ -1,16 +1,16 @@
 """Rows in one dataset of numbers, along its first or its last axis. The other axes are flattened."""
 
 from math import prod
-from typing import Any, ClassVar
 
 import h5py
 import numpy as np
+from h5py.h5g import GroupID
 
 from shardpress.base.errors import short_list
-from shardpress.hdf5.child.find import LISTED, Dataset, Refused
-from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, Form, Rows, is_number
+from shardpress.hdf5.child.find import LISTED, Dataset, Item, Refused
+from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, Form, RowDatasets, is_number
 from shardpress.hdf5.layout import Layout
-from shardpress.hdf5.shard import Block, FormName
+from shardpress.hdf5.shard import Block
 from shardpress.hdf5.values import read_values
 
 _MATLAB = b"MATLAB_class"  # attribute that MATLAB writes to every array
@@ -21,17 +21,17 @@ _MOST_READ = 2**23  # bytes that are read of all columns at once
 class Dense(Form):
     """Rows along the first axis."""
 
-    name: ClassVar[FormName] = "dense"
+    name = "dense"
     axis = 0
 
-    def candidate(self, item: Any) -> Candidate | None:
+    def candidate(self, item: Item) -> Candidate | None:
         if not isinstance(item, Dataset) or item.place or item.dtype is None or item.dtype.kind not in "uifb":
             return None
         if item.shape is None or len(item.shape) < 2:
             return None
         return Candidate(self.name, item.shape, item.dtype)
 
-    def describe(self, name: str, parent: Any, item: Any, orientation: str | None) -> Rows | None:
+    def describe(self, name: str, parent: GroupID, item: Item, orientation: str | None) -> RowDatasets | None:
         if not isinstance(item, Dataset) or (orientation == "columns") != (self.axis != 0):
             return None
         shape = _shape_of(item, name)
@@ -52,21 +52,21 @@ class Dense(Form):
             )
         if orientation is None and h5py.h5a.exists(item.id, _MATLAB):
             raise Refused(_ask_for_orientation(shape), name)
-        return Rows(name, parent, self, [(name, item)], rows, dtype, is_transposed=self.axis != 0)
+        return RowDatasets(name, parent, self, [(name, item)], rows, dtype, is_transposed=self.axis != 0)
 
     def read(self, block: Block, out: np.ndarray) -> None:
         shard = block.shard
         read_values(shard.path, shard.identity, shard.layouts[0], block.start, out, self.axis)
 
 
-class Columns(Dense):
+class ByColumns(Dense):
     """Rows along the last axis, as MATLAB, Fortran, Julia and R write them."""
 
     name = "columns"
     words = "stored by columns: the rows are along the last axis"
     axis = -1
 
-    def candidate(self, item: Any) -> None:
+    def candidate(self, item: Item) -> None:
         return None  # the same datasets as those of `Dense`
 
     def chunk_rows(self, first: Layout, shape: tuple[int, ...]) -> int:

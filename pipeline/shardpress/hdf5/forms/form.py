@@ -4,14 +4,15 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
+from h5py.h5g import GroupID
 
-from shardpress.hdf5.child.find import Dataset, names_in
+from shardpress.hdf5.child.find import Dataset, Item, names_in
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_COLUMNS
-from shardpress.hdf5.shard import Block, FormName
+from shardpress.hdf5.shard import Block
 
 WRITE_ROWS = "Write them as one array of two dimensions"
 _NUMBER_SIZES = {"b": (1,), "u": (1, 2, 4, 8), "i": (1, 2, 4, 8), "f": (2, 4, 8)}
@@ -23,11 +24,11 @@ def is_number(dtype: np.dtype) -> bool:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowDatasets:
     """The datasets that hold the rows."""
 
     name: str  # path of the dataset, or of the group with a sparse matrix
-    parent: Any  # h5py.h5g.GroupID of the group that contains it
+    parent: GroupID  # h5py.h5g.GroupID of the group that contains it
     form: "Form"
     parts: list[tuple[str, Dataset]]  # paths and datasets
     shape: tuple[int, ...]  # rows first
@@ -69,15 +70,15 @@ class Candidate(NamedTuple):
 class Form(ABC):
     """A form of rows. The child recognizes and describes rows with it, and the driver reads them."""
 
-    name: ClassVar[FormName]
+    name: ClassVar[str]
     words: ClassVar[str] = ""  # for the log, if a user should know
 
     @abstractmethod
-    def candidate(self, item: Any) -> Candidate | None:
+    def candidate(self, item: Item) -> Candidate | None:
         """Return what an object could hold in this form, at a glance."""
 
     @abstractmethod
-    def describe(self, name: str, parent: Any, item: Any, orientation: str | None) -> Rows | None:
+    def describe(self, name: str, parent: GroupID, item: Item, orientation: str | None) -> RowDatasets | None:
         """Return the rows in an object of a group, or None if it has another form. Refuse rows that cannot be read."""
 
     @abstractmethod

@@ -5,14 +5,14 @@ A matrix that is stored by columns (CSC) is read as its transpose. Pointers and 
 
 from collections.abc import Iterator
 from math import prod
-from typing import Any
 
 import h5py
 import numpy as np
+from h5py.h5g import GroupID
 
 from shardpress.base.errors import DataError
-from shardpress.hdf5.child.find import Dataset, Refused, attribute, link_of, own_dataset
-from shardpress.hdf5.forms.form import Candidate, Form, Rows
+from shardpress.hdf5.child.find import Dataset, Item, Refused, attribute, link_of, own_dataset
+from shardpress.hdf5.forms.form import Candidate, Form, RowDatasets
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_COLUMNS
 from shardpress.hdf5.names import parts_of, split, text, under
@@ -41,14 +41,14 @@ class Sparse(Form):
     name = "sparse"
     words = "sparse: values that are not stored are 0"
 
-    def candidate(self, item: Any) -> Candidate | None:
+    def candidate(self, item: Item) -> Candidate | None:
         if not isinstance(item, h5py.h5g.GroupID):
             return None
         if _is_sparse(item):
             return Candidate(self.name, n_rows=_n_row_pointers(item) - 1)
         return Candidate("none") if is_matlab_sparse(item) else None
 
-    def describe(self, name: str, parent: Any, item: Any, orientation: str | None) -> Rows | None:
+    def describe(self, name: str, parent: GroupID, item: Item, orientation: str | None) -> RowDatasets | None:
         if isinstance(item, Dataset) and len(item.shape or ()) == 1 and _is_sparse(parent):
             group = split(name)[0]
             raise Refused(
@@ -77,16 +77,16 @@ class Sparse(Form):
 # -- described by the child ----------------------------------------------------------------------------------------
 
 
-def is_matlab_sparse(group: Any) -> bool:
+def is_matlab_sparse(group: GroupID) -> bool:
     return all(group.links.exists(part) for part in (b"data", b"ir", b"jc"))
 
 
-def _is_sparse(group: Any) -> bool:
+def _is_sparse(group: GroupID) -> bool:
     """Return whether a group has the parts of a sparse matrix, as written by AnnData, h5sparse and others."""
     return all(group.links.exists(part) for part in _PARTS)
 
 
-def _n_row_pointers(group: Any) -> int:
+def _n_row_pointers(group: GroupID) -> int:
     """Return the number of row pointers of a sparse matrix, or 0 if they are not stored in the group itself."""
     dataset = own_dataset(group, _PARTS[2])
     if dataset is None or dataset.place:
@@ -94,7 +94,7 @@ def _n_row_pointers(group: Any) -> int:
     return prod(dataset.shape or (0,))
 
 
-def _rows_of(form: Form, parent: Any, group: Any, name: str, orientation: str | None) -> Rows:
+def _rows_of(form: Form, parent: GroupID, group: GroupID, name: str, orientation: str | None) -> RowDatasets:
     """Return the rows of a sparse matrix, whose columns are the rows if the orientation is ``columns``."""
     parts = [(under(name, text(part)), _part(group, part, name)) for part in _PARTS]
     sizes = [dataset.size for _, dataset in parts]
@@ -111,7 +111,7 @@ def _rows_of(form: Form, parent: Any, group: Any, name: str, orientation: str | 
         raise Refused(
             f"a sparse matrix with {n_inputs} columns, expected 1 to {MOST_COLUMNS}. Write fewer columns.", name
         )
-    return Rows(name, parent, form, parts, (n_rows, n_inputs), _dtype_of(parts), is_transposed)
+    return RowDatasets(name, parent, form, parts, (n_rows, n_inputs), _dtype_of(parts), is_transposed)
 
 
 def _dtype_of(parts: list[tuple[str, Dataset]]) -> np.dtype:
@@ -130,21 +130,21 @@ def _check_sizes(sizes: list[int], n_rows: int, shape: tuple[int, int], name: st
         )
 
 
-def _part(group: Any, part: bytes, name: str) -> Dataset:
+def _part(group: GroupID, part: bytes, name: str) -> Dataset:
     dataset = own_dataset(group, part)
     if dataset is not None and not dataset.place and len(dataset.shape or ()) == 1:
         kinds = "iufb" if part == b"data" else "iu"
         if dataset.dtype is not None and dataset.dtype.kind in kinds and dataset.is_plain:
             return dataset
-    found = link_of(group, part) or "not a plain numeric dataset"
+    contents = link_of(group, part) or "not a plain numeric dataset"
     raise Refused(
-        f"a sparse matrix whose part {text(part)} is {found}, expected integers or floating-point numbers. Write the "
-        "matrix again.",
+        f"a sparse matrix whose part {text(part)} is {contents}, expected integers or floating-point numbers. Write "
+        "the matrix again.",
         name,
     )
 
 
-def _shape_of(group: Any, name: str) -> tuple[int, int]:
+def _shape_of(group: GroupID, name: str) -> tuple[int, int]:
     shape = _written_shape(group)
     # As signed integers, values of 2**63 or more become negative and are refused as well.
     if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
@@ -156,7 +156,7 @@ def _shape_of(group: Any, name: str) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
-def _written_shape(group: Any) -> np.ndarray | None:
+def _written_shape(group: GroupID) -> np.ndarray | None:
     """Return the stored shape. AnnData and h5sparse write an attribute, and other programs write a dataset."""
     for key in (b"shape", b"h5sparse_shape"):
         shape = attribute(group, key, _is_short)
@@ -168,7 +168,7 @@ def _written_shape(group: Any) -> np.ndarray | None:
     return dataset.read()
 
 
-def _is_by_columns(group: Any, shape: tuple[int, int], n_pointers: int) -> bool | None:
+def _is_by_columns(group: GroupID, shape: tuple[int, int], n_pointers: int) -> bool | None:
     """Return whether a sparse matrix is stored by columns (CSC). Return None if this is unknown."""
     for key in (b"encoding-type", b"h5sparse_format"):
         word = attribute(group, key, _is_short)

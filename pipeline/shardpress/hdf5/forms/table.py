@@ -5,13 +5,14 @@ The fields are adjacent numbers of one dtype. A leading field `index` is the ind
 
 from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from h5py.h5g import GroupID
 
-from shardpress.hdf5.child.find import Dataset, Refused
+from shardpress.hdf5.child.find import Dataset, Item, Refused
 from shardpress.hdf5.forms.dense import records_in_words
-from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, Form, Rows, is_number
+from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, Form, RowDatasets, is_number
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_ITEM
 from shardpress.hdf5.names import sibling
@@ -22,13 +23,13 @@ _INDEX = "index"
 _PIECE = 2**22  # bytes of records that are read at once
 
 
-class Table(Form):
+class Records(Form):
     """Records of numbers."""
 
     name = "table"
     words = "records of a table; a first field `index` is not a column"
 
-    def candidate(self, item: Any) -> Candidate | None:
+    def candidate(self, item: Item) -> Candidate | None:
         if not isinstance(item, Dataset) or item.place or item.shape is None:
             return None
         if item.dtype is None or item.dtype.fields is None:
@@ -39,7 +40,7 @@ class Table(Form):
             return Candidate("none", item.shape, records, *item.shape[:1])
         return Candidate(self.name, item.shape, records, item.shape[0], numbers.n)
 
-    def describe(self, name: str, parent: Any, item: Any, orientation: str | None) -> Rows | None:
+    def describe(self, name: str, parent: GroupID, item: Item, orientation: str | None) -> RowDatasets | None:
         if not isinstance(item, Dataset) or item.place or len(item.shape or ()) != 1 or item.dtype is None:
             return None
         numbers = numbers_of(item.dtype)
@@ -49,7 +50,7 @@ class Table(Form):
             raise Refused("a table, which cannot be read by columns. Omit --orientation columns.", name)
         if item.dtype.hasobject:
             raise Refused(f"{records_in_words(item.dtype)} of variable length. {WRITE_ROWS}.", name)
-        return Rows(name, parent, self, [(name, item)], (item.size, numbers.n), numbers.dtype)
+        return RowDatasets(name, parent, self, [(name, item)], (item.size, numbers.n), numbers.dtype)
 
     def read(self, block: Block, out: np.ndarray) -> None:
         (layout,) = block.shard.layouts
@@ -112,13 +113,13 @@ def numbers_of(record: np.dtype) -> _Numbers | None:
     return _Numbers(number, start, n, names)
 
 
-def index_of_table(rows: Rows, layout: Layout) -> Extra | None:
+def index_of_table(rows: RowDatasets, layout: Layout) -> Extra | None:
     """Return a leading field `index` of the records as an extra, if it holds numbers or strings.
 
     The extra counts as named, so that it is not part of the identity of the rows.
     """
     fields = _fields_in_order(layout.dtype)
-    if not isinstance(rows.form, Table) or not _begins_with_index(fields):
+    if not isinstance(rows.form, Records) or not _begins_with_index(fields):
         return None
     _, _, dtype = fields[0]
     if dtype.kind not in "biufS" or not 0 < dtype.itemsize <= MOST_ITEM:
