@@ -125,14 +125,9 @@ class _InputSettings:
     """Input files, and the location of rows and columns in them."""
 
     input: tuple[FilePath, ...] = _setting(
-        "Read these HDF5 shards: files, directories or globs.",
-        default=("data/*.h5",),
-        is_common=True,
+        "Read these HDF5 shards: files, directories or globs.", default=("data/*.h5",), is_common=True
     )
-    dataset: str | None = _setting(
-        "Dataset that contains the rows. Default: X, or the only candidate.",
-        is_common=True,
-    )
+    dataset: str | None = _setting("Dataset that contains the rows. Default: X, or the only candidate.", is_common=True)
     orientation: Literal["rows", "columns"] | None = _setting(
         "Axis of the rows: rows (first axis) or columns (last axis, as MATLAB, Fortran, Julia and R write them). "
         "Required for MATLAB files. Default: rows."
@@ -280,8 +275,7 @@ class TrainingSettings:
         excludes=("model",),
     )
     target_weight: Annotated[float, Meta(gt=0)] | None = _setting(
-        f"Weight of the --target, compared with the reconstruction. Default: {TARGET_WEIGHT}.",
-        requires=("target",),
+        f"Weight of the --target, compared with the reconstruction. Default: {TARGET_WEIGHT}.", requires=("target",)
     )
     replicas: Positive | None = _setting(
         "Number of copies of the model that train in parallel and are averaged many times per epoch; reduced if each "
@@ -316,9 +310,7 @@ class MachineSettings:
 
     threads: Positive | None = _setting("Number of Dask threads. Default: one per processor core.")
     memory_budget: Annotated[Bytes, Meta(ge=2**24)] = _setting(
-        "Host memory for rows and features, for example 4GiB.",
-        default=2 * 2**30,
-        is_common=True,
+        "Host memory for rows and features, for example 4GiB.", default=2 * 2**30, is_common=True
     )
     # Rows that are kept in memory and rows that are streamed train the same model.
     device_memory_budget: Bytes | None = _setting(
@@ -399,9 +391,7 @@ class ClusterSettings:
     """Processes that do the work."""
 
     workers: Natural = _setting(
-        "Number of worker processes on this machine; 0 uses threads of one process.",
-        default=0,
-        excludes=("scheduler",),
+        "Number of worker processes on this machine; 0 uses threads of one process.", default=0, excludes=("scheduler",)
     )
     devices: Devices | None = _setting(
         "Start a worker for each of these devices, for example cuda0,cuda1 or all. Default: the device of "
@@ -413,9 +403,7 @@ class ClusterSettings:
         "writes (dask scheduler --scheduler-file)."
     )
     insecure_cluster: bool = _setting(
-        "Allow a connection without TLS to a scheduler on another machine.",
-        default=False,
-        requires=("scheduler",),
+        "Allow a connection without TLS to a scheduler on another machine.", default=False, requires=("scheduler",)
     )
     mixed_processors: bool = _setting(
         "Allow workers with different processors. The last bits of results then depend on which worker computed them.",
@@ -428,11 +416,7 @@ class ClusterSettings:
 class ResultSettings:
     """The output directory, and the messages."""
 
-    output: FolderPath = _setting(
-        "Write the results to this directory.",
-        default="features",
-        is_common=True,
-    )
+    output: FolderPath = _setting("Write the results to this directory.", default="features", is_common=True)
     verify: Literal["digests", "sizes"] = _setting(
         "How to recognize input files and check earlier results: by digests where they are needed (digests), or "
         "without reading them, by name, size and modification time (sizes). --append checks results by size.",
@@ -473,9 +457,7 @@ class ResultSettings:
         excludes=("append", "restart", "model"),
     )
     keep_generations: Positive = _setting(
-        "With --retrain, number of generations to keep, including the new one.",
-        default=2,
-        requires=("retrain",),
+        "With --retrain, number of generations to keep, including the new one.", default=2, requires=("retrain",)
     )
     quiet: bool = _setting(
         "Print only warnings, errors and the summary.",
@@ -484,11 +466,7 @@ class ResultSettings:
         is_common=True,
         excludes=("verbose",),
     )
-    verbose: bool = _setting(
-        "Print details as well.",
-        default=False,
-        group="messages",
-    )
+    verbose: bool = _setting("Print details as well.", default=False, group="messages")
 
 
 @dataclass(frozen=True)
