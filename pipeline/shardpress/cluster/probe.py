@@ -64,10 +64,7 @@ def differences(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[
 
 def packages() -> dict[str, str]:
     """Return the versions of packages, and a digest of our source files, because checkouts of a version can differ."""
-    versions = {
-        "Python": platform.python_version(),
-        "shardpress": f"{version_of('shardpress')} of source {_digest()}",
-    }
+    versions = {"Python": platform.python_version(), "shardpress": f"{version_of('shardpress')} of source {_digest()}"}
     for package in _PACKAGES:
         versions[package] = version_of(package) or "not installed"
     return versions
@@ -97,10 +94,7 @@ def _processor() -> dict[str, str]:
     fields = dict(re.findall(r"^(model name|flags|Features)\s*:\s*(.*)$", text, re.MULTILINE))
     flags = fields.get("flags") or fields.get("Features", "")
     instruction_sets = sorted(flag for flag in flags.split() if _INSTRUCTION_SET.fullmatch(flag))
-    return {
-        "processor": fields.get("model name", platform.machine()),
-        "instruction sets": " ".join(instruction_sets),
-    }
+    return {"processor": fields.get("model name", platform.machine()), "instruction sets": " ".join(instruction_sets)}
 
 
 @cache

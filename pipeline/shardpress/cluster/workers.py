@@ -47,13 +47,7 @@ _MAX_SILENCE = 300.0  # seconds without an answer of the scheduler; Dask waits e
 _PATIENCE = 1800.0  # seconds without any worker, because workers may wait in the queue of a batch system
 _RETRY_SECONDS = 0.1
 # These loggers report failures that shardpress also reports, and the end of connections that shardpress closes itself.
-_QUIET_LOGGERS = (
-    "distributed",
-    "distributed.client",
-    "distributed.gc",
-    "distributed.scheduler",
-    "tornado.application",
-)
+_QUIET_LOGGERS = ("distributed", "distributed.client", "distributed.gc", "distributed.scheduler", "tornado.application")
 
 _leaving_workers = ProcessCache[str, bool]()  # True for each worker of this process (by address) that is retiring
 

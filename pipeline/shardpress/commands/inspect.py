@@ -70,10 +70,7 @@ def run(options: argparse.Namespace) -> int:
 def _own_parser() -> Parser:
     parser = Parser("shardpress inspect", DESCRIPTION)
     parser.add_argument(
-        "shards",
-        nargs="*",
-        metavar="SHARDS",
-        help="Files, directories or globs. Default: those of --input.",
+        "shards", nargs="*", metavar="SHARDS", help="Files, directories or globs. Default: those of --input."
     )
     parser.add_argument("--all", action="store_true", help="Scan all rows, and find files with equal rows.")
     add_json_flag(parser)

@@ -23,11 +23,7 @@ A run writes the same page. It is out of date if the run was killed after it had
 def configure(parser: argparse.ArgumentParser) -> None:
     add_directory(parser)
     form = parser.add_mutually_exclusive_group()
-    form.add_argument(
-        "--html",
-        metavar="FILE",
-        help="Write the page to this file. Default: report.html in DIR.",
-    )
+    form.add_argument("--html", metavar="FILE", help="Write the page to this file. Default: report.html in DIR.")
     form.add_argument("--text", action="store_true", help="Print the report as plain text.")
     form.add_argument("--json", action="store_true", help="Print the numbers of the report as JSON.")
 

@@ -122,13 +122,7 @@ def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoi
     If the model was trained in another way, there is no checkpoint, and the optimizer starts without state.
     """
     n_epochs = 0 if checkpoint is None else checkpoint.state.epoch
-    config = config.changed(
-        epochs=n_epochs + 1,
-        schedule="constant",
-        validation_fraction=0.0,
-        patience=0,
-        replicas=1,
-    )
+    config = config.changed(epochs=n_epochs + 1, schedule="constant", validation_fraction=0.0, patience=0, replicas=1)
     if model is None:
         return prepare_fit(rows, config)
     # The training keeps cleaned rows in the dtype of the rows.

@@ -340,8 +340,7 @@ class BadDataSettings:
         is_common=True,
     )
     missing_value: ExactNumber | None = _setting(  # missing values do not count towards ranges, so the scaling changes
-        "Treat this value as missing, like NaN; for example -9999.",
-        is_common=True,
+        "Treat this value as missing, like NaN; for example -9999.", is_common=True
     )
     impute: Literal["mean", "median"] | None = _setting(
         "Replace missing values by the mean or median of their column; a row without any value stays bad. Default: "

@@ -200,10 +200,7 @@ def _argument(setting: Setting) -> dict[str, Any]:
 
 
 def convert_settings(
-    values: Mapping[str, object],
-    where: str,
-    error: type[UsageError | ConfigError],
-    spelled: Callable[[str], str] = str,
+    values: Mapping[str, object], where: str, error: type[UsageError | ConfigError], spelled: Callable[[str], str] = str
 ) -> dict[str, object]:
     """Return settings as values of the right types, given texts or plain values.
 
