@@ -67,11 +67,12 @@ class ChildProcess(subprocess.Popen[bytes]):
         self._lifeline = weakref.finalize(self, os.close, writer)
         program = _PROGRAM.format(path=_import_path())
         options = [str(reader), str(scratch or ""), module]
+        variables = os.environ if environment is None else environment
         try:
             super().__init__(
                 [sys.executable, "-I", "-c", program, *options, *arguments],
                 bufsize=bufsize,
-                env=_environment_of_child(os.environ if environment is None else environment),
+                env={name: value for name, value in variables.items() if not name.startswith("PYTHON")},
                 pass_fds=(reader,),
                 start_new_session=True,  # Ctrl-C interrupts only this process, which then ends its children
                 stdin=stdin,
@@ -135,10 +136,6 @@ def _reports_in(output: bytes) -> dict[str, Any]:
         if isinstance(reported, dict):
             reports |= reported
     return reports
-
-
-def _environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if not name.startswith("PYTHON")}
 
 
 def _import_path() -> list[str]:

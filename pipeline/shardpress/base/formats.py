@@ -182,14 +182,11 @@ def _members(data: bytes) -> dict[str, np.ndarray]:
             n_left -= member.file_size
             name = member.filename.removesuffix(".npy")
             is_new = name != member.filename and name not in arrays
-            if not is_new or not _is_stored(member) or n_left < 0:
+            is_stored = member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
+            if not is_new or not is_stored or n_left < 0:
                 raise ValueError(f"member {_few([member.filename])} is not stored as numpy.savez stores it")
             arrays[name] = _array(archive.read(member))
     return arrays
-
-
-def _is_stored(member: zipfile.ZipInfo) -> bool:
-    return member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
 
 
 def _array(content: bytes) -> np.ndarray:

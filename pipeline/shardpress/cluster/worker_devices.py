@@ -20,7 +20,11 @@ def device_names(devices: Sequence[str] | None, environment: Mapping[str, str]) 
     if _ALL not in devices:
         return list(devices)
     visible = _visible_cards(environment)
-    n_cards = _n_cards() if visible is None else len(visible)
+    if visible is None:
+        driver = find_driver()
+        n_cards = 0 if driver is None else len(driver.capabilities)
+    else:
+        n_cards = len(visible)
     if n_cards == 0:
         remedy = "Run `shardpress doctor`, or name devices like opencl0:0"
         raise ConfigError(Problem(("devices",), "all, but no CUDA card was found", remedy))
@@ -70,8 +74,3 @@ def _visible_cards(environment: Mapping[str, str]) -> list[str] | None:
         return None
     identifiers = [entry.strip() for entry in value.split(",")]
     return [identifier for identifier in identifiers if identifier]
-
-
-def _n_cards() -> int:
-    driver = find_driver()
-    return 0 if driver is None else len(driver.capabilities)

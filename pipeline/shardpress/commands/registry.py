@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
-from types import ModuleType
 from typing import NoReturn
 
 from shardpress.base.commandline import Parser
@@ -75,10 +74,6 @@ def main(arguments: Sequence[str]) -> int:
         return _INTERRUPTED
 
 
-def _load_command(name: str) -> ModuleType:
-    return import_module(f"shardpress.commands.{name.replace('-', '_')}")
-
-
 def _main(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("--help", "-h"):
@@ -94,7 +89,7 @@ def _main(arguments: Sequence[str]) -> int:
     problem = missing_proc()
     if problem and COMMANDS[name].group != _SET_UP:
         raise SystemLimit(problem)
-    command = _load_command(name)
+    command = import_module(f"shardpress.commands.{name.replace('-', '_')}")
     if not hasattr(command, "configure"):
         return int(command.run(Namespace(arguments=arguments[1:])))
     parser = Parser(f"shardpress {name}", command.DESCRIPTION)

@@ -29,7 +29,8 @@ def write_hdf5(path: Path, rows: Rows, source: str, progress: Progress) -> None:
         manifest = rows.result.manifest()
         for name in _ATTRIBUTES:
             if name in manifest:
-                file.attrs[name] = _plain(manifest[name])
+                value = manifest[name]  # an attribute can hold a number or a string
+                file.attrs[name] = value if isinstance(value, (int, float, str)) else json.dumps(value)
         for name, (dims, dtype) in rows.shapes.items():
             file.create_dataset(name, dims, h5py.string_dtype() if dtype.hasobject else dtype)
             if name in rows.categories:
@@ -50,8 +51,3 @@ def write_rows(dataset: h5py.Dataset, start: int, stop: int, values: np.ndarray)
         flat = [text.encode("utf-8", "surrogateescape") for text in values.ravel()]
         values = np.array(flat, object).reshape(values.shape)
     dataset[start:stop] = values
-
-
-def _plain(value: object) -> object:
-    """Return a value that an attribute can hold: a number or a string, otherwise JSON."""
-    return value if isinstance(value, (int, float, str)) else json.dumps(value)

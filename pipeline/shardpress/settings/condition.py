@@ -29,7 +29,8 @@ class Condition:
         operator = " ".join(operator.split())
         values = [value]
         if operator in ("in", "not in"):
-            values = _without_brackets(value).split(",")
+            has_brackets = (value[0], value[-1]) in (("(", ")"), ("[", "]"), ("{", "}"))
+            values = (value[1:-1] if has_brackets else value).split(",")
         unquoted = tuple(_without_quotes(value.strip()) for value in values)
         if "" in unquoted or any(value.startswith("=") for value in unquoted):
             raise ValueError(f"{text!r}, expected {EXPECTED}")
@@ -37,12 +38,6 @@ class Condition:
 
     def __str__(self) -> str:
         return f"{self.name} {self.operator} {','.join(self.values)}"
-
-
-def _without_brackets(text: str) -> str:
-    if (text[0], text[-1]) in (("(", ")"), ("[", "]"), ("{", "}")):
-        return text[1:-1]
-    return text
 
 
 def _without_quotes(text: str) -> str:

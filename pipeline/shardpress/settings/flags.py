@@ -88,7 +88,7 @@ def _merge(flags: dict[str, object], variables: dict[str, str]) -> Config:
     values: dict[str, object] = {}
     if path:
         values |= convert_settings(_read_configuration(path), f"config={printable(path)}: key ", ConfigError)
-    values |= convert_settings(variables, "environment: ", ConfigError, _variable)
+    values |= convert_settings(variables, "environment: ", ConfigError, lambda name: _ENVIRONMENT_PREFIX + name.upper())
     values |= convert_settings(flags, "", UsageError, flag)
     return Config.of(**{**values_of_preset(values.get("preset")), **values})
 
@@ -123,10 +123,6 @@ class _Loader(_SafeLoader):
                 raise yaml.YAMLError(f"the key {key.value} occurs twice")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
-
-
-def _variable(name: str) -> str:
-    return _ENVIRONMENT_PREFIX + name.upper()
 
 
 def _parser_of_settings(description: str, shown: _Shown) -> Parser:

@@ -39,8 +39,10 @@ def usual_replicas(n_weights: int, sizes: TrainingSizes) -> int:
 
 def fitting_replicas(requested: int, batch_size: int, sizes: TrainingSizes) -> int:
     """Return the requested number of replicas, halved until each replica has enough steps."""
+    if _MIN_STEPS_PER_ROUND * batch_size > sizes.window_rows:
+        return 1
     n = requested
-    while n > 1 and not _has_enough_steps(n, batch_size, sizes):
+    while n > 1 and _steps(n, batch_size, sizes) < _MIN_STEPS:
         n //= 2
     return n
 
@@ -51,11 +53,6 @@ def rounds_in_epoch(replicas: int, batch_size: int, sizes: TrainingSizes) -> int
     steps = min(max(steps, _MIN_STEPS_PER_ROUND), _MAX_STEPS_PER_ROUND)
     rows_per_round = replicas * min(steps * batch_size, sizes.window_rows)
     return -(-sizes.n_rows // rows_per_round)
-
-
-def _has_enough_steps(replicas: int, batch_size: int, sizes: TrainingSizes) -> bool:
-    has_steps = _steps(replicas, batch_size, sizes) >= _MIN_STEPS
-    return has_steps and _MIN_STEPS_PER_ROUND * batch_size <= sizes.window_rows
 
 
 def _steps(replicas: int, batch_size: int, sizes: TrainingSizes) -> int:

@@ -134,7 +134,7 @@ def _with_default_steps(config: Config, network: _ResolvedNetwork, n_rows: int, 
     epochs = requested.epochs or _default_epochs(n_rows, n_trained)
     corruption = requested.corruption
     if corruption is None:
-        corruption = _default_corruption(network, n_inputs)
+        corruption = MASKED if network.hidden and n_inputs >= MANY_INPUTS else 0.0
     window_rows = SHUFFLE_WINDOW // (8 * n_inputs)  # for the widest dtype: the actual one is unknown here
     sizes = TrainingSizes(n_trained, epochs, window_rows)
     return replace(
@@ -164,12 +164,6 @@ def _default_epochs(n_rows: int, n_trained: int) -> int:
     """Return the epochs for the default batch size, so that a larger batch size does not lengthen the training."""
     steps_per_epoch = math.ceil(n_trained / _default_batch_size(n_rows))
     return max(EPOCHS, math.ceil(LEAST_STEPS / max(1, steps_per_epoch)))
-
-
-def _default_corruption(network: _ResolvedNetwork, n_inputs: int) -> float:
-    if network.hidden and n_inputs >= MANY_INPUTS:
-        return MASKED
-    return 0.0
 
 
 def _replicas(
