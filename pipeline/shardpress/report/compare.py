@@ -6,7 +6,6 @@ The result states how similar the features are, and whether models trained on th
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -56,15 +55,17 @@ class _Comparison:
     verdict: str
     alignment: Alignment | None  # a map from the features of B to those of A, if requested
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Return plain values for JSON."""
-        facts = asdict(self)
-        alignment = self.alignment
+        facts: dict[str, object] = asdict(self)
         del facts["alignment"]
         facts["map"] = None
-        if alignment is not None:
-            of_map = {"r2": alignment.known_r2, "n_rows": alignment.n_rows, "n_held_out": alignment.n_held_out}
-            facts["map"] = of_map
+        if self.alignment is not None:
+            facts["map"] = {
+                "r2": self.alignment.known_r2,
+                "n_rows": self.alignment.n_rows,
+                "n_held_out": self.alignment.n_held_out,
+            }
         return facts
 
     def __str__(self) -> str:

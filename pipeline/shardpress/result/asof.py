@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,10 +11,12 @@ from shardpress.base.errors import DataError, printable, short_list
 from shardpress.result.alignment import LinearMap, load_map
 from shardpress.result.finished import Result
 
+T = TypeVar("T")
+
 _NAMED = 10  # generations that a message names
 
 
-def plain_number(value: Any) -> Any:
+def plain_number(value: T) -> T | int:
     """Return an integer of NumPy as an int, and any other value unchanged."""
     return int(value) if isinstance(value, np.integer) else value
 

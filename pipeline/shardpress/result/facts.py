@@ -378,7 +378,7 @@ class RowCheck(Facts, frozen=True):
 
 
 class StorageFacts(Facts, frozen=True):
-    """How features are stored."""
+    """Storage of the features."""
 
     dtype: str
     compression: str

@@ -236,7 +236,7 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
         """Return the fingerprint of the model."""
         return fingerprint("model", self.of_scan(), self.training)
 
-    def of_features(self, model: str, extras: Any) -> str:
+    def of_features(self, model: str, extras: object) -> str:
         """Return the fingerprint of a row's features, given those of the model, and facts about the extras.
 
         It does not depend on the shards, because the features of a row depend only on this row.
@@ -351,12 +351,12 @@ class RunFacts(msgspec.Struct, frozen=True):
 # -- JSON ----------------------------------------------------------------------------------------------------------
 
 
-def plain(record: Any) -> Any:
+def plain(record: object) -> Any:
     """Return a record as values that JSON can represent."""
     return msgspec.to_builtins(record)
 
 
-def to_json(record: Any) -> bytes:
+def to_json(record: object) -> bytes:
     # Python's own writer escapes bytes of file names that are not UTF-8, and keeps NaN.
     return json.dumps(plain(record)).encode()
 

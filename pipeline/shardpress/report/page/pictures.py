@@ -5,7 +5,6 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -43,8 +42,8 @@ _LEGEND_STEP = 20.0
 _TILE = 56.0  # width and height of an image
 _TILE_STEP = _TILE + 6
 _LARGE = "font-size:15px"  # the figure of images is wider than others, and so is drawn smaller
-_DOTTED: dict[str, Any] = {"stroke_dasharray": "2 3"}
-_DASHED: dict[str, Any] = {"stroke_dasharray": "5 4", "stroke_width": 2}
+_DOTTED: dict[str, object] = {"stroke_dasharray": "2 3"}
+_DASHED: dict[str, object] = {"stroke_dasharray": "5 4", "stroke_width": 2}
 _PROFILE_WIDTH = 200.0
 _PROFILE_HEIGHT = 96.0
 _PROFILE_STEP = _PROFILE_HEIGHT + 22
@@ -94,7 +93,7 @@ def _thinned(n: int, most: int) -> list[int]:
     return np.linspace(0, n - 1, min(n, most)).round().astype(int).tolist()
 
 
-def _legend(x: float, y: float, name: str, **style: Any) -> list[str]:
+def _legend(x: float, y: float, name: str, **style: object) -> list[str]:
     """Draw the name of a line, in the colour of other text, because not all colours of lines are readable."""
     line = polyline((x, x + 16), (y - 4, y - 4), **{"stroke_width": 3, **style})
     return [line, text(x + 21, y, name)]
@@ -176,7 +175,7 @@ class _Group:
         line = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in zip(xs.tolist(), ys.tolist(), strict=True))
         if self.cap == "square":
             width *= 0.9  # a square of the same width looks larger
-        style: dict[str, Any] = {"stroke": self.colour, "stroke_width": width, "stroke_linecap": self.cap}
+        style: dict[str, object] = {"stroke": self.colour, "stroke_width": width, "stroke_linecap": self.cap}
         return element("path", d=line, class_="dots", **style)
 
 

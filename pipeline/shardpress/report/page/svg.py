@@ -28,11 +28,11 @@ _LIMITS = (0.01, 0.99)  # quantiles that determine the ends of an axis; usual di
 _WIDENING = 0.5  # share of the distance between these quantiles by which an axis is longer at each end
 
 
-def element(name: str, *children: str, content: str = "", **attributes: Any) -> str:
+def element(name: str, *inside: str, **attributes: object) -> str:
     """Return the markup of an SVG element. Underscores in the names of attributes become hyphens."""
     words = [f' {key.rstrip("_").replace("_", "-")}="{escape(_rounded(value))}"' for key, value in attributes.items()]
-    inside = escape(content, quote=False) + "".join(children)
-    end = f">{inside}</{name}>" if inside else "/>"
+    content = "".join(inside)
+    end = f">{content}</{name}>" if content else "/>"
     return f"<{name}{''.join(words)}{end}"
 
 
@@ -42,8 +42,8 @@ def picture(size: tuple[float, float], title: str, description: str, *children: 
     width, height = size
     return element(
         "svg",
-        element("title", content=title, id=f"{name}-title"),
-        element("desc", content=description, id=f"{name}-desc"),
+        element("title", escape(title, quote=False), id=f"{name}-title"),
+        element("desc", escape(description, quote=False), id=f"{name}-desc"),
         *children,
         role="img",
         aria_labelledby=f"{name}-title {name}-desc",
@@ -53,12 +53,12 @@ def picture(size: tuple[float, float], title: str, description: str, *children: 
     )
 
 
-def text(x: float, y: float, content: str, anchor: str = "start", **attributes: Any) -> str:
+def text(x: float, y: float, content: str, anchor: str = "start", **attributes: object) -> str:
     """Return a line of text."""
-    return element("text", content=content, x=x, y=y, text_anchor=anchor, **attributes)
+    return element("text", escape(content, quote=False), x=x, y=y, text_anchor=anchor, **attributes)
 
 
-def polyline(xs: ArrayLike, ys: ArrayLike, **attributes: Any) -> str:
+def polyline(xs: ArrayLike, ys: ArrayLike, **attributes: object) -> str:
     """Return points joined by lines."""
     positions = np.column_stack([xs, ys]).tolist()
     points = " ".join(f"{_rounded(x)},{_rounded(y)}" for x, y in positions)
