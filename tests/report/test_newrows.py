@@ -87,7 +87,7 @@ def test_few_rows_or_directions_cause_no_alarm(n_reference: int, n_new: int, ran
     reference = reference_of(model, rows[:n_reference], len(rows))
     assert reference.basis.shape[1] <= min(rank, n_reference // 10)
     verdict = judged(reference, model, rows[len(rows) - n_new :])
-    assert verdict.verdict == "keep"
+    assert verdict.level == "keep"
     json.dumps(plain(verdict), allow_nan=False)
 
 
@@ -99,13 +99,13 @@ def test_one_damaged_row_in_a_thousand_changes_no_verdict(factor: float) -> None
     rows[[77, 1400]] *= factor
     reference = reference_of(model, rows[:1000], 2000)
     verdict = judged(reference, model, rows[1000:])
-    assert verdict.verdict == "keep"
+    assert verdict.level == "keep"
     assert verdict.error_ratio == pytest.approx(1, abs=0.1)
     assert any("new.h5" in reason and "400" in reason for reason in verdict.reasons)
     changed = rows[1000:].copy()
     changed[:, 2] += 2 * rows[:77, 2].std()
-    assert judged(reference, model, changed).verdict != "keep"
-    assert judged(reference, model, others).verdict == "retrain"
+    assert judged(reference, model, changed).level != "keep"
+    assert judged(reference, model, others).level == "retrain"
 
 
 @each("factor, offset", [(1.0, 2.0), (2.0, 0.5)])
@@ -169,5 +169,5 @@ def test_rows_that_resemble_their_neighbours_are_kept(n_files: int, file_rows: i
         scaled = model.scaler.scaled(rows[held_out])
         drawn = Sample(scaled, features, {}, files, held_out % file_rows, held_out // 40, held_out < 0, held_out < 0)
         reference = Reference.of(drawn, model, [f"{i}.h5" for i in range(n_files)], n_rows)
-        n_alarms += judged(reference, model, rows[n_rows:]).verdict != "keep"
+        n_alarms += judged(reference, model, rows[n_rows:]).level != "keep"
     assert n_alarms <= 0.05 * len(SEEDS)

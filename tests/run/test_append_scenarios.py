@@ -111,13 +111,13 @@ def test_an_append_can_end_before_drifted_rows_are_published(month: Month) -> No
     assert month.run() == 0
     trained = month.output.rename(month.output.with_name("trained"))
     assert month.run("--model", str(trained)) == 0
-    assert month.append(n_files=1).verdict == "keep"
+    assert month.append(n_files=1).level == "keep"
     month.arrive(n_files=1, kind="foreign")
     before = features_of(month.output)
     assert month.run("--append", "--on-append-drift", "fail") == 80
     assert features_of(month.output) == before
     assert month.run("--append", "--on-append-drift", "warn") == 0
-    assert Result.open(month.output).facts.appends[-1].append.verdict.verdict == "retrain"
+    assert Result.open(month.output).facts.appends[-1].append.verdict.level == "retrain"
 
 
 def test_rows_to_watch_are_published_unless_watch_is_set(month: Month) -> None:
@@ -129,7 +129,7 @@ def test_rows_to_watch_are_published_unless_watch_is_set(month: Month) -> None:
     assert month.run("--append", "--on-append-drift", "watch") == 80
     assert features_of(month.output) == before
     assert month.run("--append", "--on-append-drift", "fail") == 0
-    assert Result.open(month.output).facts.appends[-1].append.verdict.verdict == "watch"
+    assert Result.open(month.output).facts.appends[-1].append.verdict.level == "watch"
     month.arrive(n_files=1, kind="foreign")
     before = features_of(month.output)
     assert month.run("--append", "--on-append-drift", "watch") == 80
@@ -148,13 +148,13 @@ def test_verdicts_are_reliable(month: Month, tmp_path: Path) -> None:
         month.arrive(n_files=20)
         assert month.run() == 0
         unchanged = [month.append(n_files=1), month.append(n_files=10)]
-        false_alarms += any(found.verdict != "keep" for found in unchanged)
+        false_alarms += any(found.level != "keep" for found in unchanged)
         for kind, is_right in REASONS.items():
             found = month.append(n_files=1, kind=kind)
-            hits[kind] += found.verdict != "keep" and is_right(found)
+            hits[kind] += found.level != "keep" and is_right(found)
         text = text_of(page_of(report_of(Result.open(month.output))))
         assert "Appended rows" in text
         assert f"olumn {STUCK}" in text
-        later_alarms += month.append(n_files=1).verdict != "keep"  # earlier drift does not move the reference
+        later_alarms += month.append(n_files=1).level != "keep"  # earlier drift does not move the reference
     assert max(false_alarms, later_alarms) <= 0.05 * len(SEEDS)
     assert min(hits[kind] for kind in REASONS) >= 0.95 * len(SEEDS)

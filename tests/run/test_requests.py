@@ -107,7 +107,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert cells.run("--labels", "kind") == 0
         cells.add(3, shift=2.5)
         assert cells.run("--append") == 0
-    assert Result.open(cells.output).facts.appends[-1].append.verdict.verdict == "retrain"
+    assert Result.open(cells.output).facts.appends[-1].append.verdict.level == "retrain"
     return cells.output.parent
 
 

@@ -89,7 +89,7 @@ def judge_new_rows(
         reasons = [f"{quantity(n_sampled, 'sampled new row')}: no difference from the held-out rows was found."]
     has_directions = reference.basis.shape[1] > 0
     return Verdict(
-        verdict=_LEVELS[max(level for level, _ in findings)],
+        level=_LEVELS[max(level for level, _ in findings)],
         reasons=[*reasons, *_describe_outlier(sample, errors, files)],
         n_rows=n_rows,
         n_sampled=n_sampled,

@@ -91,7 +91,7 @@ def _summary(result: Result, training: TrainingFacts | None) -> Summary:
         kept_start="" if training is None else kept_start(result.model.about, result.model.network),
         n_components=result.model.network.n_features,
         appended=append,
-        verdict=verdict.verdict if verdict is not None and verdict.n_sampled else None,
+        verdict=verdict.level if verdict is not None and verdict.n_sampled else None,
     )
 
 

@@ -308,7 +308,7 @@ class StuckColumn(Facts, frozen=True):
 class Verdict(Facts, frozen=True):
     """Verdict on new rows. Measures that cannot be estimated are None."""
 
-    verdict: Level
+    level: Level
     reasons: list[str]  # sentences about the differences, or one sentence that there are none
     n_rows: int  # new good rows
     n_sampled: int

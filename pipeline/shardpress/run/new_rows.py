@@ -94,7 +94,7 @@ def _paths(sources: Sequence[PartSource]) -> list[str]:
 
 def check_verdict(verdict: Verdict | None, directory: Path, on_append_drift: str) -> None:
     """Log a verdict; None if the rows could not be judged. Raise `RowsDrifted` if `on_append_drift` requires it."""
-    level = None if verdict is None else verdict.verdict
+    level = None if verdict is None else verdict.level
     is_refused = level in _REFUSED[on_append_drift]
     where = f"output={printable(directory)}"
     unpublished = f"Their features are not published (--on-append-drift {on_append_drift})."

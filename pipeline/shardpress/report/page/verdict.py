@@ -79,7 +79,7 @@ def _worst_append(appends: Sequence[OneRun]) -> tuple[int, Level]:
     """Return the number of the last one of the recent appends with the worst verdict, and this verdict."""
     levels = list(VERDICTS)
     recent = [run.append for run in appends[-_RECENT:] if run.append is not None]
-    verdicts = [(append.id, append.verdict.verdict) for append in recent if append.verdict is not None]
+    verdicts = [(append.id, append.verdict.level) for append in recent if append.verdict is not None]
     return max(reversed(verdicts), key=lambda verdict: levels.index(verdict[1]), default=(0, "keep"))
 
 
@@ -194,7 +194,7 @@ def _last_verdict(last: Append) -> Iterator[Item]:
         yield "The last append has no verdict: it added no rows, or the training of the model held out no rows."
         return
     rows = quantity(last.n_rows, "row")
-    yield f"Verdict on the last append ({rows}): {verdict.verdict}. {VERDICTS[verdict.verdict]}."
+    yield f"Verdict on the last append ({rows}): {verdict.level}. {VERDICTS[verdict.level]}."
     for reason in verdict.reasons:
         yield cut(reason, 500)
 
@@ -207,7 +207,7 @@ def _append(made: str, append: Append) -> tuple[object, ...]:
         cut(made[:MINUTES]),
         files_in_words(append) or None,
         append.n_rows,
-        None if verdict is None else verdict.verdict,
+        None if verdict is None else verdict.level,
         None if verdict is None else verdict.error_ratio,
         None if outside is None else percent(outside),
     )
