@@ -14,7 +14,7 @@ from shardpress.report.commonrows import CommonRows, EncodedRows
 from shardpress.report.sampling import values_of
 from shardpress.result.alignment import LinearMap
 from shardpress.result.facts import KeptAccuracy
-from shardpress.result.features import in_ranges, reading
+from shardpress.result.features import are_lost, reading
 
 _MAX_CLASSES = 1000
 
@@ -24,24 +24,12 @@ def read_labels(run: EncodedRows, rows: np.ndarray, choice: LabelChoice) -> Labe
     name = str(choice.named)
     mask = choice.masks.get(name, name)
     values, mask_values = run.read(rows, partial(_values, names=(name, mask)))
-    return choice.as_labels(name, {mask: mask_values, name: values}, {name: _are_lost(run, rows, name)})
+    return choice.as_labels(name, {mask: mask_values, name: values}, {name: are_lost(run.ranges, name)[rows]})
 
 
 def _values(path: Path, positions: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
     with reading(path) as file:
         return [values_of(file[name], positions) for name in names]
-
-
-def _are_lost(run: EncodedRows, rows: np.ndarray, name: str) -> np.ndarray:
-    """Return a mask of the rows whose value of an extra could not be read, bool (n,)."""
-    is_lost = np.zeros(len(rows), dtype=bool)
-    first = 0
-    for _, of_part in run.ranges:
-        if name in of_part.lost:
-            is_inside = (first <= rows) & (rows < first + of_part.n_rows)
-            is_lost |= is_inside & in_ranges(rows - first + of_part.start, of_part.lost[name])
-        first += of_part.n_rows
-    return is_lost
 
 
 def kept_accuracy(common: CommonRows, labels: Labels, to_a: LinearMap) -> KeptAccuracy | None:

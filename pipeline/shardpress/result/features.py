@@ -559,13 +559,13 @@ def rows_with_value(run: Features, name: str) -> np.ndarray:
     mask = run.result.facts.rows.masks.get(name)
     if mask is not None:
         has_value &= run.extras[mask].compute()
-    first = 0
-    for _, rows in run.result.ranges:
-        lost = rows.lost.get(name)
-        if lost:
-            has_value[first : first + rows.n_rows] &= ~in_ranges(np.arange(rows.start, rows.stop), lost)
-        first += rows.n_rows
-    return has_value
+    return has_value & ~are_lost(run.result.ranges, name)
+
+
+def are_lost(ranges: Sequence[tuple[Part, Range]], name: str) -> np.ndarray:
+    """Return a mask of the rows whose value of an extra could not be read, bool (n_rows,)."""
+    masks = [in_ranges(np.arange(rows.start, rows.stop), rows.lost.get(name, [])) for _, rows in ranges]
+    return np.concatenate(masks)
 
 
 def in_ranges(numbers: np.ndarray, ranges: Sequence[Sequence[int]]) -> np.ndarray:
