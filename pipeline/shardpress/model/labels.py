@@ -133,8 +133,8 @@ class LabelChoice:
         if self.named is not None:
             return self.labels_in(self.named, extras, lost, _MAX_NAMED_LABELS) if self.named in extras else None
         names = _candidates(list(extras), self.include, self.masks.values())
-        found = (self.labels_in(name, extras, lost, _MAX_LABELS) for name in names)
-        return next((labels for labels in found if labels is not None), None)
+        candidates = (self.labels_in(name, extras, lost, _MAX_LABELS) for name in names)
+        return next((labels for labels in candidates if labels is not None), None)
 
     def labels_in(
         self, name: str, extras: Mapping[str, np.ndarray], lost: Mapping[str, np.ndarray], limit: int

@@ -39,27 +39,27 @@ _EMPTY_KERNEL = b'extern "C" __global__ void nothing() {}\n'
 
 def cuda_checks(is_wanted: bool) -> list[Check]:
     """Return the checks. Unless a run would use CUDA, faults are warnings, and a missing driver is no fault."""
-    found = collect_reports(__name__, _SECONDS)
+    reports = collect_reports(__name__, _SECONDS)
     bad: Status = "fail" if is_wanted else "warn"
-    driver = _driver(found, bad)
-    if "cuda" not in found and not is_wanted:  # without a driver the other libraries are not needed
+    driver = _driver(reports, bad)
+    if "cuda" not in reports and not is_wanted:  # without a driver the other libraries are not needed
         return [Check("driver", "absent", driver.found)]
-    checks = [driver, _libraries(found, bad)]
-    cards = found.get("cards", [])
-    if "failed" in found and driver.status == "pass":
-        cards.append((found["failed"], _OTHER_CARD))
+    checks = [driver, _libraries(reports, bad)]
+    cards = reports.get("cards", [])
+    if "failed" in reports and driver.status == "pass":
+        cards.append((reports["failed"], _OTHER_CARD))
     for number, (finding, fix) in enumerate(cards):
         checks.append(Check(f"card{number}", bad if fix else "pass", finding, fix))
     return checks
 
 
-def _driver(found: Mapping[str, Any], bad: Status) -> Check:
-    failed = found.get("error") or found.get("failed")
-    if "cuda" not in found:
+def _driver(reports: Mapping[str, Any], bad: Status) -> Check:
+    failed = reports.get("error") or reports.get("failed")
+    if "cuda" not in reports:
         reason = f": {failed}" if failed else ""
         return Check("driver", bad, f"no NVIDIA driver (libcuda.so.1) answers{reason}", f"install {_DRIVER}")
-    supported = f"{found['file']} supports CUDA {format_version(found['cuda'])} or earlier"
-    if found.get("capabilities"):
+    supported = f"{reports['file']} supports CUDA {format_version(reports['cuda'])} or earlier"
+    if reports.get("capabilities"):
         return Check("driver", "pass", supported)
     fix = f"install {_DRIVER}"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -68,10 +68,10 @@ def _driver(found: Mapping[str, Any], bad: Status) -> Check:
     return Check("driver", bad, f"{supported}, but {failed or 'finds no card'}", fix)
 
 
-def _libraries(found: Mapping[str, Any], bad: Status) -> Check:
-    if found.get("missing") == []:
+def _libraries(reports: Mapping[str, Any], bad: Status) -> Check:
+    if reports.get("missing") == []:
         return Check("libraries", "pass", ", ".join(map(_find, _LIBRARIES)))
-    missing = found.get("missing", ["the libraries cannot be loaded"])
+    missing = reports.get("missing", ["the libraries cannot be loaded"])
     return Check("libraries", bad, "; ".join(missing), _INSTALL)
 
 
@@ -111,27 +111,27 @@ def _check_card(driver: Any, card: int, capability: Version, nvrtc: ctypes.CDLL 
     """Open a card, and load a kernel that NVRTC compiles. Return the finding, and advice or an empty string."""
     name = ctypes.create_string_buffer(256)
     driver.cuDeviceGetName(name, len(name), card)
-    found = f"{name.value.decode(errors='replace')}, capability {format_version(capability)}"
+    finding = f"{name.value.decode(errors='replace')}, capability {format_version(capability)}"
     context = c_void_p()
     code = driver.cuDevicePrimaryCtxRetain(byref(context), card) or driver.cuCtxPushCurrent_v2(context)
     if code:
-        return f"{found}: cannot be opened: {error_name(driver, code)}", _OTHER_CARD
+        return f"{finding}: cannot be opened: {error_name(driver, code)}", _OTHER_CARD
     free = c_size_t()
     total = c_size_t()
     driver.cuMemGetInfo_v2(byref(free), byref(total))
-    found += f", {free.value / 1e9:.1f} of {total.value / 1e9:.1f} GB free"
+    finding += f", {free.value / 1e9:.1f} of {total.value / 1e9:.1f} GB free"
     if nvrtc is None:
-        return found, ""
+        return finding, ""
     architecture = "compute_{}{}".format(*capability)[:10]  # libgpuarray truncates the name in this way
     ptx, error = _compile(nvrtc, architecture)
     if error:
         fix = f"install an NVRTC that supports this card: {_INSTALL}"
-        return f"{found}: NVRTC cannot compile for {architecture}: {error}", fix
+        return f"{finding}: NVRTC cannot compile for {architecture}: {error}", fix
     code = driver.cuModuleLoadData(byref(c_void_p()), ptx)
     if code:
         fix = _ADVICE.get(code, _OTHER_CARD)
-        return f"{found}: the driver refuses NVRTC's kernel: {error_name(driver, code)}", fix
-    return found, ""
+        return f"{finding}: the driver refuses NVRTC's kernel: {error_name(driver, code)}", fix
+    return finding, ""
 
 
 def _compile(nvrtc: ctypes.CDLL, architecture: str) -> tuple[bytes, str]:

@@ -53,16 +53,16 @@ def _chosen_device() -> str:
 
 def _check_device(device: str) -> Check:
     if not is_set_up():
-        found = "Theano is not set up in this Python: features can be read, but no run is possible"
-        return Check(device, "fail", found, complaint(), is_setting=True)
+        finding = "Theano is not set up in this Python: features can be read, but no run is possible"
+        return Check(device, "fail", finding, complaint(), is_setting=True)
     flags = filter(None, [os.environ.get("THEANO_FLAGS"), f"device={device}"])  # later flags override earlier flags
     facts = collect_reports(__name__, _SECONDS, {**os.environ, "THEANO_FLAGS": ",".join(flags)})
     if "failed" in facts:
         return Check(device, "fail", facts["failed"], is_setting=facts.get("code") == ConfigError.exit_code)
     difference = facts["difference"]
     if not difference <= _TOLERANCE:
-        found = f"its features differ from the features of NumPy by {difference:.1g}, expected at most {_TOLERANCE}"
-        return Check(device, "fail", found, _WRONG_FEATURES)
+        finding = f"its features differ from the features of NumPy by {difference:.1g}, expected at most {_TOLERANCE}"
+        return Check(device, "fail", finding, _WRONG_FEATURES)
     return Check(device, "pass", f"{facts['name']}: features agree with NumPy within {difference:.0e}")
 
 

@@ -29,15 +29,15 @@ class Check:
 
 def exit_code(checks: Sequence[Check]) -> int:
     """Return 0 if a run will work, 78 if settings or packages must be fixed, and 1 for any other failure."""
-    failed = [each for each in checks if each.status == "fail"]
-    if any(each.is_setting for each in failed):
+    failed = [check for check in checks if check.status == "fail"]
+    if any(check.is_setting for check in failed):
         return ConfigError.exit_code
     return int(bool(failed))
 
 
 def verdict(checks: Sequence[Check]) -> str:
     """Return the result of all checks in one sentence."""
-    statuses = [each.status for each in checks]
+    statuses = [check.status for check in checks]
     n_failed = statuses.count("fail")
     n_warnings = statuses.count("warn")
     if n_failed:
@@ -51,14 +51,14 @@ def page(checks: Sequence[Check]) -> str:
     """Return the page. Each check follows the checks that it depends on."""
     lines = [verdict(checks), ""]
     # Failures come first, since fixing them may remove warnings.
-    steps = [each for status in ("fail", "warn") for each in checks if each.status == status and each.fix]
+    steps = [check for status in ("fail", "warn") for check in checks if check.status == status and check.fix]
     if steps:
         lines.append("Steps to take, in this order:")
-        for number, each in enumerate(steps, 1):
-            lines += _wrap(f"{number:4}. ", f"{each.name}: {each.fix}")
+        for number, check in enumerate(steps, 1):
+            lines += _wrap(f"{number:4}. ", f"{check.name}: {check.fix}")
         lines.append("")
-    for each in checks:
-        lines += _wrap(f"{_LABELS[each.status]:5}{each.name:12}", each.found)
+    for check in checks:
+        lines += _wrap(f"{_LABELS[check.status]:5}{check.name:12}", check.found)
     return "\n".join(lines)
 
 

@@ -56,7 +56,7 @@ def set_up(cuda: Version | None, source: Path | None, mirror: str | None) -> Ite
     if not _is_complete(folder, requirements):
         yield f"installing   {' and '.join(requirements)} (several hundred megabytes)"
         _unpack(folder, requirements, source)
-    installed = sorted(f"{each.metadata['Name']} {each.version}" for each in distributions(path=[str(folder)]))
+    installed = sorted(f"{package.metadata['Name']} {package.version}" for package in distributions(path=[str(folder)]))
     yield f"libraries    {' and '.join(installed)}, in {folder}"
     yield from _warnings()
 

@@ -67,21 +67,21 @@ def _try(name: str, check: Callable[[], Check]) -> Check:
 
 
 def _python() -> Check:
-    found = f"{platform.python_version()} at {sys.executable}"
+    finding = f"{platform.python_version()} at {sys.executable}"
     unsuitable = unsuitable_python()
     if unsuitable:
-        return Check("python", "warn", f"{found}: can read features, but not run. {unsuitable}", PYTHON_ADVICE)
-    return Check("python", "pass", found)
+        return Check("python", "warn", f"{finding}: can read features, but not run. {unsuitable}", PYTHON_ADVICE)
+    return Check("python", "pass", finding)
 
 
 def _packages() -> Check:
     if not version_of("shardpress"):
-        found = "shardpress is not installed, so its requirements are unknown"
-        return Check("packages", "warn", found, "pip install .")
+        finding = "shardpress is not installed, so its requirements are unknown"
+        return Check("packages", "warn", finding, "pip install .")
     wrong = unmet_requirements()
     if wrong:
-        problems = [each.partition(": ")[0] for each in wrong]
-        fixes = [each.partition(": ")[2] for each in wrong]
+        problems = [message.partition(": ")[0] for message in wrong]
+        fixes = [message.partition(": ")[2] for message in wrong]
         return Check("packages", "fail", "; ".join(problems), "; ".join(fixes), is_setting=True)
     return Check("packages", "pass", ", ".join(f"{name} {version_of(name) or 'missing'}" for name in _IMPORTED))
 
@@ -92,8 +92,8 @@ def _compiler() -> Check:
     name = names[-1] if names else "g++"
     path = shutil.which(name)
     if path is None:
-        found = f"{name}: not found in PATH={os.environ.get('PATH', '')}"
-        return Check("compiler", "fail", found, _COMPILER_ADVICE)
+        finding = f"{name}: not found in PATH={os.environ.get('PATH', '')}"
+        return Check("compiler", "fail", finding, _COMPILER_ADVICE)
     with tempfile.TemporaryDirectory(prefix="shardpress-doctor-") as folder:
         program = os.path.join(folder, "program")
         # The linker would take libgcc_s.so.1 from the current directory.
@@ -105,8 +105,8 @@ def _compiler() -> Check:
         try:
             _call([program], folder)
         except OSError as error:
-            found = f"{path} compiles, but the program cannot be started in {folder}: {error.strerror}"
-            return Check("compiler", "fail", found, _COMPILER_ADVICE)
+            finding = f"{path} compiles, but the program cannot be started in {folder}: {error.strerror}"
+            return Check("compiler", "fail", finding, _COMPILER_ADVICE)
     return Check("compiler", "pass", f"{path}: compiles and runs a program with this Python's headers")
 
 
@@ -134,8 +134,8 @@ def _semaphores() -> Check:
     try:
         multiprocessing.get_context("fork").Lock()
     except OSError as error:
-        found = f"semaphores cannot be created ({error.strerror}), so --workers does not work"
-        return Check("semaphores", "warn", found, "make /dev/shm writable")
+        finding = f"semaphores cannot be created ({error.strerror}), so --workers does not work"
+        return Check("semaphores", "warn", finding, "make /dev/shm writable")
     return Check("semaphores", "pass", "can be created")
 
 
@@ -157,7 +157,7 @@ def _open_files() -> Check:
 def _folder(name: str, folder: str, option: str) -> Check:
     """Check that a directory can be written, synced and locked, and has free space."""
     path = Path(folder).absolute()
-    existing = next(each for each in (path, *path.parents) if each.exists())
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=existing) as file:
             file.write(bytes(4096))
@@ -165,10 +165,10 @@ def _folder(name: str, folder: str, option: str) -> Check:
             os.fsync(file.fileno())
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        found = f"{existing}: cannot be written, synced or locked: {error.strerror}"
-        return Check(name, "fail", found, f"choose another directory with {option}")
+        finding = f"{existing}: cannot be written, synced or locked: {error.strerror}"
+        return Check(name, "fail", finding, f"choose another directory with {option}")
     n_free = shutil.disk_usage(existing).free
-    found = f"{path}: can be written, synced and locked; {n_free / 1e9:.1f} GB free"
+    finding = f"{path}: can be written, synced and locked; {n_free / 1e9:.1f} GB free"
     if n_free < _MIN_FREE_BYTES:
-        return Check(name, "warn", found, "free disk space")
-    return Check(name, "pass", found)
+        return Check(name, "warn", finding, "free disk space")
+    return Check(name, "pass", finding)

@@ -118,8 +118,8 @@ def _remedies(settings: ResolvedTraining, network: Network) -> str:
         "a hidden layer (--hidden 512)": len(network.widths) > 2,
     }
     words = [*(option for option, is_used in options.items() if not is_used), "more --epochs"]
-    found = " and ".join([", ".join(words[:-1]), words[-1]] if words[:-1] else words)
-    return found[0].upper() + found[1:]
+    sentence = " and ".join([", ".join(words[:-1]), words[-1]] if words[:-1] else words)
+    return sentence[0].upper() + sentence[1:]
 
 
 def _late_improvement(history: Sequence[Epoch], settings: ResolvedTraining, mean: float) -> float:

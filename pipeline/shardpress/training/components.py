@@ -123,20 +123,20 @@ def _components_within(directions: np.ndarray, gram: _Gram, k: int) -> Component
 def _directions_of_products(gram: _Gram, n_inputs: int, k: int, rng: np.random.Generator) -> np.ndarray:
     """Return orthonormal columns (n_inputs, k or more) whose span holds almost all of the first `k` components."""
     n_columns = min(k + max(k, _OVERSAMPLING), n_inputs)
-    found = rng.standard_normal((n_inputs, n_columns))
+    directions = rng.standard_normal((n_inputs, n_columns))
     for _ in range(_N_ITERATIONS):
-        found = np.linalg.qr(gram.times(found))[0]
-    return found
+        directions = np.linalg.qr(gram.times(directions))[0]
+    return directions
 
 
 def _directions_of_few_rows(x: np.ndarray, mean: np.ndarray, k: int) -> np.ndarray:
     """Return orthonormal columns (n_inputs, k) that span the first `k` components, from the products of rows."""
     weights = eigenvectors(_products_of_rows(x, mean))[1][:, ::-1][:, :k]
-    found = np.zeros((len(mean), k))
+    directions = np.zeros((len(mean), k))
     for block in blocks(len(mean), len(x)):
         centred = x[:, block] - mean[block]
-        found[block, : weights.shape[1]] = centred.T @ weights
-    return np.linalg.qr(found)[0]  # adds arbitrary directions if there are fewer rows than components
+        directions[block, : weights.shape[1]] = centred.T @ weights
+    return np.linalg.qr(directions)[0]  # adds arbitrary directions if there are fewer rows than components
 
 
 def _products_of_rows(x: np.ndarray, mean: np.ndarray) -> np.ndarray:

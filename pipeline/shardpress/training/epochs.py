@@ -239,10 +239,10 @@ class Training:
             raise ValueError(
                 f"was written with the optimizer {checkpoint.state.optimizer}, expected {self.settings.optimizer}"
             )
-        found = {name: array.shape for name, array in checkpoint.arrays.items()}
+        shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
         expected = {name: array.shape for name, array in self.checkpoint().arrays.items()}
-        if found != expected:
-            raise ValueError(f"holds arrays of shapes {found}, expected {expected}")
+        if shapes != expected:
+            raise ValueError(f"holds arrays of shapes {shapes}, expected {expected}")
 
     def _check_progress(self, state: TrainingState) -> None:
         """Raise `ValueError` for a state that this training run cannot have reached."""

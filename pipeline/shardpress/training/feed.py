@@ -212,10 +212,10 @@ class StepFeed:
     def _noise(self) -> np.ndarray:
         seed = self._settings.seed
         n_inputs = self._network.n_inputs
-        each = [noise_of(seed, step, (n, n_inputs)) for step, n in enumerate(self._lengths, self._next_step)]
-        if len(each) == 1:
-            return each[0]
-        return np.concatenate(each)
+        arrays = [noise_of(seed, step, (n, n_inputs)) for step, n in enumerate(self._lengths, self._next_step)]
+        if len(arrays) == 1:
+            return arrays[0]
+        return np.concatenate(arrays)
 
 
 def cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[np.ndarray]:

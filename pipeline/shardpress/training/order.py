@@ -74,10 +74,10 @@ class Order:
 
     def sample(self, most: int) -> np.ndarray:
         """Return sorted numbers (n,) of rows that represent all training rows: `most`, or all if there are fewer."""
-        found = spread_rows(self.n_rows, np.empty(0, dtype=np.int64), min(most, self.n_rows), self.seed, _SAMPLE)
+        rows = spread_rows(self.n_rows, np.empty(0, dtype=np.int64), min(most, self.n_rows), self.seed, _SAMPLE)
         # These numbers do not count the rows that are left out. Add the number of such rows before each row.
-        n_before = np.searchsorted(self.left_out - np.arange(len(self.left_out)), found, side="right")
-        return np.asarray(found + n_before)
+        n_before = np.searchsorted(self.left_out - np.arange(len(self.left_out)), rows, side="right")
+        return np.asarray(rows + n_before)
 
     def _fill(self, slabs: np.ndarray) -> Iterator[np.ndarray]:
         ends = np.cumsum(np.diff(self.starts)[slabs])

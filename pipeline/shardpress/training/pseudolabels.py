@@ -92,13 +92,13 @@ def _confident_classes(
     classifier: _Classifier, rows: Rows, scaler: Scaler, is_chosen: np.ndarray, seed: int
 ) -> np.ndarray:
     """Return the classes of the chosen rows, int16 (n_chosen,), or -1 where the classifier is not confident."""
-    found = []
+    estimates = []
     for block in blocks(len(is_chosen), max(classifier.W.shape)):
         numbers = block.start + np.flatnonzero(is_chosen[block])
         if len(numbers):
-            found.append(classifier.classify(scaler.scaled(rows.take(numbers))))
-    classes = np.concatenate([each for each, _ in found])
-    confidence = np.concatenate([each for _, each in found])
+            estimates.append(classifier.classify(scaler.scaled(rows.take(numbers))))
+    classes = np.concatenate([classes for classes, _ in estimates])
+    confidence = np.concatenate([confidence for _, confidence in estimates])
     classes[_least_confident(confidence, seed)] = _NO_CLASS
     return classes
 

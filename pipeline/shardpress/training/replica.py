@@ -55,7 +55,7 @@ class ReplicaSettings:
     def key(self) -> object:
         """Key shared by all settings that can use the same compiled step."""
         scaler = self.cleaning.scaler
-        values = [getattr(scaler, each.name) for each in fields(scaler)]
+        values = [getattr(scaler, field.name) for field in fields(scaler)]
         content = digest(value.tobytes() for value in values if isinstance(value, np.ndarray))
         facts = (self.training, self.network, self.loss, self.dtype, self.cleaning.missing, scaler.clips)
         return *facts, content

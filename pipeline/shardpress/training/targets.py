@@ -96,12 +96,12 @@ def read_targets(
         If values cannot be read.
     """
     starts = first_rows(shards)
-    found: list[np.ndarray] = [np.empty(0)] * len(shards)
+    values: list[np.ndarray] = [np.empty(0)] * len(shards)
     known: list[np.ndarray] = [np.empty(0, dtype=bool)] * len(shards)
 
     def read(number: int) -> None:
         extra = next(extra for extra in shards[number].extras if extra.name == name)
-        found[number], known[number] = _read(shards[number], extra, missing)
+        values[number], known[number] = _read(shards[number], extra, missing)
 
     with threads(n_threads) as pool:
         compute([(read, number) for number in range(len(shards))], pool, n_threads)
@@ -109,7 +109,7 @@ def read_targets(
         if fitted is not None:
             has_target &= fitted[starts[number] : starts[number + 1]]
     n_fitted = starts[-1] if fitted is None else int(np.count_nonzero(fitted))
-    return targets_of(name, found, known, int(n_fitted))
+    return targets_of(name, values, known, int(n_fitted))
 
 
 def _read(shard: Shard, extra: Extra, missing: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +166,7 @@ def targets_of(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarr
         raise ConfigError(
             Problem(("target",), f"{printable(name)} has no value in the rows to train on, expected one in some rows")
         )
-    are_floats = any(each.dtype.kind == "f" for each in values)
+    are_floats = any(array.dtype.kind == "f" for array in values)
     distinct = _distinct(values, known, _MAX_WHOLE if are_floats else MAX_CLASSES)
     if are_floats and (distinct is None or not all(float(value).is_integer() for value in distinct)):
         return _numbers(name, values, known, share)
@@ -177,7 +177,7 @@ def targets_of(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarr
         raise ConfigError(Problem(("target",), f"{printable(name)} has only one value, expected two classes or more"))
     classes = sorted(distinct)
     names = tuple(map(text_of, classes))
-    codes = np.concatenate([_codes(each, mask, classes) for each, mask in zip(values, known, strict=True)])
+    codes = np.concatenate([_codes(array, mask, classes) for array, mask in zip(values, known, strict=True)])
     return Targets(
         name=name,
         head=Head("classes", len(classes)),
@@ -185,15 +185,15 @@ def targets_of(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarr
         classes=names,
         share=share,
         digest=digest([json.dumps(names).encode(), codes.astype("<f4").tobytes()]),
-        remark=remark_on_missing(names, codes, [each.dtype for each in values]),
+        remark=remark_on_missing(names, codes, [array.dtype for array in values]),
     )
 
 
 def _distinct(values: Sequence[np.ndarray], known: Sequence[np.ndarray], most: int) -> set[Any] | None:
     """Return the distinct values, or None if there are more than `most`."""
     distinct: set[Any] = set()
-    for each, mask in zip(values, known, strict=True):
-        distinct.update(np.unique(each[mask]).tolist())
+    for array, mask in zip(values, known, strict=True):
+        distinct.update(np.unique(array[mask]).tolist())
         if len(distinct) > most:
             return None
     return distinct
