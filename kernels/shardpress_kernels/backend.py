@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from shardpress_kernels.calls import on_device
 from shardpress_kernels.faults import explain, is_out_of_memory
-from shardpress_kernels.flags import check_flags, default_settings, requested_device
 from shardpress_kernels.theanofiles import check_theano
+from shardpress_kernels.theanoflags import check_flags, default_settings, requested_device
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +40,26 @@ _compile_lock = threading.Lock()
 
 class DeviceUnavailable(RuntimeError):
     """The requested device cannot be used on this machine."""
+
+
+class _DeviceCalls:
+    """A context manager that counts the running calls of all threads."""
+
+    def __init__(self) -> None:
+        self.n_running = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.n_running += 1
+
+    def __exit__(self, *_error: object) -> None:
+        with self._lock:
+            self.n_running -= 1
+
+
+device_calls = _DeviceCalls()
+"""Calls of compiled functions that are running on a device. A signal or a progress report may have to wait for them."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +151,7 @@ def compile_function(inputs: Sequence[Any], outputs: Any, **options: Any) -> Any
 
 def device_call() -> AbstractContextManager[None]:
     """Return a context for a call of a compiled function, which counts the calls that run on a device."""
-    return on_device if is_active() else nullcontext()
+    return device_calls if is_active() else nullcontext()
 
 
 def answers() -> bool:

@@ -23,7 +23,7 @@ _Variables = Mapping[str, Any]
 MATH = Math(tensor.switch, tensor.tanh, tensor.nnet.sigmoid)
 
 
-class Targets(NamedTuple):
+class TargetVariables(NamedTuple):
     """Variables of the targets of a minibatch, float32."""
 
     values: Any  # vector: numbers of classes, or -1; or numbers, or NaN
@@ -85,7 +85,7 @@ def error_and_gradients(
     visible: Any,
     variables: _Variables,
     n_rows: Any = None,
-    targets: Targets | None = None,
+    targets: TargetVariables | None = None,
     kept: Any = None,
 ) -> tuple[Any, list[Any]]:
     """Return the symbolic mean squared error of scaled rows, and the gradients of the cost by parameter.
@@ -127,7 +127,7 @@ def error_and_gradients(
     return error, [gradients[name] for name in network.shapes]
 
 
-def _head_errors(head: Head, h: Any, targets: Targets, variables: _Variables) -> Any:
+def _head_errors(head: Head, h: Any, targets: TargetVariables, variables: _Variables) -> Any:
     """Return the derivatives of the losses with respect to the outputs of the head, for symbolic features."""
     z = targets.scale * (tensor.dot(h, variables["W_head"]) + variables["b_head"])
     values = targets.values.dimshuffle(0, "x")

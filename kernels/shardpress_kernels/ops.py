@@ -253,8 +253,9 @@ class Step(_Native):
 
     If `resident`, the minibatch is given as the numbers, int64, of its rows in `rows`. With a corruption, the `noise`
     (n_rows, n_inputs), uint8, selects the entries that the network does not see. A nested network has the input `kept`
-    (n_rows,), float32. A network with a head has three inputs `targets`, as in `shardpress_kernels.graph.Targets`. The
-    input `rate` is `shardpress_kernels.updates.rate_of` of the learning rate.
+    (n_rows,), float32. A network with a head has three inputs `targets`, as in
+    `shardpress_kernels.graph.TargetVariables`. The input `rate` is `shardpress_kernels.updates.rate_of` of the learning
+    rate.
     """
 
     __props__ = ("network", "rule", "corruption", "resident", "inplace")

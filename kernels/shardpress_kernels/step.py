@@ -141,7 +141,7 @@ class TrainingStep:
 
 
 def _target_scalars(network: Network, loss: TargetLoss | None) -> list[Any]:
-    """Return the factor and the scale of `graph.Targets`: variables, so that code is compiled once for all values."""
+    """Return the factor and the scale of `graph.TargetVariables`: as variables, since no value needs other code."""
     if network.head is None or loss is None:
         return []
     factor = np.float32(loss.weight * loss.scale * network.n_inputs / 2)
@@ -315,7 +315,7 @@ class _Minibatch:
     n_rows: Any
     learning_rate: Any
     corruption: float
-    targets: graph.Targets | None  # None without a head
+    targets: graph.TargetVariables | None  # None without a head
     kept: Any  # float32: number of the features of each row that the decoder gets; None unless nested
 
     @classmethod
@@ -334,7 +334,7 @@ class _Minibatch:
             rows = all_rows
         targets = None
         if scalars:
-            targets = graph.Targets(arrays["targets"], *scalars)
+            targets = graph.TargetVariables(arrays["targets"], *scalars)
         return cls(
             rows=rows,
             numbers=numbers,

@@ -98,6 +98,6 @@ def hide(name: str, folder: Path) -> Path | None:
 
 def _compiler_flags(name: str) -> str:
     """Return the usual flags with another -march; Theano adds its own only if there is none."""
-    from shardpress_kernels.flags import compiler_flags
+    from shardpress_kernels.theanoflags import compiler_flags
 
     return f"{compiler_flags()} -mtune=native {INSTRUCTION_SETS[name].march}"

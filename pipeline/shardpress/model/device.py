@@ -32,7 +32,6 @@ from shardpress.base.errors import (
 from shardpress.model.scaler import Scaler
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress_kernels import compiler
-from shardpress_kernels.calls import on_device
 from shardpress_kernels.network import Network, TargetLoss
 
 if TYPE_CHECKING:
@@ -152,7 +151,9 @@ def is_compiling() -> bool:
 
 def n_device_calls() -> int:
     """Return the number of calls in progress on a device other than the CPU."""
-    return on_device.n
+    from shardpress_kernels import backend
+
+    return backend.device_calls.n_running
 
 
 @contextmanager
@@ -272,7 +273,7 @@ def _advice() -> str:
 def start_device(is_required: bool = False) -> Device:
     """Load Theano and start the configured device. If it is unavailable and not required, start the CPU instead."""
     from shardpress_kernels import backend
-    from shardpress_kernels.flags import UnknownFlag
+    from shardpress_kernels.theanoflags import UnknownFlag
 
     for name in _VARIABLES:
         if name in os.environ:

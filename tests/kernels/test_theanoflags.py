@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 
 from shardpress_kernels import backend
-from shardpress_kernels.flags import UnknownFlag, check_flags
+from shardpress_kernels.theanoflags import UnknownFlag, check_flags
 from tests.support.cases import case, each
 from tests.support.interpreters import run_python
 
@@ -54,9 +54,9 @@ except ImportError:
 
 # Theano is imported with the CPU, because it would log a failure of a device and could not be queried again.
 DEVICE_OF_BACKEND = """
-from shardpress_kernels import backend, flags
+from shardpress_kernels import backend, theanoflags
 assert backend.load().config.device == "cpu"
-facts["device"] = flags.requested_device()
+facts["device"] = theanoflags.requested_device()
 """
 
 
