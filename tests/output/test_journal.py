@@ -272,7 +272,7 @@ def test_a_withdrawn_part_of_the_published_result_stays(journal: Journal) -> Non
     published = add(journal)
     journal.commit(index_of(published))
     unfinished = add(journal, OTHER)
-    journal.withdraw_parts([published.entry.file, unfinished.entry.file])
+    journal.withdraw_files([published.entry.file, unfinished.entry.file])
     journal.withdraw(published)
     for found in (journal, reopen(journal)):
         assert found.is_withdrawn(published.entry.file)

@@ -1,6 +1,6 @@
 """Test of two whole runs: the directory of the first one is moved away, and the second one starts in its place.
 
-`tests/output/test_moved.py` moves directories, and replaces locks, before each change of a journal.
+`tests/output/test_lock.py` moves directories, and replaces locks, before a change of a journal.
 
 Sample: three kinds of files; with TEST_CASES=all, six.
 """

@@ -229,25 +229,19 @@ class Journal:
                 self._remove(record.entry.file)
 
     def withdraw(self, *records: _Named) -> None:
-        """Remove results: first their records, and after a sync their files."""
-        if not records:
-            return
-        for record in records:
-            self._records.pop(record.identity, None)
-        files = [record.entry.file for record in records]
-        self._append([_Withdrawn(files)])
+        self.withdraw_files([record.entry.file for record in records])
+
+    def withdraw_files(self, files: list[str]) -> None:
+        """Remove results: first their records, and after a sync their files.
+
+        Parts of the published result are only removed from what a run can use, because readers use them.
+        """
+        if files:
+            line = _Withdrawn(files)
+            self._apply(line)
+            self._append([line])
         for file in files:
             self._remove(file)
-
-    def withdraw_parts(self, files: Sequence[str]) -> None:
-        """Remove parts from what a run can use. Parts of the published result stay, because readers use them."""
-        records = [record for record in self.parts() if record.part.file in files]
-        self.withdraw(*records)
-        named = {record.entry.file for record in records}
-        others = [file for file in files if file not in named]
-        if others:
-            self._withdrawn.update(others)
-            self._append([_Withdrawn(others)])
 
     def set_request(self, request: Request, deadline: Deadline | None = None) -> None:
         line = _Requested(request, deadline)

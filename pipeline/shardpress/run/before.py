@@ -71,16 +71,9 @@ def base_of(journal: Journal | None) -> Base | None:
 
 
 def _with_later_stats(request: Request, later: Request | None) -> Request:
-    """Return the request with the stats of files that a later run has seen with the same content."""
-    if later is None:
-        return request
-    seen = {shard.place: shard for shard in later.shards if shard.rows is not None}
-    shards = []
-    for shard in request.shards:
-        other = seen.get(shard.place)
-        if other is not None and (other.kind, other.rows, other.extras) == (shard.kind, shard.rows, shard.extras):
-            shard = structs.replace(shard, stat=other.stat)
-        shards.append(shard)
+    """Return the request with the stats of files in which a later run has found the same content."""
+    stats = {} if later is None else {shard.id: shard.stat for shard in later.shards if shard.rows is not None}
+    shards = [structs.replace(shard, stat=stats.get(shard.id, shard.stat)) for shard in request.shards]
     return structs.replace(request, shards=shards)
 
 

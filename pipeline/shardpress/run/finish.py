@@ -209,7 +209,7 @@ def _verification(encoding: Encoding, rows: ResultRows, context: RunContext, num
 def _verification_error(encoding: Encoding, row_check: RowCheck, journal: Journal) -> DataError | VerificationFailed:
     """Withdraw the parts in which features differ, and return the error that reports them."""
     files = {fault.file for fault in row_check.faults}
-    journal.withdraw_parts(sorted(files))
+    journal.withdraw_files(sorted(files))
     first = row_check.faults[0]
     part = next(part for part in encoding.new if part.file == first.file)
     for rows in part.ranges:
