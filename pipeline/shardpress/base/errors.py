@@ -221,5 +221,7 @@ def printable(name: object) -> str:
     An escaped name cannot forge a line of the log. It also cannot hide or reorder text in a terminal, as U+202E would.
     Bytes that are not valid UTF-8 are escaped, too.
     """
-    escaped = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(name))
-    return "".join(escaped)
+    text = str(name)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -83,18 +83,13 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
         except (OSError, DataError):
             _check_same(path, Identity.of(descriptor), identity)  # a modified file would explain the error
             raise
-        _check_unchanged(path, descriptor, identity)
+        current = Identity.of(descriptor)
+        _check_same(path, current, identity)
+        # Removing the last hard link also changes the ctime, but not the contents of the open file.
+        if current.ctime_ns != identity.ctime_ns and FILES.fstat(descriptor).st_nlink > 0:
+            raise OSError(errno.EAGAIN, "the file or its attributes changed while it was read")
     finally:
         FILES.close(descriptor)
-
-
-def _check_unchanged(path: str, descriptor: int, identity: Identity) -> None:
-    current = Identity.of(descriptor)
-    _check_same(path, current, identity)
-    # Removing the last hard link also changes the ctime, but not the contents of the open file.
-    is_removed = FILES.fstat(descriptor).st_nlink == 0
-    if current.ctime_ns != identity.ctime_ns and not is_removed:
-        raise OSError(errno.EAGAIN, "the file or its attributes changed while it was read")
 
 
 def writers() -> dict[tuple[int, int], int]:

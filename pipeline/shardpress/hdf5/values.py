@@ -37,12 +37,7 @@ class _Request(NamedTuple):
     start: int
     axis: int
     where: str
-    file: tuple[str, Identity] | None = None  # key for the chunk cache; None disables caching
-
-    def in_values_shape(self, out: np.ndarray) -> np.ndarray:
-        """Reshape a C-ordered array to the axes of the dataset, with the requested axis first."""
-        others = self.layout.shape[1:] if self.axis == 0 else self.layout.shape[:-1]
-        return out.reshape(len(out), *others, *self.layout.dtype.shape)
+    file: tuple[str, Identity]  # key for the chunk cache
 
 
 def read_values(
@@ -67,7 +62,8 @@ def read_values(
     """
     where = f"file={printable(path)} dataset={printable(layout.name)} rows={start}:{start + len(out)}"
     request = _Request(layout, start, axis, where, (path, identity))
-    values = request.in_values_shape(out)
+    others = layout.shape[1:] if axis == 0 else layout.shape[:-1]
+    values = out.reshape(len(out), *others, *layout.dtype.shape)  # with the requested axis first
     is_decoded = bool(layout.chunks) and not layout.dtype.hasobject
     reader = _READERS["chunked" if is_decoded else layout.kind]
 
@@ -177,7 +173,7 @@ class _Part(NamedTuple):
 def _read_chunked(descriptor: int, request: _Request, out: np.ndarray) -> None:
     layout = request.layout
     values = np.moveaxis(out, 0, request.axis)  # a view with the axis order of the dataset
-    is_kept = request.file is not None and bool(layout.filters) and CHUNKS.holds(layout, request.axis)
+    is_kept = bool(layout.filters) and CHUNKS.holds(layout, request.axis)
     at_once = 1
     if layout.kind == "asked" and not is_kept:  # the child takes longer for two requests than for one
         at_once = max(1, min(_MOST_CHUNKS, _PIECE // layout.chunk_bytes))

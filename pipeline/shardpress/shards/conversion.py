@@ -54,10 +54,9 @@ class Conversion:
         model's columns, are added to `digest`. The errors are those of `shardpress.shards.rows.read`.
         """
         shard = block.shard
-        n_bytes = len(block) * self.row_bytes(shard)
-        if memory is None:
-            memory = np.empty(n_bytes, np.uint8)
-        out = memory[:n_bytes].view(self.dtype_of(shard)).reshape(len(block), shard.n_inputs)
+        shape = (len(block), shard.n_inputs)
+        dtype = self.dtype_of(shard)
+        out = np.empty(shape, dtype) if memory is None else np.ndarray(shape, dtype, memory)
         # Rows of the same size are read into the memory of the result.
         stored = rows.read(block, out.view(shard.dtype) if shard.dtype.itemsize == out.itemsize else None)
         order = self.orders.get(shard.path)

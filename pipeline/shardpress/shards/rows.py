@@ -51,19 +51,15 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
     shard = block.shard
     if out is None:
         out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
-    if len(block):  # an empty block needs no file
-        _read_rows(block, out)
-    return out
-
-
-def _read_rows(block: Block, out: np.ndarray) -> None:
-    shard = block.shard
+    if not len(block):  # an empty block needs no file
+        return out
     if isinstance(shard, UnreadableShard):
         raise DataError(f"{shard}: its file cannot be used. See the warning about it above.")
     if isinstance(shard, ArrayShard):
         _read_array(shard.rows, _in_dataset(block), out)
     else:
         FORMS[shard.form].read(_in_dataset(block), out)
+    return out
 
 
 def _in_dataset(block: Block) -> Block:
