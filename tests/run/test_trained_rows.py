@@ -62,7 +62,13 @@ def test_rows_of_new_files_are_test_rows_but_copies_are_not(trained: Shards, cap
     add(trained, "copy.h5", seed=1)
     add(trained, "new.h5", seed=7)
     assert trained.run("--append") == 0
-    probe = Result.open(trained.output).facts.rows.sample.probe
+    rows = Result.open(trained.output).facts.rows
+    assert rows.sample.no_test, "an append reads no rows of the earlier files"
+    assert rows.sample_run == 1
+    assert trained.run("--append", "--labels", "y") == 0
+    rows = Result.open(trained.output).facts.rows
+    assert rows.sample_run == 3
+    probe = rows.sample.probe
     assert (probe.n_test, probe.n_train) == (N, 4 * N)
     script.main([str(trained.output)])
     assert mentions(capsys.readouterr().out, f"{N} test rows", f"{4 * N} other rows")
