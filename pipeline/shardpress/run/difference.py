@@ -71,8 +71,7 @@ class Change:
     settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # before and now, by name
     encodes_again: bool = False  # whether all rows are encoded again with the same model, for example with more extras
     kept: tuple[Part, ...] = ()  # parts, with the ranges that stay
-    # Parts whose rows are encoded again with others, because much of them is dead or they are small.
-    n_rewritten: int = 0
+    copied: tuple[Part, ...] = ()  # parts that are mostly dead or small, and whose rows stay in other parts
 
     @property
     def new(self) -> list[int]:
@@ -127,25 +126,22 @@ def difference(base: Base | None, wanted: Wanted) -> Change:
     )
 
 
-def compacted(change: Change, unreadable: Collection[str], n_missing: int, part_rows: int) -> Change:
-    """Return the change without parts that are mostly dead or, if there are too many parts, small.
+def compacted(change: Change, n_missing: int, part_rows: int) -> Change:
+    """Return the change in which parts are copied that are mostly dead or, if there are too many parts, small.
 
-    Their rows are encoded again, together with the `n_missing` rows that no part contains. Parts with rows of the
-    `unreadable` shards, which are given by their ids, stay. New parts have `part_rows` rows.
+    Nothing is copied unless `n_missing` rows are in no part, or shards are gone. New parts have `part_rows` rows.
     """
     if not n_missing and not change.gone:
         return change
-    is_fixed = [any(rows.shard in unreadable for rows in part.ranges) for part in change.kept]
-    kept = [
-        part for part, stays in zip(change.kept, is_fixed, strict=True) if stays or part.n_live >= _LIVE * part.n_rows
-    ]
-    if len(kept) + -(-n_missing // part_rows) > MOST_PARTS:
-        kept = [
-            part
-            for part, stays in zip(change.kept, is_fixed, strict=True)
-            if stays or part.n_live >= _LIVE * max(part.n_rows, part_rows)
-        ]
-    return replace(change, kept=tuple(kept), n_rewritten=len(change.kept) - len(kept))
+    least = [_LIVE * part.n_rows for part in change.kept]
+    n_kept = sum(part.n_live >= n for part, n in zip(change.kept, least, strict=True))
+    if n_kept + -(-n_missing // part_rows) > MOST_PARTS:
+        least = [_LIVE * max(part.n_rows, part_rows) for part in change.kept]
+    kept: list[Part] = []
+    copied: list[Part] = []
+    for part, n in zip(change.kept, least, strict=True):
+        (kept if part.n_live >= n else copied).append(part)
+    return replace(change, kept=tuple(kept), copied=tuple(copied))
 
 
 def needed_digests(before: Sequence[ShardFacts], now: Sequence[ShardFacts], matching: Matching) -> list[int]:

@@ -16,8 +16,11 @@ from shardpress.base.errors import DataError, quantity
 from shardpress.base.formats import digest, fingerprint
 from shardpress.base.progress import Progress, activity
 from shardpress.cluster.executor import compute
+from shardpress.cluster.threads import threads
 from shardpress.encoding.bad_data import BadData
+from shardpress.encoding.copy_rows import CopyTask, copy_rows, groups_of
 from shardpress.encoding.encode import EncodeTask, encode_parts
+from shardpress.encoding.partfile import stored_categories
 from shardpress.encoding.parts import PartRows, PartSize, plan_parts, without_overlaps
 from shardpress.encoding.storage import storage_of
 from shardpress.encoding.worker import IN_MEMORY, Encoders, EncodeSettings, serving
@@ -86,26 +89,26 @@ class EncodingStage:
     def load(self, earlier: EarlierResults) -> Encoding | None:
         """Return the features if an earlier run has encoded all rows, or None."""
         encoding = self.existing(earlier)
-        if encoding.n_rows < self.task.inputs.n_rows:
+        if encoding.n_rows < self.task.inputs.n_rows or self._copied(encoding):
             return None
         return encoding
 
     def existing(self, earlier: EarlierResults) -> Encoding:
         """Return the parts that stay in the result, and those that an unfinished run has encoded."""
-        kept = self.task.change.kept
+        change = self.task.change
         encoded = []
         for part in earlier.parts(self.key):
             ranges = [rows for rows in part.ranges if self._is_usable(rows)]
             if ranges:
                 encoded.append(structs.replace(part, ranges=ranges))
-        parts = without_overlaps([*kept, *encoded], self.task.by_id)
-        published = {part.file for part in kept}
+        parts = without_overlaps([*change.kept, *encoded, *change.copied], self.task.by_id)
+        published = {part.file for part in (*change.kept, *change.copied)}
         return self._encoding(parts, [part for part in parts if part.file not in published])
 
     def make(self, context: RunContext) -> Encoding:
         """Encode the missing rows."""
         encoder = Encoders(self.fit.model)
-        encoding = self.existing(context.earlier)
+        encoding = self._with_copies(self.existing(context.earlier), context)
         n_missing = self.task.inputs.n_rows - encoding.n_rows
         missing: list[list[PartRows]] = []
         if n_missing:
@@ -207,6 +210,46 @@ class EncodingStage:
 
         return Encoding(self.fit, sorted(parts, key=place), sorted(new, key=place))
 
+    def _copied(self, encoding: Encoding) -> list[Part]:
+        """Return the parts whose rows are to be copied."""
+        files = {part.file for part in self.task.change.copied}
+        return [part for part in encoding.parts if part.file in files]
+
+    def _with_copies(self, encoding: Encoding, context: RunContext) -> Encoding:
+        """Copy the rows of parts that do not stay. Those of damaged parts are missing then."""
+        copied = self._copied(encoding)
+        if not copied:
+            return encoding
+        journal = context.journal
+        task = self.task
+        n_threads = task.budget.n_writers
+        faults = EarlierResults(journal, n_threads, compares_digests=True).faults(part.entry for part in copied)
+        intact = [part for part, fault in zip(copied, faults, strict=True) if not fault]
+        size = part_size(task, sum(part.n_live for part in intact))
+        most_bytes = 4 * size.n_rows * task.settings.network.n_outputs + task.budget.text_bytes
+        categories = stored_categories(task.inputs.shards[0].extras)
+        compression = task.settings.storage.compression
+        tasks = []
+        for pairs in groups_of(in_order(intact, task.positions), size, most_bytes):
+            stem = self._stem(pairs[0][1].shard, pairs[0][1].start)
+            copy_task = CopyTask(pairs, stem, journal.directory, journal.disk, categories, compression)
+            tasks.append((copy_rows, copy_task))
+        copies: list[Part] = []
+
+        def keep(part: Part) -> None:
+            journal.add(PartRecord(self.key, part), waits=False)
+            copies.append(part)
+
+        with activity("encoding: copying rows of small parts", "seconds"), threads(n_threads) as pool:
+            compute(tasks, pool, n_threads, keep)
+        files = {part.file for part in copied}
+        stay = [part for part in encoding.parts if part.file not in files]
+        return self._encoding([*stay, *copies], encoding.new)
+
+    def _stem(self, shard: str, start: int) -> str:
+        """Return the beginning of the name of a part with its first row. The names sort like the rows."""
+        return f"part-{self.task.positions[shard]:06d}-{start:012d}"
+
     def _check_bad_rows(self, ranges: Sequence[Range]) -> None:
         """Raise `DataError` if there are more bad rows than the settings allow, for example outside ``--fit-on``."""
         settings = self.task.settings.bad_data
@@ -253,7 +296,7 @@ class EncodingStage:
         tasks = []
         for pieces in missing:
             first = pieces[0]
-            name = f"part-{task.positions[first.shard]:06d}-{first.source.start:012d}"  # sorts like the rows
+            name = self._stem(first.shard, first.source.start)
             unreadable = {shard: self.fit.unreadable[shard] for shard, _ in pieces if shard in self.fit.unreadable}
             orders = task.conversion.of(piece.source for piece in pieces).orders
             tasks.append((encode_parts, EncodeTask(pieces, settings, unreadable, orders, name)))

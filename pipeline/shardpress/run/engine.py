@@ -17,17 +17,14 @@ from msgspec import structs
 from shardpress.base.errors import TryAgain, printable
 from shardpress.base.progress import activity
 from shardpress.base.runlog import collect_warnings
-from shardpress.cluster.executor import compute
 from shardpress.cluster.pool import open_pool
 from shardpress.cluster.probe import Probe
-from shardpress.cluster.threads import threads
 from shardpress.model.device import is_compiling, n_device_calls, start_device, theanos_errors
 from shardpress.output.disk import Disk
 from shardpress.output.journal import Journal
 from shardpress.output.lock import locked
 from shardpress.report.summary import report_of
 from shardpress.run.before import base_of, open_readonly
-from shardpress.run.contents import with_content
 from shardpress.run.context import RunContext, RunState
 from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.finish import check_same_rows, finish, write_derived
@@ -148,10 +145,7 @@ def compared(journal: Journal, task: Task, is_readonly: bool = False) -> tuple[T
         reads_parts = compares_digests and not config.results.append
         published = EarlierResults(journal, n_threads, reads_parts, is_readonly)
         base = replace(base, parts=published.published_parts())
-    task = task.compared_with(base, journal.base)
-    if task.change.n_rewritten:
-        task = task.compared_with(base, journal.base, _spared_shards(task))
-    return task, earlier
+    return task.compared_with(base, journal.base), earlier
 
 
 def _compute(journal: Journal, task: Task, earlier: EarlierResults, state: RunState, command: Sequence[str]) -> Outcome:
@@ -216,24 +210,3 @@ def _load_or_make(stage: _Stage[T], context: RunContext) -> T:
     stage.check(result)
     context.state.end_stage(stage.name)
     return result
-
-
-def _spared_shards(task: Task) -> list[str]:
-    """Return the ids of shards whose rows stay, but whose files no longer have the content of the result.
-
-    A file can be damaged without new times. Its rows then stay where they are, so that a merge neither loses them nor
-    ends the run.
-    """
-    positions = [i for i in task.encoded if task.change.places[i].is_same]
-
-    def is_lost(i: int) -> bool:
-        shard = task.inputs.shards[i]
-        known = task.request.shards[i]
-        names = {extra.name for extra in shard.extras}
-        now = with_content(structs.replace(known, rows=None, extras=None), shard, task.conversion, names)
-        return None in (now.rows, now.extras) or now != known
-
-    n_threads = task.budget.n_threads
-    with threads(n_threads) as pool:
-        are_lost = compute([(is_lost, i) for i in positions], pool, n_threads)
-    return task.ids_of(i for i, is_so in zip(positions, are_lost, strict=True) if is_so)

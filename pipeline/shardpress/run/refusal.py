@@ -52,10 +52,10 @@ def log_change(task: Task) -> None:
         return
     for words in changed_files(task):
         log.info("%s: %s", "append" if task.appends else "input", words)
-    if task.change.n_rewritten:
+    if task.change.copied:
         log.info(
-            "encoding: the rows of %s, which are mostly unused or small, are encoded again in other parts",
-            quantity(task.change.n_rewritten, "earlier part"),
+            "encoding: the rows of %s, which are mostly unused or small, are copied to other parts",
+            quantity(len(task.change.copied), "earlier part"),
         )
     if task.change.encodes_again:
         log.info("encoding all rows again, because their extras or the form in which they are stored differ")

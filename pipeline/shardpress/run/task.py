@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from msgspec import structs
 
-from shardpress.hdf5.shard import Shard, UnreadableShard
+from shardpress.hdf5.shard import Shard
 from shardpress.model.encoder import Model
 from shardpress.result.finished import Result
 from shardpress.result.records import Request
@@ -81,7 +81,7 @@ class Task:
     def encoded(self) -> list[int]:
         """Positions of the shards with rows that have to be encoded."""
         n_kept: Counter[str] = Counter()
-        for part in self.change.kept:
+        for part in (*self.change.kept, *self.change.copied):
             for rows in part.ranges:
                 n_kept[rows.shard] += rows.n_rows
         return [i for i, (shard_id, shard) in enumerate(self.by_id.items()) if n_kept[shard_id] < shard.n_rows]
@@ -155,19 +155,14 @@ class Task:
         """
         return n_allowed(self.settings.bad_data.max_bad, self.inputs.n_files) if self.allows_bad_data else 0
 
-    def compared_with(self, base: Base | None, result: Result | None, spared: Collection[str] = ()) -> Task:
-        """Return the task in an output directory with this result.
-
-        Parts with rows of the shards `spared`, which are given by their ids, are not merged with others.
-        """
+    def compared_with(self, base: Base | None, result: Result | None) -> Task:
+        """Return the task in an output directory with this result."""
         change = difference(base, self.wanted)
         if base is None or result is None:
             return replace(self, result=None, base=None, change=change)
         n_missing = self.inputs.n_rows - sum(part.n_live for part in change.kept)
         facts = resulting_shards(base, self.wanted, change)
-        unreadable = [i for i, shard in enumerate(self.inputs.shards) if isinstance(shard, UnreadableShard)]
-        fixed = {*(facts[i].id for i in unreadable), *spared}
-        change = compacted(change, fixed, n_missing, self.budget.part_rows)
+        change = compacted(change, n_missing, self.budget.part_rows)
         request = structs.replace(self.request, shards=facts)
         wanted = replace(self.wanted, request=request)
         model = self.model
