@@ -112,7 +112,7 @@ def error_and_gradients(
     d = s[0] - x
     # The mean is taken over columns and then over rows. A single float32 sum over all entries would lose digits.
     error = tensor.mean(_row_means(d**2), acc_dtype="float32")
-    d, found = _decoder_gradients(network, d, a[-1], s, variables, mask)
+    d, of_mirrors = _decoder_gradients(network, d, a[-1], s, variables, mask)
     of_head: dict[str, Any] = {}
     if n_rows is None:
         n_rows = x.shape[0].astype("float32")
@@ -122,8 +122,8 @@ def error_and_gradients(
         # With c outside of this product, Theano would compute shapes on the host.
         of_head = {"W_head": tensor.dot(a[-1].T, c * errors), "b_head": _sum_rows(c * errors)}
         d = d + tensor.dot(errors, variables["W_head"].T)
-    found |= _encoder_gradients(network, d, a, found, variables)
-    gradients = {name: c * gradient for name, gradient in found.items()} | of_head
+    sums = of_mirrors | _encoder_gradients(network, d, a, of_mirrors, variables)
+    gradients = {name: c * total for name, total in sums.items()} | of_head
     return error, [gradients[name] for name in network.shapes]
 
 
@@ -147,18 +147,18 @@ def _decoder_gradients(
     Also return the gradients of the mirrors' biases and of the gain, and the mirrors' part of the gradients of the
     weights.
     """
-    found: dict[str, Any] = {}
+    gradients: dict[str, Any] = {}
     for i, ((W, _, b_output), kind) in enumerate(zip(network.layers, network.mirrors, strict=True)):
         d = ACTIVATIONS[kind].gradient(MATH, d, s[i])
-        found[W] = tensor.dot(d.T, s[i + 1])
-        found[b_output] = _sum_rows(d)
+        gradients[W] = tensor.dot(d.T, s[i + 1])
+        gradients[b_output] = _sum_rows(d)
         d = tensor.dot(d, variables[W])
     if mask is not None:
         d = d * mask
     if network.gain:
-        found["gain"] = _sum_rows(d * (h - np.float32(network.center)))
+        gradients["gain"] = _sum_rows(d * (h - np.float32(network.center)))
         d = d * variables["gain"]
-    return d, found
+    return d, gradients
 
 
 def _encoder_gradients(
@@ -168,13 +168,13 @@ def _encoder_gradients(
 
     They include the mirrors' part of the gradients of the weights, `mirrored`.
     """
-    found: dict[str, Any] = {}
+    gradients: dict[str, Any] = {}
     for i, (W, b_hidden, _) in reversed(list(enumerate(network.layers))):
         d = ACTIVATIONS[network.activations[i]].gradient(MATH, d, a[i + 1])
-        found[W] = tensor.dot(a[i].T, d) + mirrored[W]
-        found[b_hidden] = _sum_rows(d)
+        gradients[W] = tensor.dot(a[i].T, d) + mirrored[W]
+        gradients[b_hidden] = _sum_rows(d)
         d = tensor.dot(d, variables[W].T)
-    return found
+    return gradients
 
 
 def _decode(network: Network, h: Any, variables: _Variables, mask: Any = None) -> list[Any]:

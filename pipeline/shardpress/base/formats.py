@@ -37,7 +37,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base class of facts that a result stores as JSON."""
 
 
-class Digested:
+class PieceDigest:
     """Iterable that yields the pieces of a file, counts their bytes, and computes their BLAKE3 digest.
 
     SHA-256 takes five times as long. Source: Aumasson, Neves, O'Connor and Wilcox-O'Hearn, "BLAKE3: one function, fast
@@ -63,7 +63,7 @@ class Digested:
 
 def digest(pieces: Iterable[bytes | memoryview]) -> str:
     """Return the BLAKE3 digest of a file's bytes in hexadecimal digits."""
-    content = Digested(pieces)
+    content = PieceDigest(pieces)
     deque(content, maxlen=0)  # consumes all pieces
     return content.blake3
 

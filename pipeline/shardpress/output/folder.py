@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from shardpress.base.errors import ReadFailed, printable
-from shardpress.base.formats import Digested, digest
+from shardpress.base.formats import PieceDigest, digest
 from shardpress.output.disk import TEMPORARY, Content, Disk, publish, write_error
 from shardpress.result.records import Entry
 
@@ -57,7 +57,7 @@ def write_file(directory: Path, disk: Disk, name: str, data: bytes | memoryview 
     Any thread or process can call this. It raises like `shardpress.output.disk.publish`.
     """
     if isinstance(data, Content):
-        content = Digested(data.pieces)
+        content = PieceDigest(data.pieces)
         publish(disk, directory / name, Content(data.n_bytes, content), name_is_synced=False)
         return Entry(name, content.n_bytes, content.blake3)
     publish(disk, directory / name, data, name_is_synced=False)

@@ -102,17 +102,17 @@ class Deadline(msgspec.Struct, frozen=True):
     ends_by: float  # in seconds since 1970
 
 
-class _Requested(msgspec.Struct, frozen=True, tag="request"):
+class _RequestLine(msgspec.Struct, frozen=True, tag="request"):
     request: Request
     deadline: Deadline | None
 
 
-class _Withdrawn(msgspec.Struct, frozen=True, tag="withdrawn"):
+class _Withdrawal(msgspec.Struct, frozen=True, tag="withdrawn"):
     files: list[str]
 
 
 _Named = Record | PartRecord
-_Line = _Base | Record | PartRecord | _Requested | _Withdrawn
+_Line = _Base | Record | PartRecord | _RequestLine | _Withdrawal
 
 
 class Journal:
@@ -151,7 +151,7 @@ class Journal:
         """Start with an empty journal, which is written with the first line that is added."""
         self._begin_line(restarts)
         self._records: dict[tuple[str, str], _Named] = {}
-        self._request: _Requested | None = None
+        self._request: _RequestLine | None = None
         self._withdrawn: set[str] = set()
 
     def _begin_line(self, restarts: bool) -> None:
@@ -237,14 +237,14 @@ class Journal:
         Parts of the published result are only removed from what a run can use, because readers use them.
         """
         if files:
-            line = _Withdrawn(files)
+            line = _Withdrawal(files)
             self._apply(line)
             self._append([line])
         for file in files:
             self._remove(file)
 
     def set_request(self, request: Request, deadline: Deadline | None = None) -> None:
-        line = _Requested(request, deadline)
+        line = _RequestLine(request, deadline)
         if line != self._request:
             self._request = line
             self._append([line])
@@ -344,7 +344,7 @@ class Journal:
             yield self._request
         yield from self._records.values()
         if self._withdrawn:
-            yield _Withdrawn(sorted(self._withdrawn))
+            yield _Withdrawal(sorted(self._withdrawn))
 
     def _read(self, lines: Sequence[_Line], is_whole: bool) -> None:
         """Use the lines of the journal. Those of another index are ignored."""
@@ -367,7 +367,7 @@ class Journal:
     def _apply(self, line: _Line) -> None:
         if isinstance(line, _Base):
             self._base = line
-        elif isinstance(line, _Requested):
+        elif isinstance(line, _RequestLine):
             self._request = line
         elif isinstance(line, Record | PartRecord):
             self._records[line.identity] = line

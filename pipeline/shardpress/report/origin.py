@@ -22,7 +22,7 @@ def preprocessing_of(result: Result) -> Preprocessing:
     return Preprocessing(result.model, config.get("missing_value"), clips_drift)
 
 
-class Inputs:
+class InputShards:
     """Input shards of a run, which are opened at the paths in its result."""
 
     def __init__(self, result: Result) -> None:

@@ -236,12 +236,12 @@ def _check_range(
         expected = replace(expected, may_be_bad=np.ones_like(expected.may_be_bad))
     places = rows_of_part.first + numbers[positions]
     values = features if errors is None else np.column_stack([features, errors])
-    stored = _Stored(places, values[positions].astype(np.float64), valid[positions])
+    stored = _StoredValues(places, values[positions].astype(np.float64), valid[positions])
     return structs.replace(_compare(part.file, stored, expected), n_unread=len(reasons))
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _StoredValues:
     """Stored values of some rows: their features and, if it is stored, their reconstruction error."""
 
     numbers: np.ndarray  # (n_rows,), within the part
@@ -250,7 +250,7 @@ class _Stored:
 
 
 @dataclass(frozen=True)
-class _Expected:
+class _ExpectedValues:
     """Expected values of some rows."""
 
     n_features: int
@@ -262,7 +262,7 @@ class _Expected:
 
 def _expected(
     shard: Shard, rows: np.ndarray, preprocessing: Preprocessing, storage_error: float, has_errors: bool
-) -> _Expected:
+) -> _ExpectedValues:
     """Recompute the features of some rows in float64, and their errors. `storage_error` is that of the conversion."""
     model = preprocessing.model
     scaler = model.scaler
@@ -279,10 +279,10 @@ def _expected(
             values = np.column_stack([features, finite_errors(model.row_errors(filled, features))])
             allowed = np.column_stack([allowed, _error_bound(model, filled, features, rounding)])
     may_be_bad = is_far | ~np.isfinite(rounding).all(axis=1)
-    return _Expected(model.n_features, values, allowed, bad.any(axis=1), may_be_bad)
+    return _ExpectedValues(model.n_features, values, allowed, bad.any(axis=1), may_be_bad)
 
 
-def _compare(file: str, stored: _Stored, expected: _Expected) -> RowCheck:
+def _compare(file: str, stored: _StoredValues, expected: _ExpectedValues) -> RowCheck:
     """Compare stored values with expected values, and report the first wrong row."""
     is_comparable = stored.valid & ~expected.is_bad & ~expected.may_be_bad
     differences = np.where(is_comparable[:, None], np.abs(stored.values - expected.values), 0)
@@ -300,7 +300,7 @@ def _compare(file: str, stored: _Stored, expected: _Expected) -> RowCheck:
     )
 
 
-def _fault(i: int, stored: _Stored, expected: _Expected, shares: np.ndarray) -> str:
+def _fault(i: int, stored: _StoredValues, expected: _ExpectedValues, shares: np.ndarray) -> str:
     """Describe the fault of a row."""
     where = f"row {stored.numbers[i]}"
     if expected.is_bad[i]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from shardpress.model.about import TargetFacts, TrainingFacts
 from shardpress.report.judgment import judge
@@ -29,13 +28,13 @@ class Report:
     summary: Summary
     judgment: Judgment
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return plain values."""
         model = self.facts.model
         rows = self.facts.rows
         last = self.facts.last
         details = self.facts.details
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "config": rows.config,
             "made": last.made,
             "command": last.command,

@@ -12,7 +12,7 @@ from msgspec import field
 from shardpress.base.errors import DataError, NoInput, ReadFailed, printable, quantity
 from shardpress.base.formats import Facts
 from shardpress.output.folder import fault_of
-from shardpress.report.origin import Inputs, preprocessing_of
+from shardpress.report.origin import InputShards, preprocessing_of
 from shardpress.report.recompute import check_rows
 from shardpress.result.facts import Fault, RowCheck
 from shardpress.result.finished import GENERATION, Result, file_of
@@ -77,7 +77,9 @@ def verify(output: str, n_rows: int | None = None) -> _Verification:
     n_bytes = sum(entry.n_bytes for entry in entries.values()) + sum(len(kept.data) for kept in (result, *earlier))
     wrong_files = {fault.file for fault in faults}
     pairs = [(part, rows) for part, rows in result.ranges if part.file not in wrong_files]
-    rows = check_rows(result.directory, pairs, result.shards, Inputs(result).shard, preprocessing_of(result), n_rows)
+    rows = check_rows(
+        result.directory, pairs, result.shards, InputShards(result).shard, preprocessing_of(result), n_rows
+    )
     return _Verification(output, n_files, n_bytes, rows, [*faults, *rows.faults], rows.unchecked)
 
 

@@ -122,7 +122,7 @@ def _content(path: Path) -> bytes | None:
 def _bad_rows(result: Result) -> bytes:
     """Return one line of JSON for each bad shard and each bad row."""
     columns = result.model.columns
-    lines: list[dict[str, Any]] = []
+    lines: list[dict[str, object]] = []
     for file in result.facts.rows.bad_shards:
         lines.append({**plain(file), "dataset": None, "row": None, "columns": []})
     for _, rows in result.ranges:
@@ -130,7 +130,7 @@ def _bad_rows(result: Result) -> bytes:
         for bad in rows.bad:
             ends = [shard.first_row + bad.start, shard.first_row + bad.stop]
             is_one_row = bad.dataset is None and not rows.is_unreadable
-            line: dict[str, Any] = {"file": shard.path, "dataset": bad.dataset or shard.dataset}
+            line: dict[str, object] = {"file": shard.path, "dataset": bad.dataset or shard.dataset}
             line |= {"row": ends[0] if is_one_row else ends, "columns": bad.columns, "reason": bad.reason}
             if columns.has_names:
                 line["names"] = [columns.name_of(column) for column in bad.columns]
@@ -177,19 +177,19 @@ def finish(encoding: Encoding, context: RunContext) -> Outcome:
     return Outcome(results.output, report.summary, report.judgment, generations.number)
 
 
-class _Measured(NamedTuple, Generic[T]):
+class _Measurement(NamedTuple, Generic[T]):
     """Facts that need rows of the input."""
 
     value: T
     run: int  # number of the run that has read them
 
 
-def _verification(encoding: Encoding, rows: ResultRows, context: RunContext, number: int) -> _Measured[RowCheck]:
+def _verification(encoding: Encoding, rows: ResultRows, context: RunContext, number: int) -> _Measurement[RowCheck]:
     """Recompute the features of some rows, compare them with the stored ones, and withdraw parts that differ."""
     task = encoding.fit.task
     if task.kept is not None and not encoding.new:
         facts = task.kept.facts.rows
-        return _Measured(facts.verification, facts.verification_run)
+        return _Measurement(facts.verification, facts.verification_run)
     row_check = check_rows(
         context.journal.directory,
         in_order(encoding.new, task.positions),
@@ -203,7 +203,7 @@ def _verification(encoding: Encoding, rows: ResultRows, context: RunContext, num
         log.warning("file=%s: its features could not be verified: %s", printable(fault.file), fault.fault)
     context.state.end_stage("verification")
     log.info("verification: %s", row_check)
-    return _Measured(row_check, number)
+    return _Measurement(row_check, number)
 
 
 def _verification_error(encoding: Encoding, row_check: RowCheck, journal: Journal) -> DataError | VerificationFailed:
@@ -227,12 +227,12 @@ def _verification_error(encoding: Encoding, row_check: RowCheck, journal: Journa
 # -- a sample of rows ----------------------------------------------------------------------------------------------
 
 
-def _sample(task: Task, rows: ResultRows, number: int) -> _Measured[SampleFacts | None]:
+def _sample(task: Task, rows: ResultRows, number: int) -> _Measurement[SampleFacts | None]:
     """Return facts about a sample of rows: those of the earlier run if its rows and labels stay, otherwise new ones."""
     if task.kept is None or _changes_sample(task, task.kept.facts.rows):
-        return _Measured(rows.sample(_labels(task)), number)
+        return _Measurement(rows.sample(_labels(task)), number)
     facts = task.kept.facts.rows
-    return _Measured(facts.sample, facts.sample_run)
+    return _Measurement(facts.sample, facts.sample_run)
 
 
 def _changes_sample(task: Task, before: RowsFacts) -> bool:
@@ -291,8 +291,8 @@ def _scan_facts(fit: Fit) -> ScanFacts:
 def _rows_facts(
     encoding: Encoding,
     rows: ResultRows,
-    sample: _Measured[SampleFacts | None],
-    verification: _Measured[RowCheck],
+    sample: _Measurement[SampleFacts | None],
+    verification: _Measurement[RowCheck],
 ) -> RowsFacts:
     fit = encoding.fit
     task = fit.task
@@ -385,9 +385,9 @@ def _this_run(encoding: Encoding, context: RunContext, number: int, generation: 
     )
 
 
-def _changed_settings(facts: RunFacts, now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def _changed_settings(facts: RunFacts, now: Mapping[str, object]) -> dict[str, tuple[str, str]]:
     """Return settings that differ from those of the earlier run, with both values as a user types them."""
-    before: Mapping[str, Any] = Config.from_flat(facts.rows.config).flat()
+    before: Mapping[str, object] = Config.from_flat(facts.rows.config).flat()
     changed = {}
     for name, value in now.items():
         earlier = before.get(name)
