@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from msgspec import field
+from msgspec import field, to_builtins
 
 from shardpress.base.formats import Facts
 from shardpress.base.outliers import Outlier
@@ -91,11 +91,17 @@ class TrainingFacts(Facts, frozen=True):
 
 
 class About(Facts, frozen=True):
+    """Facts about the origin of a model. Programs can also read them as plain values: ``about["training"]``."""
+
     config: dict[str, Any] = field(default_factory=dict)  # all settings, by their names
     training: TrainingFacts | None = None
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     stopped: str = ""  # why the training failed
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the plain value of a field. Raise `KeyError` if there is none with this name."""
+        return to_builtins(self)[name]
 
 
 NOTHING_KNOWN = About()
