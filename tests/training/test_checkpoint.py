@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from shardpress.hdf5.shard import Shard
 from shardpress.shards.conversion import AS_STORED
@@ -63,7 +64,12 @@ def bits_of(training: Training) -> Any:
     """Return the parameters of the best epoch, those of the model, and the history of a training run."""
     best = {name: array.tobytes() for name, array in training.best.items()}
     model = {name: array.tobytes() for name, array in training.autoencoder.parameters().items()}
-    return best, model, training.state.best_epoch, [replace(each, seconds=0) for each in training.state.history]
+    return (
+        best,
+        model,
+        training.state.best_epoch,
+        [structs.replace(epoch, seconds=0) for epoch in training.state.history],
+    )
 
 
 def test_training_resumes_after_any_step_with_the_same_bits(tmp_path: Path) -> None:

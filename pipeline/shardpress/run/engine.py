@@ -121,7 +121,7 @@ def _run_in(journal: Journal, task: Task, state: RunState, command: Sequence[str
         report = report_of(result)
         summary = structs.replace(report.summary, seconds=state.seconds, compiling=0.0)
         generation = result.facts.model.generation
-        return Outcome(config.results.output, summary, report.judgment, generation, is_repetition=True)
+        return Outcome(config.results.output, summary, report.judgment.remark, generation, is_repetition=True)
     log_change(task)
     # The request comes before the first result, so that results can be attributed to it.
     deadline = stored_deadline(journal, config, task.request, state.began)

@@ -174,7 +174,8 @@ def finish(encoding: Encoding, context: RunContext) -> Outcome:
         )
         result = _publish(encoding, rows, generations, facts, context)
     report = report_of(result)
-    return Outcome(results.output, report.summary, report.judgment, generations.number)
+    remark = report.judgment.remark if sample.run == number else ""
+    return Outcome(results.output, report.summary, remark, generations.number)
 
 
 class _Measurement(NamedTuple, Generic[T]):

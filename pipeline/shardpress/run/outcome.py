@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from shardpress.base.errors import quantity
 from shardpress.report.words import VERDICTS
-from shardpress.result.facts import AppendCounts, Judgment, Summary
+from shardpress.result.facts import AppendCounts, Summary
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Outcome:
 
     output: str
     summary: Summary
-    judgment: Judgment
+    remark: str  # on the features, if this run has measured a sample of rows
     generation: int
     is_repetition: bool = False  # whether an earlier run had finished everything
 
@@ -37,7 +37,7 @@ class Outcome:
         remarks = []
         if self.generation > 1:
             remarks.append(f"These are the features of generation {self.generation}.")
-        remarks += [summary.kept_start, self.judgment.remark]
+        remarks += [summary.kept_start, self.remark]
         if summary.verdict is not None and not self.is_repetition:
             remarks.append(f"{VERDICTS[summary.verdict]} (see the report).")
         if summary.n_bad:
