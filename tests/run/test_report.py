@@ -107,7 +107,7 @@ def test_a_repair_keeps_bad_rows_and_the_comparison(shards: Shards) -> None:
     assert shards.run(*flags, "--overwrite", "--seed", "1") == 0
     report = report_of(Result.open(shards.output)).as_json()
     assert [run["source"] for run in report["runs"]] == ["trained", "trained"]
-    assert report["runs"][1]["changed"]["seed"] == ("0", "1")
+    assert report["runs"][1]["changed"] == {"seed": ("0", "1")}
     assert mentions((shards.output / "report.html").read_text(), "seed"), "the changed setting"
     path = str(shards.folder / "1.h5")
     found = [(each["file"], each["row"], each["column"], each["value"]) for each in report["bad"]["rows"]["first"]]
@@ -120,6 +120,7 @@ def test_a_repair_keeps_bad_rows_and_the_comparison(shards: Shards) -> None:
         assert repaired[name] == report[name], name
     assert repaired["runs"][:2] == report["runs"]
     assert (repaired["runs"][2]["source"], repaired["verification_run"]) == ("kept", 3)
+    assert repaired["runs"][2]["changed"] == {}
 
 
 def test_drift_is_reported_by_column_and_shard_after_resuming(shards: Shards, model: str) -> None:

@@ -381,20 +381,23 @@ def _this_run(encoding: Encoding, context: RunContext, number: int, generation: 
         n_rows=task.inputs.n_rows,
         n_bad=sum(rows.n_bad for rows in ranges),
         cost=training.best_cost if training is not None and task.source == "trained" else None,
-        changed={} if task.result is None else _changed_settings(task.result.facts, _config(task)),
+        changed={} if task.result is None else _changed_settings(task.result.facts.rows.config, _config(task)),
         append=append,
     )
 
 
-def _changed_settings(facts: RunFacts, now: Mapping[str, object]) -> dict[str, tuple[str, str]]:
+def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return settings that differ from those of the earlier run, with both values as a user types them."""
-    before: Mapping[str, object] = Config.from_flat(facts.rows.config).flat()
+    earlier = Config.from_flat(before).flat()  # values of JSON get their types
     changed = {}
-    for name, value in now.items():
-        earlier = before.get(name)
-        if earlier != value and name not in _NOT_OF_RESULTS:
-            changed[name] = (str(as_typed(earlier))[:_MAX_VALUE], str(as_typed(value))[:_MAX_VALUE])
+    for name, value in Config.from_flat(now).flat().items():
+        if earlier[name] != value and name not in _NOT_OF_RESULTS:
+            changed[name] = (_in_words(earlier[name]), _in_words(value))
     return changed
+
+
+def _in_words(value: object) -> str:
+    return "none" if value is None else str(as_typed(value))[:_MAX_VALUE]
 
 
 def _details(task: Task, context: RunContext) -> RunDetails:
