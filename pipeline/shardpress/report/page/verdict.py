@@ -48,9 +48,16 @@ def verdict(report: Report) -> str:
         judgment.error,
         judgment.classifier,
         judgment.explained,
+        _measured_by(facts),
         end,
     )
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _measured_by(facts: RunFacts) -> str:
+    """Return which run measured the sample of rows, unless it was the last one."""
+    number_of_run = facts.rows.sample_run
+    return "" if number_of_run == facts.last.number else f"Run {number_of_run} measured these numbers."
 
 
 def _supervision(target: TargetFacts | None) -> str:
