@@ -50,6 +50,10 @@ def model_of(n_inputs: int, n_features: int = 2) -> Model:
     return Model(Scaler(np.full(n_inputs, -5.0), np.full(n_inputs, 200.0)), Network((n_inputs, 2)), parameters)
 
 
+def no_errors(rows: np.ndarray, features: np.ndarray) -> np.ndarray:
+    raise AssertionError("errors of rows are computed, but not requested")
+
+
 def settings_of(folder: Path, block_rows: int, part_rows: int, **more: Any) -> EncodeSettings:
     (folder / "parts").mkdir(exist_ok=True)
     rows = (min(block_rows, part_rows), part_rows)
@@ -68,7 +72,8 @@ def encode(
     settings = settings_of(folder, block_rows, part_rows, bad_data=bad_data or BadData(), text_bytes=text_bytes)
     by_id = {str(i): shard for i, shard in enumerate(shards)}
     pieces = plan_parts(by_id, [], PartSize(settings.part_rows, 100, settings.block_rows))
-    with serving(settings, model_of(shards[0].n_inputs), double, Disk()), threads(2) as pool:
+    model = model_of(shards[0].n_inputs)
+    with serving(settings, model, double, Disk(), no_errors), threads(2) as pool:
         parts = compute([(encode_parts, EncodeTask(part, settings)) for part in pieces], pool, 2)
     return [part for parts_of_task in parts for part in parts_of_task]
 
@@ -225,7 +230,7 @@ def various_shards(folder: Path) -> tuple[Shard, ...]:
 def encoded(pieces: Sequence[PartRows], settings: EncodeSettings) -> tuple[Part, dict[str, Any]]:
     """Return the record of a part, and the values in its file."""
     model = model_of(pieces[0].source.shard.n_inputs)
-    with serving(settings, model, double, Disk()):
+    with serving(settings, model, double, Disk(), no_errors):
         (part,) = encode_parts(EncodeTask(pieces, settings, {"3": "broken"}))
     with h5py.File(Path(settings.directory) / part.file) as file:
         return part, {name: (item.dtype, item[:]) for name, item in file.items()}

@@ -252,7 +252,6 @@ def _encode_rows(worker: Worker, task: EncodeTask, section: _Section, arrays: _A
             out.valid[bad] = False
             section.facts.add(judged)
         if out.errors is not None:
-            assert worker.errors is not None
             # The features are those of clipped rows, but the error is that of the rows before.
             out.errors[:] = worker.errors(filled, out.features)
             out.errors[bad] = np.nan

@@ -104,7 +104,7 @@ class Worker:
     """Model, device and memory of a process that encodes."""
 
     def __init__(
-        self, settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk, errors: ErrorFunction | None = None
+        self, settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk, errors: ErrorFunction
     ) -> None:
         self.model = model
         self.encode = encode
@@ -190,7 +190,7 @@ def _load_model(settings: EncodeSettings) -> Model:
 
 @contextmanager
 def serving(
-    settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk, errors: ErrorFunction | None = None
+    settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk, errors: ErrorFunction
 ) -> Iterator[None]:
     """Let this process encode with an existing model and encoder within the context, so that nothing is recompiled."""
     _workers.put(settings.key, Worker(settings, model, encode, disk, errors))

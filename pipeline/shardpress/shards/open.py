@@ -88,7 +88,7 @@ def open_sources(
     Otherwise, extras keep the codes of known `categories`, by their names.
     """
     selection = replace(selection, include=tuple(dict.fromkeys(selection.include)))
-    refused = _Refused(on_bad_shard)
+    refused = _BadFiles(on_bad_shard)
     with closing(_open_all(sources, selection)) as opened:  # after an error, no more files are opened
         files = _accept_fitting(sources, opened, refused, check)
     if like is None:
@@ -164,7 +164,7 @@ def _vetted(source: Source, selection: Selection) -> InputFile:
 # -- all together ------------------------------------------------------------------------------------------------
 
 
-class _Refused:
+class _BadFiles:
     """Files that cannot be used, and what happens then."""
 
     def __init__(self, on_bad_shard: Callable[[Path, DataError], object] | None) -> None:
@@ -196,7 +196,7 @@ class _Refused:
 def _accept_fitting(
     sources: Sequence[Source],
     opened: Iterator[InputFile | DataError],
-    refused: _Refused,
+    refused: _BadFiles,
     check: ColumnCheck,
 ) -> list[InputFile]:
     """Return the files whose columns fit those of the files before them, and refuse the others, in their order."""

@@ -56,7 +56,7 @@ def test_more_names_than_fit_in_the_file_are_refused(tmp_path, monkeypatch):
             file[f"{group}/rows"] = hostile.ROWS  # one name in each group, and three in the root
     for most in (5, 2):
         monkeypatch.setattr(find, "_LEAST_ENTRY_BYTES", path.stat().st_size // most)
-        with h5py.File(path) as file, pytest.raises(find.Refusal, match="names"):
+        with h5py.File(path) as file, pytest.raises(find.Rejection, match="names"):
             list(find.objects(file.id))
 
 

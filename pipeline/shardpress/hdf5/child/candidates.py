@@ -12,7 +12,7 @@ from shardpress.hdf5.child.find import (
     LISTED,
     Dataset,
     Item,
-    Refusal,
+    Rejection,
     is_stack,
     link_of,
     listing,
@@ -65,11 +65,11 @@ def _candidates_below(group: GroupID) -> dict[str, Candidate]:
     return candidates
 
 
-def _no_choice(candidates: dict[str, Candidate], contents: str = "") -> Refusal:
+def _no_choice(candidates: dict[str, Candidate], contents: str = "") -> Rejection:
     choice = f"no candidate among {contents}"
     if candidates:
         choice = "candidates " + short_list((f"{name} {candidate}" for name, candidate in candidates.items()), LISTED)
-    return Refusal(
+    return Rejection(
         f"{choice}, expected a dataset {PREFERRED!r} or exactly one numeric dataset of rank 2 or more. Choose "
         "one with --dataset."
     )
@@ -117,14 +117,14 @@ def find(name: str, parent: GroupID, item: Item, orientation: str | None) -> Row
         if rows is not None:
             return rows
     if not isinstance(item, h5py.h5g.GroupID):
-        raise Refusal("a named datatype, expected a dataset. Choose one with --dataset.", name)
+        raise Rejection("a named datatype, expected a dataset. Choose one with --dataset.", name)
     frame = _frame(item, orientation)
     if frame is None:
-        raise Refusal(_no_rows_in_group(item, name), name)
+        raise Rejection(_no_rows_in_group(item, name), name)
     path = under(name, text(frame))
     link = link_of(item, frame)
     if link:
-        raise Refusal(f"{path} is {link}, expected an object in the file itself", path)
+        raise Rejection(f"{path} is {link}, expected an object in the file itself", path)
     return find(path, item, member(item, frame), orientation)
 
 

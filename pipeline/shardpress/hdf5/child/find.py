@@ -40,7 +40,7 @@ _MASTER = "this is a master file: give the files that hold the rows with --input
 _TOO_MANY_NAMES = "a group lists more names than fit into the file. The file is damaged or forged: do not use it."
 
 
-class Refusal(Exception):
+class Rejection(Exception):
     """Raised to refuse a file or a dataset. The message is the reason."""
 
     def __init__(self, reason: str, dataset: str | None = None) -> None:
@@ -50,7 +50,7 @@ class Refusal(Exception):
 
 def reason_of(error: Exception) -> str:
     """Return why an object cannot be used. Raise the error if it is a storage failure or a bug."""
-    if isinstance(error, Refusal):
+    if isinstance(error, Rejection):
         return str(error)
     if isinstance(error, MemoryError):
         return "takes more memory than allowed for an input file"
@@ -135,18 +135,18 @@ Item: TypeAlias = Dataset | GroupID | TypeID
 
 
 def locate(root: FileID, name: str) -> tuple[GroupID, Item]:
-    """Return the parent group of an object, and the object. Raise `Refusal` if the object does not exist."""
+    """Return the parent group of an object, and the object. Raise `Rejection` if the object does not exist."""
     parent, item = resolve(root, name)
     if item is None:
         holds = f"the file holds {listing(root)}.{_question(root, name)}"
-        raise Refusal(f"does not exist; {holds} Choose one with --dataset.", name)
+        raise Rejection(f"does not exist; {holds} Choose one with --dataset.", name)
     return parent, item
 
 
 def _question(root: FileID, name: str) -> str:
     """Return a question about the object whose path is like a wrong one; empty if there is none."""
     paths: dict[str, str] = {}
-    with suppress(Refusal):
+    with suppress(Rejection):
         for path, _ in islice(objects(root), _COMPARED):
             paths.setdefault(path.lower(), path)
     near = get_close_matches(name.strip("/").lower(), paths, n=1, cutoff=0.7)
@@ -164,7 +164,7 @@ def resolve(root: FileID, name: str) -> tuple[GroupID, Item | None]:
         link = link_of(item, part)
         if link:
             path = text(b"/".join(parts[: i + 1]))
-            raise Refusal(f"{path} is {link}, expected an object in the file itself", name)
+            raise Rejection(f"{path} is {link}, expected an object in the file itself", name)
         parent = item
         item = member(parent, part)
     return parent, item
@@ -259,7 +259,7 @@ def objects(root: GroupID) -> Iterator[tuple[str, Item]]:
             yield text(prefix + name), item
             if is_group:
                 if depth == MOST_DEPTH:
-                    raise Refusal(f"groups are nested more than {MOST_DEPTH} deep. Choose a dataset with --dataset.")
+                    raise Rejection(f"groups are nested more than {MOST_DEPTH} deep. Choose a dataset with --dataset.")
                 yield from below(item, prefix + name + b"/", depth + 1)
 
     return below(root, b"", 1)
@@ -275,10 +275,10 @@ def names_in(group: GroupID, n_seen: int = 0) -> list[bytes]:
     most_links = most_entries(group)
     names = _first_names(group, MOST_OBJECTS - n_seen, most_links)
     if n_seen + len(names) > MOST_OBJECTS:
-        raise Refusal(f"more than {MOST_OBJECTS} objects to search. Write the rows to a separate file or group.")
+        raise Rejection(f"more than {MOST_OBJECTS} objects to search. Write the rows to a separate file or group.")
     # The limit applies to the total over all groups, because forged trees may share nodes.
     if n_seen + len(names) > most_links:
-        raise Refusal(_TOO_MANY_NAMES)
+        raise Rejection(_TOO_MANY_NAMES)
     return names
 
 
@@ -298,7 +298,7 @@ def _first_names(group: GroupID, most: int, most_links: int, kind: int | None = 
 
     group.links.iterate(take, info=True)
     if n_links > most_links:  # nodes of its tree form a cycle
-        raise Refusal(_TOO_MANY_NAMES)
+        raise Rejection(_TOO_MANY_NAMES)
     return names
 
 
@@ -319,6 +319,6 @@ def listing(root: FileID) -> str:
     try:
         for name, _ in objects(root):
             names.append(name)
-    except Refusal:
+    except Rejection:
         return short_list(names[:LISTED], LISTED) + " and others"
     return short_list(names, LISTED)

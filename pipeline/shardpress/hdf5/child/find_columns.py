@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from h5py.h5f import FileID
 
-from shardpress.hdf5.child.find import Dataset, Refusal, attribute, member, own_dataset, reason_of, resolve
+from shardpress.hdf5.child.find import Dataset, Rejection, attribute, member, own_dataset, reason_of, resolve
 from shardpress.hdf5.child.find_extras import index_of, is_netcdf_dimension, masked_values, name_of_scale
 from shardpress.hdf5.child.layouts import layout_of
 from shardpress.hdf5.columns import Columns
@@ -61,7 +61,7 @@ def _first_usable(
         try:
             pair = source(root, rows, n_inputs)
         except Exception as error:
-            place = f"{error.dataset}: " if isinstance(error, Refusal) and error.dataset else ""
+            place = f"{error.dataset}: " if isinstance(error, Rejection) and error.dataset else ""
             notes.append(place + reason_of(error))
             continue
         if pair is not None:
@@ -238,13 +238,13 @@ def _is_number(dataset: Dataset) -> bool:
 
 def _check_place(dataset: Dataset, path: str) -> None:
     if dataset.place:
-        raise Refusal(dataset.place, path)
+        raise Rejection(dataset.place, path)
 
 
 def _texts(dataset: Dataset, path: str, n_inputs: int) -> list[str]:
     _check_place(dataset, path)
     if len(dataset.shape or ()) != 1 or not dataset.is_text:
-        raise Refusal(
+        raise Rejection(
             f"dtype {dataset.dtype} and shape {dataset.shape}, expected a one-dimensional dataset of strings", path
         )
     _check_sizes(dataset.size, dataset.n_bytes, n_inputs, path)
@@ -260,9 +260,9 @@ def _numbers(dataset: Dataset, path: str, n_inputs: int) -> np.ndarray:
 
 def _check_sizes(n: int, n_bytes: int, n_inputs: int, path: str) -> None:
     if n != n_inputs:
-        raise Refusal(f"{n} values, expected one for each of {n_inputs} columns", path)
+        raise Rejection(f"{n} values, expected one for each of {n_inputs} columns", path)
     if n > MOST_COLUMN_NAMES or n_bytes > ANSWER_BYTES:
-        raise Refusal(
+        raise Rejection(
             f"{n} values of {n_bytes} bytes, expected at most {MOST_COLUMN_NAMES} values and {ANSWER_BYTES} bytes", path
         )
 
@@ -272,5 +272,5 @@ def _checked_names(names: Sequence[object], path: str) -> list[str]:
     sizes = [len(name.encode("utf-8", "surrogateescape")) for name in texts]
     longest = max(sizes, default=0)
     if longest > LONGEST_COLUMN_NAME or sum(sizes) > ANSWER_BYTES:
-        raise Refusal(f"a name of {longest} bytes, expected at most {LONGEST_COLUMN_NAME}", path)
+        raise Rejection(f"a name of {longest} bytes, expected at most {LONGEST_COLUMN_NAME}", path)
     return texts

@@ -13,7 +13,7 @@ from shardpress.hdf5.categories import holds_features, read_categories
 from shardpress.hdf5.child.find import (
     Dataset,
     Item,
-    Refusal,
+    Rejection,
     link_of,
     listing,
     member,
@@ -64,7 +64,7 @@ _AT_ONCE = 2**22  # values of a mask to read at a time
 _DIMENSION = "This is a netCDF dimension but not a netCDF variable"
 
 
-class _Unexpected(Refusal):
+class _Unexpected(Rejection):
     """Raised for an object that no user would expect as an extra. An empty message is not reported."""
 
 
@@ -80,7 +80,7 @@ def find_extras(rows: RowDatasets) -> tuple[list[Extra], list[LeftOut]]:
         try:
             dataset = _extra_in(rows.parent, name, rows.shape)
             if len(extras) == MAX_EXTRAS:
-                raise Refusal(f"more than {MAX_EXTRAS} extras")
+                raise Rejection(f"more than {MAX_EXTRAS} extras")
             path = sibling(rows.name, text(name))
             categories = _categories_of(rows.parent, dataset, name, path)
             own_name = _column_of_frame(rows.parent, name, used) or text(name)
@@ -110,14 +110,14 @@ def _extra_at(layout: Layout, name: str, categories: list[Category] | None, is_n
 def _extra_in(parent: GroupID, name: bytes, shape: tuple[int, ...]) -> Dataset:
     link = link_of(parent, name)
     if link:
-        raise Refusal(link)
+        raise Rejection(link)
     item = member(parent, name)
     if not isinstance(item, Dataset):
         raise _Unexpected(A_GROUP if isinstance(item, h5py.h5g.GroupID) else "")
     _check_frame(parent, name, item)
     _check(item, shape)
     if not is_utf8(name):
-        raise Refusal(NOT_UTF8)
+        raise Rejection(NOT_UTF8)
     return item
 
 
@@ -130,7 +130,7 @@ def _check_frame(parent: GroupID, name: bytes, dataset: Dataset) -> None:
     if is_about_columns:
         raise _Unexpected("")
     if dataset.dtype is not None and dataset.dtype.hasobject and not dataset.is_text:
-        raise Refusal("pickled objects, which are never opened; write strings next to the rows")
+        raise Rejection("pickled objects, which are never opened; write strings next to the rows")
 
 
 def _column_of_frame(parent: GroupID, block: bytes, used: set[str]) -> str | None:
@@ -150,7 +150,7 @@ def _column_of_frame(parent: GroupID, block: bytes, used: set[str]) -> str | Non
 
 def _check(dataset: Dataset, shape: tuple[int, ...]) -> None:
     if dataset.place:
-        raise Refusal(dataset.place)
+        raise Rejection(dataset.place)
     if not dataset.shape:
         raise _Unexpected("")
     if is_netcdf_dimension(dataset):
@@ -158,16 +158,16 @@ def _check(dataset: Dataset, shape: tuple[int, ...]) -> None:
     if not has_one_for_each_row(dataset.shape, shape[0]):
         reason, is_missed = misfit(dataset.shape, shape)
         if is_missed:
-            raise Refusal(reason)
+            raise Rejection(reason)
         raise _Unexpected(reason)
     stored = dataset.dtype
     if stored is None or (stored.hasobject and not dataset.is_text):
-        raise Refusal("neither numbers nor strings")
+        raise Rejection("neither numbers nor strings")
     if stored.subdtype and dataset.shape[0] != shape[0]:
-        raise Refusal("one array for each row, but the rows are not along the first axis")
+        raise Rejection("one array for each row, but the rows are not along the first axis")
     most_bytes = MOST_ITEM if stored.kind == "S" else LONGEST_TEXT
     if stored.itemsize > most_bytes:
-        raise Refusal(f"values of {stored.itemsize} bytes, expected at most {most_bytes}")
+        raise Rejection(f"values of {stored.itemsize} bytes, expected at most {most_bytes}")
 
 
 def is_netcdf_dimension(dataset: Dataset) -> bool:
@@ -228,7 +228,7 @@ def _extras_of_group(
         own_path = f"{path}/{text(name)}"
         try:
             if len(extras) == MAX_EXTRAS:
-                raise Refusal(f"more than {MAX_EXTRAS} extras")
+                raise Rejection(f"more than {MAX_EXTRAS} extras")
             extra = _member(group, name, own_path, shape)
         except Exception as error:
             _leave_out(left_out, own_path.encode("utf-8", "surrogateescape"), error)
@@ -240,7 +240,7 @@ def _extras_of_group(
             extra = replace(extra, name=f"{path}/{ROW_NAMES}")
         extras.append(extra)
     if not extras and not any(is_requested(used_path, [path]) for used_path in used):
-        raise Refusal("a group without a dataset with one value for each row, or a categorical", path)
+        raise Rejection("a group without a dataset with one value for each row, or a categorical", path)
     return extras
 
 
@@ -252,9 +252,9 @@ def place_of(extra: Extra) -> str:
 def _member(group: GroupID, name: bytes, path: str, shape: tuple[int, ...]) -> Extra:
     link = link_of(group, name)
     if link:
-        raise Refusal(link)
+        raise Rejection(link)
     if not is_utf8(name):
-        raise Refusal(NOT_UTF8)
+        raise Rejection(NOT_UTF8)
     item = member(group, name)
     if isinstance(item, h5py.h5g.GroupID) and not _is_column(item):
         raise _Unexpected(A_GROUP)
@@ -292,8 +292,8 @@ def _named_extra(parent: GroupID, item: Item, path: str, shape: tuple[int, ...])
     dataset, where, categories = _values(parent, item, path, shape[0])
     try:
         _check(dataset, shape)
-    except Refusal as reason:
-        raise Refusal(f"{str(reason) or 'a single value'}; it cannot be copied", path) from reason
+    except Rejection as reason:
+        raise Rejection(f"{str(reason) or 'a single value'}; it cannot be copied", path) from reason
     return _extra_at(layout_of(dataset, where), path, categories, is_named=True)
 
 
@@ -313,10 +313,10 @@ def masked_values(group: GroupID, path: str, n: int) -> Dataset:
     values = own_dataset(group, b"values")
     mask = own_dataset(group, b"mask")
     if values is None or mask is None:
-        raise Refusal("a group, expected a dataset, a categorical, or values with a mask", path)
+        raise Rejection("a group, expected a dataset, a categorical, or values with a mask", path)
     n_missing = _count_set(mask, f"{path}/mask", n)
     if n_missing:
-        raise Refusal(
+        raise Rejection(
             f"{n_missing} values are missing, expected none. Write a categorical, or numbers with NaN.",
             path,
         )
@@ -325,11 +325,11 @@ def masked_values(group: GroupID, path: str, n: int) -> Dataset:
 
 def _count_set(mask: Dataset, path: str, n: int) -> int:
     if mask.place or mask.dtype != np.dtype(bool) or mask.shape != (n,):
-        raise Refusal(f"not a mask, expected {n} values of dtype bool", path)
+        raise Rejection(f"not a mask, expected {n} values of dtype bool", path)
     layout_of(mask, path)  # refuses unreadable datasets
     n_bytes = h5py.h5i.get_file_id(mask.id).get_filesize()
     if n > max_decompressed(n_bytes):  # in a forged file, all chunks may be the same few bytes
-        raise Refusal(f"a mask with {n} values, expected fewer in a file of {n_bytes} bytes", path)
+        raise Rejection(f"a mask with {n} values, expected fewer in a file of {n_bytes} bytes", path)
     values = h5py.Dataset(mask.id)
     return sum(int(np.count_nonzero(values[start : start + _AT_ONCE])) for start in range(0, n, _AT_ONCE))
 
@@ -359,10 +359,10 @@ def _categories(dataset: Dataset, path: str) -> list[Category]:
     values = dataset.read().tolist()
     if dataset.is_text:
         if sum(map(len, values)) > MOST_WORDS:
-            raise Refusal(f"categories with more than {MOST_WORDS} bytes in total, expected fewer", path)
+            raise Rejection(f"categories with more than {MOST_WORDS} bytes in total, expected fewer", path)
         values = list(map(text, values))
     elif stored.kind == "u" and max(values, default=0) >= _MOST_NUMBER:
-        raise Refusal(f"category {max(values)}, expected numbers below {_MOST_NUMBER}", path)
+        raise Rejection(f"category {max(values)}, expected numbers below {_MOST_NUMBER}", path)
     categories: list[Category] = values
     _check_size(categories, path)
     return categories
@@ -370,17 +370,17 @@ def _categories(dataset: Dataset, path: str) -> list[Category]:
 
 def _check_size(categories: list[Category], path: str) -> None:
     if not are_few(categories):
-        raise Refusal(f"categories that take more than {MOST_PADDED} bytes when padded to the longest one", path)
+        raise Rejection(f"categories that take more than {MOST_PADDED} bytes when padded to the longest one", path)
 
 
 def _check_categories(dataset: Dataset, path: str) -> np.dtype:
     """Refuse a dataset that cannot list categories, or lists too many. Return its dtype."""
     if dataset.place:
-        raise Refusal(f"{dataset.place}, expected categories in the file itself", path)
+        raise Rejection(f"{dataset.place}, expected categories in the file itself", path)
     stored = dataset.dtype
     if stored is None or len(dataset.shape or ()) != 1 or not (dataset.is_text or stored.kind in "iufb"):
-        raise Refusal("not a list of categories, expected a one-dimensional dataset of strings or numbers", path)
+        raise Rejection("not a list of categories, expected a one-dimensional dataset of strings or numbers", path)
     is_wide = not dataset.is_text and stored.itemsize > 8
     if dataset.size > MOST_CATEGORIES or is_wide or dataset.n_bytes > MOST_PADDED:
-        raise Refusal(f"{dataset.size} categories of dtype {stored}, expected at most {MOST_CATEGORIES}", path)
+        raise Rejection(f"{dataset.size} categories of dtype {stored}, expected at most {MOST_CATEGORIES}", path)
     return stored

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from h5py.h5p import PropDCID
 
-from shardpress.hdf5.child.find import Dataset, Refusal, most_entries
+from shardpress.hdf5.child.find import Dataset, Rejection, most_entries
 from shardpress.hdf5.child.places import check_place
 from shardpress.hdf5.filters.codecs import MISSING, Filters, needs_child
 from shardpress.hdf5.filters.plugins import decoders, has_plugins
@@ -56,7 +56,7 @@ def _layout(dataset: Dataset, layout: Layout) -> Layout:
 def _offset(dataset: Dataset, layout: Layout, n_bytes: int) -> int:
     offset = dataset.id.get_offset()
     if offset is None or dataset.id.get_storage_size() < n_bytes:
-        raise Refusal(
+        raise Rejection(
             f"shape {layout.shape}, but its {n_bytes} bytes were never written. Write the file again.", layout.name
         )
     return int(offset)
@@ -70,7 +70,7 @@ def _kind_of_chunked(dataset: Dataset, name: str, filters: Filters) -> str:
     missing = [code for code, _ in filters if code not in decoders()]
     if missing:
         _, _, label = dataset.id.get_create_plist().get_filter_by_id(missing[0])
-        raise Refusal(f"filter {missing[0]} ({text(label)}) {_remedy(missing[0], is_readable)}", name)
+        raise Rejection(f"filter {missing[0]} ({text(label)}) {_remedy(missing[0], is_readable)}", name)
     return "asked"
 
 
@@ -96,7 +96,7 @@ def _index(dataset: Dataset, layout: Layout) -> np.ndarray:
     index = _listed_chunks(dataset, layout.name, grid)
     n_missing = int((index[0] < 0).sum())
     if n_missing:
-        raise Refusal(
+        raise Rejection(
             f"shape {shape} in {prod(grid)} chunks, but {n_missing} of them were never written. Write the file again.",
             layout.name,
         )
@@ -115,7 +115,7 @@ def _check_stored_sizes(dataset: Dataset, layout: Layout, index: np.ndarray) -> 
     n_bytes = prod(layout.chunks) * dataset.id.get_type().get_size()
     n_short = int((is_unfiltered & (index[1] < n_bytes)).sum())
     if n_short:
-        raise Refusal(
+        raise Rejection(
             f"{n_short} of {index.shape[1]} chunks have less than {n_bytes} bytes. The file is damaged: copy it again.",
             layout.name,
         )
@@ -123,13 +123,13 @@ def _check_stored_sizes(dataset: Dataset, layout: Layout, index: np.ndarray) -> 
 
 def _check_chunks(layout: Layout, n_chunks: int) -> None:
     if layout.chunk_bytes > MOST_CHUNK_BYTES:
-        raise Refusal(
+        raise Rejection(
             f"chunks of {layout.chunk_bytes} bytes, expected at most {MOST_CHUNK_BYTES}. Rewrite the file with smaller "
             "chunks (h5repack -l).",
             layout.name,
         )
     if n_chunks > MOST_CHUNKS:
-        raise Refusal(
+        raise Rejection(
             f"shape {layout.shape} in {n_chunks} chunks, expected at most {MOST_CHUNKS}. Rewrite the file with larger "
             "chunks (h5repack -l).",
             layout.name,
@@ -156,7 +156,7 @@ def _listed_chunks(dataset: Dataset, name: str, grid: tuple[int, ...]) -> np.nda
         if is_ordered and any(i >= n for i, n in zip(cell, grid, strict=True)) and n_listed <= most_listed:
             return  # a remainder from before the dataset was shrunk
         if n_taken == index.shape[1] or n_listed > most_listed:  # otherwise a forged index might never end
-            raise Refusal(
+            raise Rejection(
                 f"shape {dataset.shape} in {n_taken} chunks, but the file lists more. The file is damaged or forged: "
                 "do not use it.",
                 name,

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.hdf5.child.find import Refusal
+from shardpress.hdf5.child.find import Rejection
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import SMALLEST
 
@@ -23,7 +23,7 @@ def max_decompressed(n_stored: int) -> int:
 def check_place(layout: Layout, size: int) -> None:
     """Refuse values that are outside a file of `size` bytes, or too large when decompressed."""
     if layout.n_bytes > _MOST_BYTES:
-        raise Refusal(
+        raise Rejection(
             f"shape {layout.shape} takes {layout.n_bytes} bytes, expected at most {_MOST_BYTES}. Split the dataset "
             "into several files.",
             layout.name,
@@ -38,7 +38,7 @@ def check_place(layout: Layout, size: int) -> None:
         outside = [layout.offset, layout.n_bytes]
     if outside is not None:
         first, n_bytes = outside
-        raise Refusal(
+        raise Rejection(
             f"values are at bytes {first}:{first + n_bytes}, expected within {SMALLEST}:{size}. {_FORGED}", layout.name
         )
     if layout.index is not None:
@@ -59,7 +59,7 @@ def check_apart(layouts: Sequence[Layout]) -> None:
     offsets, sizes = together[together[:, 0].argsort(kind="stable")].T
     overlaps = offsets[1:] < offsets[:-1] + sizes[:-1]
     if overlaps.any():
-        raise Refusal(f"values overlap at byte {int(offsets[1:][overlaps][0])}. {_FORGED}")
+        raise Rejection(f"values overlap at byte {int(offsets[1:][overlaps][0])}. {_FORGED}")
 
 
 def _check_sizes(layout: Layout, index: np.ndarray) -> None:
@@ -70,7 +70,7 @@ def _check_sizes(layout: Layout, index: np.ndarray) -> None:
     declared = len(sizes) * layout.chunk_bytes
     stored = int(sizes.sum())
     if declared > max_decompressed(stored):
-        raise Refusal(
+        raise Rejection(
             f"{stored} bytes decompress to {declared} bytes, expected at most {_MOST_EXPANSION} times the stored size. "
             "The file may be forged. If you trust it, rewrite it with h5repack -f GZIP=1.",
             layout.name,
@@ -82,6 +82,6 @@ def _check_chunk_sizes(layout: Layout, sizes: np.ndarray, masks: np.ndarray) -> 
     is_unfiltered = (masks & all_skipped) == all_skipped
     wrong = (sizes > 2 * layout.chunk_bytes + 2**10) | (is_unfiltered & (sizes != layout.chunk_bytes))
     if wrong.any():
-        raise Refusal(
+        raise Rejection(
             f"a chunk takes {int(sizes[wrong][0])} bytes, expected about {layout.chunk_bytes}. {_FORGED}", layout.name
         )

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 from h5py.h5f import FileID
 
-from shardpress.hdf5.child.find import Dataset, Refusal, locate
+from shardpress.hdf5.child.find import Dataset, Rejection, locate
 from shardpress.hdf5.child.layouts import EVERY_FILTER, filters_of, has_unfiltered_edges
 from shardpress.hdf5.filters.codecs import decode_chunk
 from shardpress.hdf5.filters.plugins import decoders
@@ -45,7 +45,7 @@ def _texts(dataset: h5py.Dataset, name: str, start: int, stop: int, axis: int, n
         more = _read(dataset, first, min(stop, first + n_texts), axis).reshape(-1)
         n_bytes += sum(map(len, more))
         if n_bytes > n_in_file:  # many rows can refer to one string of a forged file
-            raise Refusal(f"strings of {n_bytes} bytes in a file of {n_in_file} bytes. The file is damaged.", name)
+            raise Rejection(f"strings of {n_bytes} bytes in a file of {n_in_file} bytes. The file is damaged.", name)
         texts += [text[: LONGEST_TEXT + 1] for text in more]
     return texts
 
@@ -80,7 +80,7 @@ def chunks(root: FileID, name: str, cells: Sequence[Sequence[int]]) -> list[np.n
 def _located(root: FileID, name: str) -> h5py.Dataset:
     _, dataset = locate(root, name)
     if dataset.place:
-        raise Refusal("the values are in other files, expected values in the file itself", name)
+        raise Rejection("the values are in other files, expected values in the file itself", name)
     return h5py.Dataset(dataset.id)
 
 
@@ -99,7 +99,7 @@ def _decoded(dataset: h5py.Dataset, cells: Iterable[Sequence[int]]) -> Iterator[
                 mask = EVERY_FILTER
             yield decode_chunk(memoryview(data), filters, mask, n_bytes, decoders())
         except (ValueError, OSError, RuntimeError) as error:
-            raise Refusal(f"cannot be read: {error}. The file is damaged: copy it again.") from error
+            raise Rejection(f"cannot be read: {error}. The file is damaged: copy it again.") from error
 
 
 def _stored_size(dataset: h5py.Dataset) -> int:

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 
 from shardpress.hdf5.child.describe import describe, listed
-from shardpress.hdf5.child.find import Refusal
+from shardpress.hdf5.child.find import Rejection
 from shardpress.hdf5.child.message import Failure, packed
 from shardpress.hdf5.child.read import chunks, values
 from shardpress.hdf5.child.results import check_result
@@ -140,7 +140,7 @@ def _failure(error: BaseException) -> Failure:
     words = f"{type(error).__name__}: {error}"
     if isinstance(error, (OSError, RuntimeError, KeyError)) and error.args:  # HDF5's message
         words = str(error.args[-1])
-    if isinstance(error, Refusal):
+    if isinstance(error, Rejection):
         return Failure("refused", str(error), dataset=error.dataset)
     if isinstance(error, MemoryError) or re.search(r"(memory allocation|allocate|malloc)", words, re.IGNORECASE):
         return Failure("memory", words)
@@ -176,7 +176,7 @@ def _warm_up() -> None:
 
 
 def _warm(function: Callable[..., Any], *arguments: Any) -> None:
-    with suppress(Refusal):
+    with suppress(Rejection):
         packed(function(*arguments))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from h5py.h5g import GroupID
 
 from shardpress.base.errors import short_list
-from shardpress.hdf5.child.find import LISTED, Dataset, Item, Refusal
+from shardpress.hdf5.child.find import LISTED, Dataset, Item, Rejection
 from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, Form, RowDatasets, is_number
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.shard import Block
@@ -39,19 +39,19 @@ class Dense(Form):
         _check_rank(shape, dtype, name)
         rows = (shape[-1], *shape[:-1]) if self.axis else shape
         if not prod(rows[1:]):
-            raise Refusal(
+            raise Rejection(
                 f"an empty dataset (shape {shape} has no columns), expected at least one column. Choose another "
                 "dataset with --dataset.",
                 name,
             )
         if dtype is None or not is_number(dtype):  # types with unused bits are accepted, because HDF5 converts them
-            raise Refusal(
+            raise Rejection(
                 f"holds {_values_in_words(dtype)}, expected integers, bool, or floating-point numbers that fit into 64 "
                 "bits. Convert them to one of these types.",
                 name,
             )
         if orientation is None and h5py.h5a.exists(item.id, _MATLAB):
-            raise Refusal(_ask_for_orientation(shape), name)
+            raise Rejection(_ask_for_orientation(shape), name)
         return RowDatasets(name, parent, self, [(name, item)], rows, dtype, is_transposed=self.axis != 0)
 
     def read(self, block: Block, out: np.ndarray) -> None:
@@ -79,9 +79,9 @@ class ByColumns(Dense):
 
 def _shape_of(item: Dataset, name: str) -> tuple[int, ...]:
     if item.place:
-        raise Refusal(f"{item.place}, expected rows in the file itself", name)
+        raise Rejection(f"{item.place}, expected rows in the file itself", name)
     if item.shape is None:
-        raise Refusal(
+        raise Rejection(
             "an empty dataset without a shape, expected rows of numbers. Choose another dataset with --dataset.", name
         )
     return item.shape
@@ -89,11 +89,11 @@ def _shape_of(item: Dataset, name: str) -> tuple[int, ...]:
 
 def _check_rank(shape: tuple[int, ...], dtype: np.dtype | None, name: str) -> None:
     if dtype is not None and dtype.fields is not None:
-        raise Refusal(
+        raise Rejection(
             f"{records_in_words(dtype)}, expected numbers of one dtype. {WRITE_ROWS} (pandas: df.to_numpy()).", name
         )
     if len(shape) < 2:
-        raise Refusal(
+        raise Rejection(
             f"shape {shape} has rank {len(shape)}, expected rank 2 or more, rows first. Choose another dataset with "
             "--dataset.",
             name,

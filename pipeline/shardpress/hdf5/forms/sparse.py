@@ -11,7 +11,7 @@ import numpy as np
 from h5py.h5g import GroupID
 
 from shardpress.base.errors import DataError
-from shardpress.hdf5.child.find import Dataset, Item, Refusal, attribute, link_of, own_dataset
+from shardpress.hdf5.child.find import Dataset, Item, Rejection, attribute, link_of, own_dataset
 from shardpress.hdf5.forms.form import Candidate, Form, RowDatasets
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_COLUMNS
@@ -51,7 +51,7 @@ class Sparse(Form):
     def describe(self, name: str, parent: GroupID, item: Item, orientation: str | None) -> RowDatasets | None:
         if isinstance(item, Dataset) and len(item.shape or ()) == 1 and _is_sparse(parent):
             group = split(name)[0]
-            raise Refusal(
+            raise Rejection(
                 f"a part of the sparse matrix {group}, expected the whole matrix. Give --dataset {group}.", name
             )
         if not isinstance(item, h5py.h5g.GroupID) or not parts_of(name):  # the root group has no name
@@ -102,13 +102,13 @@ def _rows_of(form: Form, parent: GroupID, group: GroupID, name: str, orientation
     is_transposed = orientation == "columns"
     by_columns = _is_by_columns(group, shape, n_pointers=sizes[2])
     if by_columns not in (None, is_transposed):
-        raise Refusal(_WRONG_FORMAT[is_transposed], name)
+        raise Rejection(_WRONG_FORMAT[is_transposed], name)
     n_rows, n_inputs = shape[::-1] if is_transposed else shape
     _check_sizes(sizes, n_rows, shape, name)
     if by_columns is None and orientation is None:
-        raise Refusal(_UNKNOWN_FORMAT.format(shape), name)
+        raise Rejection(_UNKNOWN_FORMAT.format(shape), name)
     if not 1 <= n_inputs <= MOST_COLUMNS:
-        raise Refusal(
+        raise Rejection(
             f"a sparse matrix with {n_inputs} columns, expected 1 to {MOST_COLUMNS}. Write fewer columns.", name
         )
     return RowDatasets(name, parent, form, parts, (n_rows, n_inputs), _dtype_of(parts), is_transposed)
@@ -123,7 +123,7 @@ def _dtype_of(parts: list[tuple[str, Dataset]]) -> np.dtype:
 def _check_sizes(sizes: list[int], n_rows: int, shape: tuple[int, int], name: str) -> None:
     n_values, n_indices, n_pointers = sizes
     if n_pointers != n_rows + 1 or n_values != n_indices:
-        raise Refusal(
+        raise Rejection(
             f"a sparse matrix of shape {shape} has inconsistent parts: {n_values} values, {n_indices} indices "
             f"and {n_pointers} row pointers. The file is damaged: write it again.",
             name,
@@ -137,7 +137,7 @@ def _part(group: GroupID, part: bytes, name: str) -> Dataset:
         if dataset.dtype is not None and dataset.dtype.kind in kinds and dataset.is_plain:
             return dataset
     contents = link_of(group, part) or "not a plain numeric dataset"
-    raise Refusal(
+    raise Rejection(
         f"a sparse matrix whose part {text(part)} is {contents}, expected integers or floating-point numbers. Write "
         "the matrix again.",
         name,
@@ -148,7 +148,7 @@ def _shape_of(group: GroupID, name: str) -> tuple[int, int]:
     shape = _written_shape(group)
     # As signed integers, values of 2**63 or more become negative and are refused as well.
     if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
-        raise Refusal(
+        raise Rejection(
             "a sparse matrix without a shape, expected two integers in an attribute or dataset `shape`. Add the "
             "attribute to the group: group.attrs['shape'] = (n_rows, n_columns).",
             name,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from h5py.h5g import GroupID
 
-from shardpress.hdf5.child.find import Dataset, Item, Refusal
+from shardpress.hdf5.child.find import Dataset, Item, Rejection
 from shardpress.hdf5.forms.dense import records_in_words
 from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, Form, RowDatasets, is_number
 from shardpress.hdf5.layout import Layout
@@ -47,9 +47,9 @@ class Records(Form):
         if numbers is None:
             return None
         if orientation == "columns":
-            raise Refusal("a table, which cannot be read by columns. Omit --orientation columns.", name)
+            raise Rejection("a table, which cannot be read by columns. Omit --orientation columns.", name)
         if item.dtype.hasobject:
-            raise Refusal(f"{records_in_words(item.dtype)} of variable length. {WRITE_ROWS}.", name)
+            raise Rejection(f"{records_in_words(item.dtype)} of variable length. {WRITE_ROWS}.", name)
         return RowDatasets(name, parent, self, [(name, item)], (item.size, numbers.n), numbers.dtype)
 
     def read(self, block: Block, out: np.ndarray) -> None:
