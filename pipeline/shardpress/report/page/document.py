@@ -19,7 +19,7 @@ class Table:
 
     @classmethod
     def of(cls, caption: str, columns: str, rows: Sequence[Sequence[object]]) -> Table:
-        """Return a table. `columns` contains its headings, separated by commas."""
+        """Return a table with headings separated by commas. Long texts are cut, so a list needs a row for each item."""
         headings = tuple(heading.strip() for heading in columns.split(","))
         return cls(caption, headings, tuple(tuple(map(cell, row)) for row in rows))
 

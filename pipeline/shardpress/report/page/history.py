@@ -193,8 +193,10 @@ def _inputs(inputs: InputFacts) -> Table:
         ("columns", cut(inputs.columns, 120)),
         ("dtype", cut(inputs.dtype, 40)),
         ("extras", cut(", ".join(inputs.extras) or "none", 200)),
-        ("files", ", ".join(path(file) for file in inputs.files)),
+        *(("file", path(file)) for file in inputs.files),
     ]
+    if inputs.n_shards > len(inputs.files):
+        rows.append(("more shards", inputs.n_shards - len(inputs.files)))
     return Table.of("Input", "quantity, value", rows)
 
 
