@@ -140,7 +140,10 @@ def compacted(change: Change, n_missing: int, part_rows: int) -> Change:
     kept: list[Part] = []
     copied: list[Part] = []
     for part, n in zip(change.kept, least, strict=True):
-        (kept if part.n_live >= n else copied).append(part)
+        if part.n_live >= n:
+            kept.append(part)
+        else:
+            copied.append(part)
     return replace(change, kept=tuple(kept), copied=tuple(copied))
 
 

@@ -148,7 +148,8 @@ def finish(encoding: Encoding, context: RunContext) -> Outcome:
     journal = context.journal
     state = context.state
     rows = ResultRows(encoding, journal.directory)
-    number = 1 if task.result is None else task.result.facts.last.number + 1
+    earlier_runs = [] if task.result is None else task.result.facts.runs
+    number = len(earlier_runs) + 1
     usual = duration(finish_seconds(task.inputs.n_inputs))
     # BLAS threads spin while they wait for each other: small products take ten times as long on a busy machine.
     with activity("verification: recomputing features", usual), threadpool_limits(1, "blas"):
@@ -169,7 +170,7 @@ def finish(encoding: Encoding, context: RunContext) -> Outcome:
         facts = RunFacts(
             _model_facts(encoding.fit, generations, number),
             _rows_facts(encoding, rows, sample, verification),
-            [*_earlier_runs(task), _this_run(encoding, context, number, generations.number, append)],
+            [*earlier_runs, _this_run(encoding, context, number, generations.number, append)],
             _details(task, context),
         )
         result = _publish(encoding, rows, generations, facts, context)
@@ -358,10 +359,6 @@ def _append(task: Task, rows: ResultRows, verdict: Verdict | None) -> Append | N
     n_rows = sum(row_range.n_rows for _, row_range in rows.added)
     append_id = len(task.kept.facts.appends) + 1
     return Append(len(change.new), len(change.replaced), len(change.gone), n_rows, append_id, verdict)
-
-
-def _earlier_runs(task: Task) -> list[OneRun]:
-    return [] if task.result is None else task.result.facts.runs
 
 
 def _this_run(encoding: Encoding, context: RunContext, number: int, generation: int, append: Append | None) -> OneRun:
