@@ -16,8 +16,10 @@ from shardpress.output.folder import REPORT
 from shardpress.report.verify import verify
 from shardpress.result.features import open_features
 from shardpress.result.finished import Result, load_model
+from shardpress.run import difference
 from tests.support.bad_shards import SKIP, Shards, check, encoded
 from tests.support.damage import damage
+from tests.support.interruptions import FullAfter
 from tests.support.logged import mentions
 
 N_ROWS = 40
@@ -167,3 +169,36 @@ def test_the_rows_of_the_only_file_stay_if_bad_data_is_allowed(shards: Shards) -
     assert shards.run("--append") == 65
     assert shards.run("--append", *SKIP) == 0
     check(shards.output, shards.arrays, [])
+
+
+def copy_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a run copy the rows of all earlier parts, as if most of their rows were dead."""
+    monkeypatch.setattr(difference, "_LIVE", 2)
+
+
+def test_copies_of_rows_of_unreadable_files_stay_after_an_interruption(
+    finished: Shards, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy_all(monkeypatch)
+    before = extras_of(finished.output)
+    (finished.folder / "1.h5").write_bytes(b"damaged")
+    finished.arrays.append(finished.arrays[0] + 1)
+    write(finished, 2, finished.arrays[2])
+    assert finished.run("--append", *SKIP, disk=FullAfter("part", 1)) == 74
+    assert finished.run("--append", *SKIP) == 0
+    assert "could not be verified" not in caplog.text
+    assert Result.open(finished.output).facts.rows.verification.n_rows == N_ROWS
+    check(finished.output, finished.arrays, [])
+    assert [values[: 2 * N_ROWS] for values in extras_of(finished.output)] == before
+
+
+def test_damaged_parts_are_encoded_again_instead_of_copied(finished: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An append compares parts by their sizes; before their rows are copied, by their digests."""
+    copy_all(monkeypatch)
+    for part in Result.open(finished.output).parts:
+        path = finished.output / part.file
+        path.write_bytes(bytes(path.stat().st_size))
+    finished.arrays.append(finished.arrays[0] + 1)
+    write(finished, 2, finished.arrays[2])
+    assert finished.run("--append", *SKIP) == 0
+    check(finished.output, finished.arrays, [])

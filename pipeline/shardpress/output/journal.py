@@ -79,6 +79,7 @@ class PartRecord(msgspec.Struct, frozen=True, tag="part"):
 
     fingerprint: str  # of everything that determines the features of a row, and the form in which they are stored
     part: Part
+    is_copy: bool = False  # whether its rows are those of published parts, and need no verification
 
     @property
     def entry(self) -> Entry:

@@ -61,7 +61,7 @@ class Encoding:
 
     fit: Fit
     parts: list[Part]
-    new: list[Part]  # those that are not published yet
+    new: list[Part]  # those with rows that no earlier result has
 
     @property
     def n_rows(self) -> int:
@@ -96,14 +96,16 @@ class EncodingStage:
     def existing(self, earlier: EarlierResults) -> Encoding:
         """Return the parts that stay in the result, and those that an unfinished run has encoded."""
         change = self.task.change
-        encoded = []
-        for part in earlier.parts(self.key):
-            ranges = [rows for rows in part.ranges if self._is_usable(rows)]
+        written = []
+        new_files = set()
+        for record in earlier.parts(self.key):
+            ranges = [rows for rows in record.part.ranges if self._is_usable(rows)]
             if ranges:
-                encoded.append(structs.replace(part, ranges=ranges))
-        parts = without_overlaps([*change.kept, *encoded, *change.copied], self.task.by_id)
-        published = {part.file for part in (*change.kept, *change.copied)}
-        return self._encoding(parts, [part for part in parts if part.file not in published])
+                written.append(structs.replace(record.part, ranges=ranges))
+            if not record.is_copy:
+                new_files.add(record.part.file)
+        parts = without_overlaps([*change.kept, *written, *change.copied], self.task.by_id)
+        return self._encoding(parts, [part for part in parts if part.file in new_files])
 
     def make(self, context: RunContext) -> Encoding:
         """Encode the missing rows."""
@@ -225,7 +227,7 @@ class EncodingStage:
         n_threads = task.budget.n_writers
         faults = EarlierResults(journal, n_threads, compares_digests=True).faults(part.entry for part in copied)
         intact = [part for part, fault in zip(copied, faults, strict=True) if not fault]
-        size = part_size(task, sum(part.n_live for part in intact))
+        size = part_size(task, max(1, sum(part.n_live for part in intact)))
         most_bytes = 4 * size.n_rows * task.settings.network.n_outputs + task.budget.text_bytes
         categories = stored_categories(task.inputs.shards[0].extras)
         compression = task.settings.storage.compression
@@ -237,13 +239,12 @@ class EncodingStage:
         copies: list[Part] = []
 
         def keep(part: Part) -> None:
-            journal.add(PartRecord(self.key, part), waits=False)
+            journal.add(PartRecord(self.key, part, is_copy=True), waits=False)
             copies.append(part)
 
         with activity("encoding: copying rows of small parts", "seconds"), threads(n_threads) as pool:
             compute(tasks, pool, n_threads, keep)
-        files = {part.file for part in copied}
-        stay = [part for part in encoding.parts if part.file not in files]
+        stay = [part for part in encoding.parts if part not in copied]
         return self._encoding([*stay, *copies], encoding.new)
 
     def _stem(self, shard: str, start: int) -> str:

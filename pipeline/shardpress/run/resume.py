@@ -76,9 +76,9 @@ class EarlierResults:
                 self.withdraw(record)
         return None
 
-    def parts(self, key: str) -> list[Part]:
+    def parts(self, key: str) -> list[PartRecord]:
         """Return the intact parts in the journal that were made from the fingerprint `key`."""
-        return [record.part for record in self._intact(self.journal.parts(key))]
+        return self._intact(self.journal.parts(key))
 
     def published_parts(self) -> tuple[Part, ...]:
         """Return the intact parts of the published result."""
