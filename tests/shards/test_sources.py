@@ -30,7 +30,7 @@ def test_files_are_in_the_order_of_patterns_and_numbers(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     names = ["a[1].h5", "b.hdf5", "part-9.h5", "part-9b.h5", "part-010.h5", "part-10.h5"]
-    assert found(tmp_path / "more/*", tmp_path, tmp_path / "notes.txt") == ["z.h5", *names, "notes.txt"]
+    assert found(tmp_path / "notes.txt", tmp_path) == ["notes.txt", *names[:2], "z.h5", *names[2:]]
     assert found(tmp_path / "part-*.h5") == names[2:]
     (tmp_path / "a1.h5").touch()
     assert found(tmp_path / "a[1].h5") == ["a[1].h5"]
@@ -48,13 +48,13 @@ def test_file_found_twice_is_refused(tmp_path):
 
 def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", "shardpress")
-    for name in ("a.nc", "b.h5ad", "c", ".hidden", "._a.h5", "sub/e.nc"):
+    for name in ("a.nc", "b.h5ad", "c", ".hidden", "._a.h5", ".sub/e.nc"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_shard(tmp_path / name, numbered(3))
     with h5py.File(tmp_path / "f.mat", "w", userblock_size=512) as file:
         file["X"] = numbered(3)
     (tmp_path / "notes.txt").write_text("x" * 600)
-    (tmp_path / "link").symlink_to("sub/e.nc")
+    (tmp_path / "link").symlink_to(".sub/e.nc")
     (tmp_path / "broken").symlink_to("nowhere")
     (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "fifo")
@@ -64,15 +64,15 @@ def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplo
     monkeypatch.setattr(FILES, "open", lambda path: opened.append(os.path.basename(path)) or real_open(path))
     assert found(tmp_path) == ["a.nc", "b.h5ad", "c", "f.mat", "link", "named.h5"]
     assert sorted(opened) == ["a.nc", "c", "f.mat", "link", "notes.txt"]
-    assert "broken, circle, fifo and 2 more" in caplog.text
+    assert "broken, circle, fifo and 1 more" in caplog.text
 
 
 def test_input_without_files_is_refused(tmp_path):
-    (tmp_path / "in/x.h5").mkdir(parents=True)
-    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/x.h5").mkdir(parents=True)
     (tmp_path / "texts/1.txt").touch()
     (tmp_path / "circle.h5").symlink_to("circle.h5")
-    for pattern in ("nothing-*.h5", "nul\0", "texts", "in", "circle.h5"):
+    (tmp_path / "absent.h5").symlink_to("annex/objects/1")
+    for pattern in ("nothing-*.h5", "nul\0", "texts", "circle.h5", "absent.h5"):
         with case(pattern), refused(66, f"{tmp_path}/{pattern[:2]}"):
             open_shards([f"{tmp_path}/{pattern}"])
 
@@ -102,14 +102,33 @@ def test_failure_while_looking_for_files_is_an_error_of_its_kind(tmp_path, monke
 
 def test_links_are_followed_wherever_they_lead(tmp_path):
     folder = tmp_path / "in"
-    for name in ("in/a.h5", "in/sub/c.h5", "elsewhere/d.h5", "elsewhere/e"):
+    for name in ("in/a.h5", "elsewhere/c.h5", "elsewhere/d.h5", "elsewhere/sub/e"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         write_shard(tmp_path / name, numbered(1))
-    for name, target in (("b.h5", "sub/c.h5"), ("d.h5", "../elsewhere/d.h5"), ("e", tmp_path / "elsewhere/e")):
+    for name, target in (
+        ("b.h5", "../elsewhere/c.h5"),
+        ("d.h5", tmp_path / "elsewhere/d.h5"),
+        ("s", "../elsewhere/sub"),
+    ):
         (folder / name).symlink_to(target)
     (tmp_path / "link").symlink_to(folder)
-    assert found(tmp_path / "link") == found(tmp_path / "link/*[!b]") == ["a.h5", "b.h5", "d.h5", "e"]
+    assert found(tmp_path / "link") == found(tmp_path / "link/*") == ["a.h5", "b.h5", "d.h5", "e"]
+    paths = [source.path for source in find([str(tmp_path / "link")])]
+    assert paths[-1] == tmp_path / "link/s/e"
     assert sum(shard.n_rows for shard in open_shards([str(folder)])) == 4
+
+
+def test_nested_folders_are_searched_in_natural_order(tmp_path):
+    names = ["1.h5", "2/10/a.h5", "2/b.h5", "2-b/a.h5", "10/2.h5", "10/10.h5"]
+    for name in [*names, ".git/x.h5", "2/.cache/x.h5", "zarr/c/x.h5", "lost+found/x.h5", "2/out/parts/x.h5"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "zarr/zarr.json").write_text('{"node_type": "array"}')
+    (tmp_path / "2/out/.shardpress").touch()
+    (tmp_path / "10/up").symlink_to("..")
+    expected = [str(tmp_path / name) for name in names]
+    assert [str(source.path) for source in find([str(tmp_path)])] == expected
+    assert [str(source.path) for source in find([f"{tmp_path}/**/[0-9ab]*.h5"])] == expected
 
 
 # -- output directories -----------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.base.errors import DataError, printable, quantity
+from shardpress.base.errors import DataError, printable, quantity, short_list
 from shardpress.base.runlog import BAD_FILE
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
@@ -35,6 +37,7 @@ from shardpress.shards.vet import InputFile, Selection
 
 log = logging.getLogger(__name__)
 
+_FOLDERS = 5  # folders in a line of the log
 LEFT_OUT = " This shard is left out."
 """End of the warning about a file that cannot be used."""
 
@@ -86,6 +89,7 @@ def open_inputs(config: Config, model: Model | None, base: Base | None, result: 
     sources = find(inputs.input)
     staying: set[str] = set()  # files whose rows stay if they cannot be used
     if base is not None and not config.results.retrain:
+        _log_new_folders(sources, base)
         sources = _in_order(sources, base)
         staying = {shard.path for shard in base.request.shards}
     like, categories = _extras_like(config, result)
@@ -146,6 +150,16 @@ def _in_order(sources: Sequence[Source], base: Base) -> list[Source]:
     """Return the files of the base first, in its order."""
     positions = {shard.path: i for i, shard in reversed(list(enumerate(base.request.shards)))}
     return sorted(sources, key=lambda source: positions.get(absolute(str(source.path)), len(positions)))
+
+
+def _log_new_folders(sources: Sequence[Source], base: Base) -> None:
+    """Log the folders of files from which the result has no rows. Earlier runs may have been given other folders."""
+    known = {os.path.dirname(shard.path) for shard in base.request.shards}
+    folders = [source.path.parent for source in sources if os.path.dirname(absolute(str(source.path))) not in known]
+    counts = Counter(folders).items()
+    if folders:
+        listed = short_list((f"{printable(folder)} ({quantity(n, 'file')})" for folder, n in counts), _FOLDERS)
+        log.info("input: the result has no rows of files in %s", listed)
 
 
 def _compare_contents(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import logging
 import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardpress.base.errors import DataError, NoInput, NotPermitted, printable, short_list
@@ -24,6 +25,7 @@ _ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")
 _DESCRIBED = 20  # files of a directory whose formats are determined, until one can be converted
 _LISTED = 3  # files of a directory that are not HDF5, in a message
 _MARKER = ".shardpress"
+_LOST_AND_FOUND = "lost+found"  # of a file system, which only root can list
 COPY_AGAIN = "Copy the directory again, or repeat the run that made it."
 
 
@@ -44,9 +46,9 @@ def find(patterns: Sequence[str]) -> list[Source]:
     Parameters
     ----------
     patterns : sequence of str
-        Files, globs, and directories. A directory means all files in it that have HDF5's signature or a usual ending,
-        except for hidden files and subdirectories. An output directory of shardpress, or the index in it, means the
-        parts that its index names.
+        Files, globs, and folders. A folder means all files in it, and in the folders in it, that have HDF5's signature
+        or a usual ending; links are followed. Hidden entries are left out, and so are output directories of
+        shardpress. Such a directory itself, or the index in it, means the parts that its index names.
 
     Raises
     ------
@@ -79,7 +81,12 @@ def _file_key(path: Path) -> object:
     """Return a key that is equal for all names of one file: hard links and symbolic links."""
     try:
         status = os.stat(path)
-    except OSError:
+    except OSError as error:
+        if os.path.islink(path) and error.errno == errno.ENOENT:
+            raise NoInput(
+                f"file={printable(path)}: a link to {printable(os.readlink(path))}, which does not exist. Fetch the "
+                "file (git annex get, dvc pull), or remove the link."
+            ) from error
         return os.path.realpath(path)  # the failure is reported when the file is opened
     if stat.S_ISDIR(status.st_mode):
         known = describe_path(str(path)) or "a directory. Give it without a pattern."
@@ -88,25 +95,41 @@ def _file_key(path: Path) -> object:
 
 
 def _matches(pattern: str) -> list[Source]:
-    path = Path(pattern)
-    directory = path.parent if path.name == INDEX else path
-    # The marker exists from the start of a run, so nothing is read from an unfinished one.
-    if os.path.lexists(directory / _MARKER):
-        return _parts(directory)
-    matches = _files(pattern)
-    if not matches:
+    """Return the files of a path or a glob. Each match of a glob counts like a path that is given by itself."""
+    sources = [source for path in _paths(pattern) for source in _sources_at(path)]
+    if not sources:
         _check_reachable(pattern)
         raise NoInput(f"input={printable(pattern)}: {_explain_no_match(pattern)}")
-    return [Source(match) for match in sorted(matches, key=lambda match: _natural_key(str(match)))]
+    return sources
 
 
-def _files(pattern: str) -> list[Path]:
-    path = Path(pattern)
-    if os.path.isdir(pattern):
-        return [path / name for name in _list_directory(pattern)]
+def _paths(pattern: str) -> list[str]:
     if os.path.lexists(pattern):  # check this before globs, because files may have names such as a[1].h5
-        return [path]
-    return [Path(name) for name in glob.glob(pattern)]
+        return [pattern]
+    matches = sorted(glob.glob(pattern, recursive=True), key=_natural_key)
+    if "**" not in pattern:
+        return matches
+    # The pattern matches the files in a folder together with the folder, and follows links without end.
+    folders = {os.path.dirname(match) for match in matches}
+    loops = {folder for folder in folders if _is_loop(folder)}
+    return [match for match in matches if not os.path.isdir(match) and os.path.dirname(match) not in loops]
+
+
+def _is_loop(folder: str) -> bool:
+    """Return whether a link on the path of a folder leads to one of the folders above it."""
+    real = [os.path.realpath(folder), *(os.path.realpath(parent) for parent in Path(folder).parents)]
+    return len(set(real)) < len(real)
+
+
+def _sources_at(path: str) -> list[Source]:
+    parent, name = os.path.split(path)
+    directory = parent if name == INDEX else path
+    # The marker exists from the start of a run, so nothing is read from an unfinished one.
+    if os.path.lexists(os.path.join(directory, _MARKER)):
+        return _parts(Path(directory))
+    if os.path.isdir(path):
+        return [Source(Path(path, name)) for name in _search(path)]
+    return [Source(Path(path))]
 
 
 def _check_reachable(pattern: str) -> None:
@@ -128,61 +151,96 @@ def _explain_no_match(pattern: str) -> str:
     return "no such file or directory. Check --input."
 
 
-# -- directories -------------------------------------------------------------------------------------------------
+# -- folders -----------------------------------------------------------------------------------------------------
 
 
-def _list_directory(directory: str) -> list[str]:
-    """Return the names of a directory's HDF5 files, and log other files.
+@dataclass
+class _Contents:
+    """Paths in a folder, relative to it."""
+
+    files: list[str] = field(default_factory=list)  # HDF5 files
+    others: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)  # output directories of shardpress
+
+
+def _search(folder: str) -> list[str]:
+    """Return the HDF5 files below a folder, in natural order of their relative paths, and log what is left out.
 
     Files with a usual ending are not opened here, since there may be many. They are refused later if they are not HDF5.
     """
+    contents = _contents_of(folder)
+    contents.others.sort(key=_natural_key)
+    listed = short_list(map(printable, contents.others), _LISTED)
+    if not contents.files:
+        found = f"holds {listed}" if contents.others else "empty directory"
+        advice = _other_format(folder, contents.others) or "Check the path."
+        raise NoInput(f"input={printable(folder)}: {found}, expected HDF5 files. {advice}")
+    if contents.others:
+        log.info("input=%s: left out, since they are not HDF5 files: %s", printable(folder), listed)
+    if contents.outputs:
+        outputs = short_list(map(printable, sorted(contents.outputs, key=_natural_key)), _LISTED)
+        log.info("input=%s: left out, since they are output directories: %s", printable(folder), outputs)
+    return sorted(contents.files, key=_natural_key)
+
+
+def _contents_of(top: str) -> _Contents:
+    """Return what a folder and all folders in it hold."""
+    contents = _Contents()
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    while waiting:
+        folder, parents = waiting.pop()
+        entries, key = _listed(os.path.join(top, folder))
+        if key in parents:  # a link to a folder that contains it, which would never end
+            contents.others.append(folder)
+            continue
+        for entry in entries:
+            path = os.path.join(folder, entry.name)
+            if entry.name.startswith("."):  # for example ._1.h5, which macOS writes for 1.h5
+                continue
+            if not _is_folder(entry):
+                is_hdf5 = os.path.splitext(entry.name)[1] in _ENDINGS or _is_hdf5(entry)
+                (contents.files if is_hdf5 else contents.others).append(path)
+            elif os.path.lexists(os.path.join(entry.path, _MARKER)):
+                contents.outputs.append(f"{path}/")
+            elif entry.name == _LOST_AND_FOUND or describe_path(f"{entry.path}/") is not None:  # a Zarr array
+                contents.others.append(f"{path}/")
+            else:
+                waiting.append((f"{path}/", (*parents, key)))
+    return contents
+
+
+def _listed(folder: str) -> tuple[list[os.DirEntry[str]], tuple[int, int]]:
+    """Return the entries of a folder, and its device and inode."""
     try:
-        names, others = _names_and_others(directory)
+        status = os.stat(folder)
+        with os.scandir(folder) as entries:
+            return list(entries), (status.st_dev, status.st_ino)
     except PermissionError as error:
         raise NotPermitted(
-            f"input={printable(directory)}: {error.strerror}, expected permission to list the directory. As its "
-            "owner, run chmod +rx on it."
+            f"input={printable(folder)}: {error.strerror}, expected permission to list the folder. As its owner, "
+            "run chmod +rx on it."
         ) from error
     except OSError as error:
-        raise translated_error(error, f"input={printable(directory)}") from error
-    others.sort(key=_natural_key)
-    listed = short_list(map(printable, others), _LISTED)
-    if not names:
-        contents = f"holds {listed}" if others else "empty directory"
-        advice = _other_format(directory, others) or "Subdirectories are not searched."
-        raise NoInput(f"input={printable(directory)}: {contents}, expected HDF5 files. {advice}")
-    if others:
-        log.info("input=%s: left out, since they are not HDF5 files: %s", printable(directory), listed)
-    return names
+        raise translated_error(error, f"input={printable(folder)}") from error
 
 
-def _other_format(directory: str, names: Sequence[str]) -> str | None:
-    """Return advice for a directory that is an array of another format, or for a file in it that can be converted."""
-    for name in ("", *names[:_DESCRIBED]):
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that ends nowhere, for example in itself
+        return False
+
+
+def _other_format(folder: str, paths: Sequence[str]) -> str | None:
+    """Return advice for a folder that is an array of another format, or for a file in it that can be converted."""
+    for path in ("", *paths[:_DESCRIBED]):
         try:
-            known = describe_path(os.path.join(directory, name), is_convertible=True)
+            known = describe_path(os.path.join(folder, path), is_convertible=True)
         except OSError:  # perhaps the permissions of this file
             continue
         if known is not None:
-            return f"{printable(name) or 'It'} is {known}"
+            return f"{printable(path) or 'It'} is {known}"
     return None
-
-
-def _names_and_others(directory: str) -> tuple[list[str], list[str]]:
-    """Return the names of HDF5 files, and of all other entries that are not hidden."""
-    names = []
-    others = []
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):  # for example ._1.h5, which macOS writes for 1.h5
-                continue
-            if os.path.splitext(entry.name)[1] in _ENDINGS or _is_hdf5(entry):
-                names.append(entry.name)
-            elif entry.is_dir(follow_symlinks=False):
-                others.append(f"{entry.name}/")
-            else:
-                others.append(entry.name)
-    return names, others
 
 
 def _is_hdf5(entry: os.DirEntry[str]) -> bool:
@@ -220,9 +278,9 @@ def _parts(directory: Path) -> list[Source]:
     return sources
 
 
-def _natural_key(name: str) -> list[tuple[bool, int, str]]:
-    """Return a sort key that treats digits as numbers."""
-    return [_natural_part(part) for part in re.split(r"(\d+)", name)]
+def _natural_key(path: str) -> list[list[tuple[bool, int, str]]]:
+    """Return a sort key that compares component by component, and treats digits as numbers."""
+    return [[_natural_part(part) for part in re.split(r"(\d+)", name)] for name in path.split("/")]
 
 
 def _natural_part(part: str) -> tuple[bool, int, str]:
