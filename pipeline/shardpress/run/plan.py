@@ -198,7 +198,7 @@ class _PlannedRun:
         facts["input"] = f"{quantity(len(shards), 'shard')}, {rows}"
         facts["columns"] = str(task.inputs.columns)
         if task.conversion.preparation is not None:
-            facts["rows"] = f"are task with {task.conversion.preparation}"
+            facts["rows"] = f"are prepared with {task.conversion.preparation}"
         if files:
             facts["files"] = "; ".join(files)
         facts["model"] = f"{' x '.join(map(str, task.max_network.widths))}, {self._model_in_words()}"
