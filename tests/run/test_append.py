@@ -69,6 +69,22 @@ def test_a_file_that_was_left_out_before_is_no_warning(growing: Workspace, out: 
     assert files_in_warnings(out) == {"z-bad.h5"}
 
 
+def test_folders_that_no_earlier_run_searched_are_named(
+    growing: Workspace, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert growing.run(out) == 0
+    add(growing, "z-0.h5")
+    for name in ("z/1.h5", "z/2.h5"):
+        (growing.shards / "z").mkdir(exist_ok=True)
+        growing.add_shard(name, np.full((7, 4), int(name[2]), np.float32))
+    caplog.clear()
+    assert growing.run(out, "--append") == 0
+    assert open_features(out).features.shape[0] == 44 + 3 * 7
+    assert mentions(caplog.text, growing.shards / "z", "2 files")
+    assert growing.run(out, "--append") == 0
+    assert caplog.text.count(f"{growing.shards / 'z'} (2 files)") == 1
+
+
 def files_in_warnings(output: Path) -> set[str]:
     """Return the names of the bad files that the warnings of a run name."""
     warnings = Result.open(output).facts.details.warnings.first

@@ -22,8 +22,8 @@ from shardpress.result.records import stretches_of
 log = logging.getLogger(__name__)
 
 _ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")
-_DESCRIBED = 20  # files of a directory whose formats are determined, until one can be converted
-_LISTED = 3  # files of a directory that are not HDF5, in a message
+_DESCRIBED = 20  # files of a folder whose formats are determined, until one can be converted
+_LISTED = 3  # paths in a message about a folder
 _MARKER = ".shardpress"
 _LOST_AND_FOUND = "lost+found"  # of a file system, which only root can list
 COPY_AGAIN = "Copy the directory again, or repeat the run that made it."
@@ -53,9 +53,9 @@ def find(patterns: Sequence[str]) -> list[Source]:
     Raises
     ------
     NoInput
-        If a pattern matches nothing, or a directory holds no such file.
+        If a pattern matches nothing, a folder holds no such file, or a link leads nowhere.
     NotPermitted
-        If the permissions of a directory prevent entering or listing it.
+        If the permissions of a folder prevent entering or listing it.
     DataError
         If a file is found twice, because its rows would be counted twice.
     """
@@ -88,9 +88,6 @@ def _file_key(path: Path) -> object:
                 "file (git annex get, dvc pull), or remove the link."
             ) from error
         return os.path.realpath(path)  # the failure is reported when the file is opened
-    if stat.S_ISDIR(status.st_mode):
-        known = describe_path(str(path)) or "a directory. Give it without a pattern."
-        raise NoInput(f"file={printable(path)}: not an HDF5 file but {known}")
     return status.st_dev, status.st_ino
 
 
@@ -172,7 +169,7 @@ def _search(folder: str) -> list[str]:
     contents.others.sort(key=_natural_key)
     listed = short_list(map(printable, contents.others), _LISTED)
     if not contents.files:
-        found = f"holds {listed}" if contents.others else "empty directory"
+        found = f"holds {listed}" if contents.others else "empty folder"
         advice = _other_format(folder, contents.others) or "Check the path."
         raise NoInput(f"input={printable(folder)}: {found}, expected HDF5 files. {advice}")
     if contents.others:
