@@ -29,7 +29,6 @@ from shardpress.result.records import Part, in_order, with_digests
 from shardpress.run.contents import with_content
 from shardpress.run.request import facts_of
 from shardpress.shards import digests
-from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress_kernels.network import Network
 from tests.support.cases import each
@@ -188,7 +187,7 @@ def test_digests_of_parts_are_those_of_the_file(
     names = {extra.name for extra in shards[0].extras}
     assert names > {"number_present", "text", "label", "array"}
     facts = [replace(facts_of(shard), id=str(i)) for i, shard in enumerate(shards)]
-    read_again = [with_content(fact, each, AS_STORED, names) for fact, each in zip(facts, shards, strict=True)]
+    read_again = [with_content(fact, shard, names) for fact, shard in zip(facts, shards, strict=True)]
     for part_rows in (4, 12, 100):
         parts = encode(shards, tmp_path, 4, part_rows, text_bytes=text_bytes)
         for found, expected in zip(with_digests(facts, parts), read_again, strict=True):

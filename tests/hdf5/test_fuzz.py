@@ -278,16 +278,16 @@ def hdf5_differs(block: Block, rows: np.ndarray) -> bool:
     own answers may differ.
     """
     shard = block.shard
-    codes = [code for code, _parameters in shard.layouts[0].filters]
-    if shard.form not in ("dense", "columns") or h5py.h5z.FILTER_SCALEOFFSET in codes:
+    codes = [code for code, _parameters in shard.fields[0].layout.filters]
+    if shard.form != "dense" or h5py.h5z.FILTER_SCALEOFFSET in codes:
         return False
-    along = [shard.dataset, block.start, block.stop, -1 if shard.form == "columns" else 0, 1]
+    along = [shard.dataset, block.start, block.stop, -1 if shard.is_transposed else 0, 1]
     with open(shard.path, "rb") as file:
         try:
             n, arrays = ask("values", file.fileno(), along, tuple[int, list[np.ndarray]], "")
         except ShardpressError:
             return False
-    by_hdf5 = arrays[0].view(shard.layouts[0].dtype).reshape(n, -1).astype(shard.dtype)
+    by_hdf5 = arrays[0].view(shard.fields[0].layout.dtype).reshape(n, -1).astype(shard.dtype)
     same = by_hdf5.view(np.uint8) == rows[: len(by_hdf5)].view(np.uint8)
     return bool((by_hdf5.view(np.uint8)[~same] != 0).any())
 

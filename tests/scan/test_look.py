@@ -12,7 +12,6 @@ from shardpress.hdf5.shard import array_shard
 from shardpress.scan.hints import hints_of
 from shardpress.scan.look import follow, form_of
 from shardpress.settings.config import Config
-from shardpress.shards.conversion import AS_STORED
 from tests.support.cases import case
 
 RNG_SEED = 0
@@ -27,7 +26,7 @@ def chosen(rows: np.ndarray, fitted: np.ndarray | None = None, **settings: objec
     """Return the row scaling and the transformation that are chosen."""
     columns = replace(NO_COLUMNS, row_shape=rows.shape[1:])
     shard = replace(array_shard(rows.reshape(len(rows), -1)), columns=columns)
-    scaling = follow(Config.of(**settings), (shard,), AS_STORED, fitted).scaling
+    scaling = follow(Config.of(**settings), (shard,), fitted).scaling
     return scaling.row_scale, scaling.transform
 
 
@@ -74,7 +73,7 @@ def bits(rng: np.random.Generator, share: float) -> np.ndarray:
 
 def network_for(rows: np.ndarray, **settings: object) -> tuple[object, ...]:
     """Return the scaling, the hidden layers and the activation that are chosen."""
-    config = follow(Config.of(**settings), (array_shard(rows),), AS_STORED)
+    config = follow(Config.of(**settings), (array_shard(rows),))
     return config.scaling.scale, config.network.hidden, config.network.code_activation
 
 
@@ -126,7 +125,7 @@ def test_prepared_and_other_rows_stay_as_they_are() -> None:
 def test_packed_bits_are_named() -> None:
     rows = np.packbits(bits(np.random.default_rng(RNG_SEED), 0.02), axis=1)
     assert chosen(rows) == NONE
-    form = form_of(Config(), (array_shard(rows),), AS_STORED, None)
+    form = form_of(Config(), (array_shard(rows),), None)
     assert form is not None
     assert "unpackbits" in form.words
 

@@ -14,7 +14,6 @@ from shardpress.hdf5 import limits
 from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import Shard
 from shardpress.shards.column_order import ColumnCheck, ColumnRule
-from shardpress.shards.conversion import Conversion
 from shardpress.shards.open import open_shards
 from tests.support import named_columns
 from tests.support.cases import case, each
@@ -37,7 +36,7 @@ def rows_of(paths: Sequence[Path], rule: ColumnRule = BY_NAME) -> list[np.ndarra
     """Return the rows of each file in the order of the model."""
     check = ColumnCheck(rule)
     shards = open_shards([str(path) for path in paths], check=check)
-    return [whole(shard, Conversion(check.orders)) for shard in shards]
+    return [whole(shard) for shard in shards]
 
 
 def two(folder: Path, kind: str = "attribute", rows: np.ndarray = ROWS) -> list[Path]:

@@ -63,7 +63,7 @@ def test_block_size_threads_and_order_do_not_matter(tmp_path: Path, n_rows: int)
     found = {digest_of(shards[1], n * UNIT, seed) for n in (1, 2, 10) for seed in range(3)}
     for n, n_threads in ((1, 3), (2, 1), (10, 2)):
         found.add(scanned(shards, n * UNIT, n_threads).digests[1] or "")
-    found.add(with_content(facts_of(shards[1]), shards[1], AS_STORED, ()).rows or "")
+    found.add(with_content(facts_of(shards[1]), shards[1], ()).rows or "")
     assert len(found) == 1
 
 
@@ -98,8 +98,7 @@ def test_columns_are_digested_in_the_order_of_the_model(tmp_path: Path) -> None:
     named_columns.attribute(tmp_path / "1.h5", permuted, [names[i] for i in order])
     check = ColumnCheck(ColumnRule("name"))
     shards = open_shards([str(tmp_path / f"{i}.h5") for i in range(2)], check=check)
-    conversion = Conversion(check.orders)
-    assert {digest_of(shard, conversion=conversion) for shard in shards} == {digest_of(shards[0])}
+    assert {digest_of(shard) for shard in shards} == {digest_of(shards[0])}
     assert digest_of(opened(tmp_path / "2.h5", permuted)) != digest_of(shards[0])
 
 
@@ -132,7 +131,7 @@ def with_extras(path: Path, extras: Mapping[str, Any], **options: Any) -> Shard:
 def test_parts_pieces_and_storage_of_extras_do_not_matter(tmp_path: Path) -> None:
     shard = with_extras(tmp_path / "x.h5", EXTRAS)
     found = {extras_of(shard, n * UNIT) for n in (1, 2, 3)}
-    found.add(with_content(facts_of(shard), shard, AS_STORED, EXTRAS.keys()).extras or "")
+    found.add(with_content(facts_of(shard), shard, EXTRAS.keys()).extras or "")
     packed = with_extras(tmp_path / "1.h5", dict(reversed(EXTRAS.items())), chunks=True, compression="gzip")
     found.add(extras_of(packed))
     assert len(found) == 1

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     if inspection.shards:
         with log_progress():
             scan = _scan_rows(inspection, config, own.all)
-            form = form_of(config, inspection.shards, inspection.conversion, None)
+            form = form_of(config, inspection.shards, None)
     twins = list(_twins(inspection, scan)) if scan is not None and own.all else []
     if own.json:
         print_json(_as_json(inspection, scan, form, twins))
@@ -84,7 +84,7 @@ def _scan_rows(inspection: Inspection, config: Config, is_complete: bool) -> Sca
 
     row_bytes = inspection.shards[0].row_bytes
     block_rows = max(1, _BLOCK_BYTES // row_bytes)
-    settings = ScanSettings(block_rows, config.bad_data.missing_value, conversion=inspection.conversion)
+    settings = ScanSettings(block_rows, config.bad_data.missing_value)
     n_threads = config.machine.threads or len(os.sched_getaffinity(0))
     if not is_complete:
         return preview_rows(inspection.shards, settings, n_threads, _MAX_SCANNED)
@@ -223,7 +223,7 @@ def _lines_of_rows(inspection: Inspection, scan: Scan, missing: float | None) ->
     from shardpress.scan.blocks import ScanSettings
     from shardpress.scan.ranges import describe_bad_rows, misses_values
 
-    settings = ScanSettings(1, missing, conversion=inspection.conversion)
+    settings = ScanSettings(1, missing)
     n_rows = _n_rows(inspection)
     n_scanned = "all" if scan.n_rows == n_rows else scan.n_rows
     yield f"{n_rows} rows, {n_scanned} of them scanned"

@@ -40,7 +40,6 @@ class EncodeTask:
     pieces: Sequence[PartRows]
     settings: EncodeSettings
     unreadable: Mapping[str, str] = field(default_factory=dict)  # reasons why shards cannot be read, by their ids
-    orders: Mapping[str, np.ndarray] = field(default_factory=dict)  # as in `Conversion`
     name: str = "part"  # beginning of the names of the files
 
     def __str__(self) -> str:
@@ -190,7 +189,7 @@ def _encode_part(worker: Worker, task: EncodeTask, number: int, sections: Sequen
 
 def _lost_ranges(shard: Shard, reports: Sequence[BadValues]) -> dict[str, list[list[int]]]:
     """Return the row ranges of the shard whose values are lost, by the stored names of the extras."""
-    names = {extra.layout.name: stored_name(extra.name) for extra in shard.extras if extra.layout is not None}
+    names = {extra.stored.layout.name: stored_name(extra.name) for extra in shard.extras if extra.stored is not None}
     lost: dict[str, list[list[int]]] = {}
     for report in reports:
         assert report.dataset is not None
@@ -216,7 +215,7 @@ def _encode_rows(worker: Worker, task: EncodeTask, section: _Section, arrays: _A
     source = section.source
     model = worker.model
     bad_data = _bad_data(model, task.settings)
-    conversion = Conversion(task.orders, model.offset, model.preparation)
+    conversion = Conversion(model.offset, model.preparation)
     cleaning = Cleaning(model.scaler, bad_data.missing, bad_data.clips_drift)
     # The encoder cannot find bad rows if a finite number marks missing values, or if rows are cleaned before encoding.
     finds_suspects = bad_data.missing is None and not cleaning.scaler.cleans

@@ -17,8 +17,8 @@ from shardpress.base.errors import printable
 from shardpress.base.formats import missing_value
 from shardpress.hdf5.chunkcache import band_bytes
 from shardpress.hdf5.columns import NO_COLUMNS, Columns
+from shardpress.hdf5.fields import Field
 from shardpress.hdf5.files import Identity
-from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.names import Category
 
 _NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
@@ -35,9 +35,8 @@ class Extra:
 
     name: str  # in the output
     dtype: np.dtype  # of the values as they are read
-    # Location of the values in the file, and their path there. None if the shard lacks the extra. It differs between
-    # copies of a file.
-    layout: Layout | None = field(default=None, compare=False, repr=False)
+    # Place of the values in the file, which differs between copies of a file. None if the shard lacks the extra.
+    stored: Field | None = field(default=None, compare=False, repr=False)
     fill: Any = None  # for rows without a value, and for values that cannot be read. None: the default of the dtype
     is_named: bool = False  # True if a user has given its path, which can be anywhere in the file
     # Path that a user has given: relative to the group of the rows if it is there, otherwise from the root (/obs/y).
@@ -47,7 +46,6 @@ class Extra:
     # Code in the output for each code in the file. None if the values are not codes.
     codes: tuple[int, ...] | None = field(default=None, repr=False)
     mask: str | None = None  # name of the extra that marks the rows with a value, if some shards lack this one
-    record_field: str | None = field(default=None, compare=False)  # field of the records at `layout` with the values
 
     @property
     def resolved_fill(self) -> Any:
@@ -86,7 +84,7 @@ class Description:
     stored_dtype: str
     form: str = "dense"  # name of a form in `shardpress.hdf5.forms`
     is_transposed: bool = False  # True if the rows are along the last axis, or are the columns of a sparse matrix
-    layouts: tuple[Layout, ...] = ()  # of the rows; three for sparse rows
+    fields: tuple[Field, ...] = ()  # of the rows; values, column indices and row pointers for sparse rows
     chunk_rows: int = 1  # rows that are cheapest to read together: those of one HDF5 chunk, or 1
     fill_value: float | None = None  # marks missing values, according to the file
     columns: Columns = NO_COLUMNS
@@ -109,7 +107,9 @@ class Shard:
     fill_value: float | None = None
     form: str = "dense"
     is_transposed: bool = False
-    layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
+    fields: tuple[Field, ...] = field(default=(), compare=False, repr=False)
+    # Column of the stored rows for each column of the model, (n_inputs,), int32; None if they are the same.
+    order: np.ndarray | None = field(default=None, compare=False, repr=False)
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
     first_row: int = 0  # of the rows in their dataset and in the extras, which can have others before and after them
 
@@ -131,11 +131,10 @@ class Shard:
 
     @property
     def band_bytes(self) -> int:
-        """Decompressed bytes of all chunks that hold one row, or 0 for uncompressed rows, tables and sparse rows."""
-        if self.form not in ("dense", "columns") or not self.layouts[0].filters:
+        """Decompressed bytes of all chunks that hold one row, or 0 for uncompressed rows, records and sparse rows."""
+        if self.form != "dense" or not self.fields[0].layout.filters:
             return 0
-        axis = -1 if self.form == "columns" else 0
-        return band_bytes(self.layouts[0], axis)
+        return band_bytes(self.fields[0].layout, self.fields[0].axis)
 
     @cached_property
     def dtype(self) -> np.dtype:

@@ -6,7 +6,7 @@ decompresses chunks with rare filters or types that NumPy lacks, and reads other
 strings.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice, product
 from math import prod
@@ -40,18 +40,21 @@ class _Request(NamedTuple):
     file: tuple[str, Identity]  # key for the chunk cache
 
 
-def read_values(
-    path: str, identity: Identity, layout: Layout, start: int, out: np.ndarray, axis: int = 0
-) -> np.ndarray:
-    """Read values from `start` along the first (0) or last (-1) axis of a dataset into `out`, and return `out`.
+class Values(NamedTuple):
+    """Values from `start` along the first (0) or last (-1) axis of a dataset, and the memory that receives them."""
+
+    layout: Layout
+    start: int
+    # (n, ...), C order, for n values, which are converted to its dtype. The other axes are those of the dataset, or
+    # have the same total size. Reusing an array is faster than allocating a new one.
+    out: np.ndarray
+    axis: int = 0
+
+
+def read_values(path: str, identity: Identity, values: Sequence[Values]) -> None:
+    """Read values of one or several datasets of a file, which is opened once.
 
     `identity` is that of the vetted file.
-
-    Parameters
-    ----------
-    out : ndarray of shape (n, ...), C order
-        Array that receives n values, converted to its dtype. The other axes are those of the dataset, or have the
-        same total size. Reusing an array is faster than allocating a new one.
 
     Raises
     ------
@@ -60,19 +63,24 @@ def read_values(
     ReadFailed, NotPermitted, SystemLimit
         If the storage, the permissions or a system limit prevent the read.
     """
-    where = f"file={printable(path)} dataset={printable(layout.name)} rows={start}:{start + len(out)}"
-    request = _Request(layout, start, axis, where, (path, identity))
-    others = layout.shape[1:] if axis == 0 else layout.shape[:-1]
-    values = out.reshape(len(out), *others, *layout.dtype.shape)  # with the requested axis first
-    is_decoded = bool(layout.chunks) and not layout.dtype.hasobject
-    reader = _READERS["chunked" if is_decoded else layout.kind]
+    requests = [_request(path, identity, some_values) for some_values in values]
 
-    def read() -> np.ndarray:
+    def read() -> None:
         with opened(path, identity) as (descriptor, _):
-            reader(descriptor, request, values)
-            return out
+            for request, (layout, _, out, axis) in zip(requests, values, strict=True):
+                others = layout.shape[1:] if axis == 0 else layout.shape[:-1]
+                is_decoded = bool(layout.chunks) and not layout.dtype.hasobject
+                reader = _READERS["chunked" if is_decoded else layout.kind]
+                # With the requested axis first.
+                reader(descriptor, request, out.reshape(len(out), *others, *layout.dtype.shape))
 
-    return with_retries(read, where)
+    with_retries(read, requests[0].where)
+
+
+def _request(path: str, identity: Identity, values: Values) -> _Request:
+    layout, start, out, axis = values
+    where = f"file={printable(path)} dataset={printable(layout.name)} rows={start}:{start + len(out)}"
+    return _Request(layout, start, axis, where, (path, identity))
 
 
 def file_digest(path: str, identity: Identity) -> str:

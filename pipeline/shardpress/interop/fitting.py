@@ -28,7 +28,7 @@ from shardpress.scan.ranges import Scan, check_usable, describe_bad_rows, scan
 from shardpress.settings.config import Config
 from shardpress.settings.conflicts import conflicts, conflicts_with_rows, refuse
 from shardpress.settings.resolve import Settings
-from shardpress.shards.conversion import AS_STORED, Conversion
+from shardpress.shards.conversion import Conversion
 from shardpress.training.checkpoint import Checkpoint
 from shardpress.training.epochs import Training
 from shardpress.training.fit import prepare_training
@@ -72,7 +72,7 @@ def prepare_fit(
     refuse(conflicts(config))
     columns = Columns(row_shape=row_shape)
     shard = array_shard(rows, columns)
-    settings, conversion = resolve_for(config, [shard], AS_STORED, model)
+    settings, conversion = resolve_for(config, [shard], model)
     if model is None:
         refuse(conflicts_with_rows(settings, *shard.shape))
     budget = make_budget(settings, [shard], conversion, None)

@@ -10,7 +10,7 @@ from shardpress.report.recompute import Preprocessing
 from shardpress.result.finished import Result
 from shardpress.result.records import ShardFacts, Stat, with_digests
 from shardpress.shards.column_order import ColumnCheck, ColumnRule
-from shardpress.shards.conversion import Conversion
+from shardpress.shards.conversion import digest_of_rows
 from shardpress.shards.vet import Selection, vet
 
 
@@ -29,8 +29,8 @@ class InputShards:
         self._shards = {shard.id: shard for shard in with_digests(result.shards, result.parts)}
         self._model = result.model
 
-    def shard(self, shard_id: str) -> tuple[Shard, Conversion]:
-        """Return a shard and the conversion of its rows.
+    def shard(self, shard_id: str) -> Shard:
+        """Return a shard.
 
         Raise `NoInput` if its file does not exist, and `DataError` if it has changed.
         """
@@ -43,19 +43,18 @@ class InputShards:
             file = file.with_rows(before.first_row, before.shape[0])
         match = "ignore" if before.column_order is None else "name"
         check = ColumnCheck(ColumnRule(match, self._model.columns, "the model"))
-        check.accept(file)
+        file = check.accept(file)
         shard = file.shard(check.columns, (), ())
-        conversion = Conversion(dict(check.orders), self._model.offset, self._model.preparation)
-        if not _has_rows(shard, conversion, before):
+        if not _has_rows(shard, before):
             raise DataError("its rows have changed since the run")
-        return shard, conversion
+        return shard
 
 
-def _has_rows(shard: Shard, conversion: Conversion, before: ShardFacts) -> bool:
+def _has_rows(shard: Shard, before: ShardFacts) -> bool:
     """Return whether a shard has the same rows as before. They are read only if the file may have changed."""
     identity = shard.identity
     if before.stat == Stat(identity.size, identity.mtime_ns, identity.ctime_ns, identity.inode):
         return True
     if (shard.shape, shard.stored_dtype) != before.kind:
         return False
-    return conversion.digest(Block(shard, 0, shard.n_rows)) == before.rows
+    return digest_of_rows(Block(shard, 0, shard.n_rows)) == before.rows

@@ -47,6 +47,10 @@ class Preprocessing:
     clips_drift: bool = False  # as in `Cleaning`
 
     @property
+    def conversion(self) -> Conversion:
+        return Conversion(self.model.offset, self.model.preparation)
+
+    @property
     def cleaning(self) -> Cleaning:
         return Cleaning(self.model.scaler, self.missing, self.clips_drift)
 
@@ -55,7 +59,7 @@ def check_rows(
     directory: Path,
     pairs: Sequence[tuple[Part, Range]],
     shards: Sequence[ShardFacts],
-    shard_of: Callable[[str], tuple[Shard, Conversion]],
+    shard_of: Callable[[str], Shard],
     preprocessing: Preprocessing,
     n_rows: int | None = None,
 ) -> RowCheck:
@@ -64,8 +68,8 @@ def check_rows(
     Parameters
     ----------
     shard_of : callable
-        Function that returns a shard and the conversion of its rows, given its id. It raises `DataError`,
-        `NoInput` or `NotPermitted` if the shard cannot be read.
+        Function that returns a shard, given its id. It raises `DataError`, `NoInput` or `NotPermitted` if the shard
+        cannot be read.
     n_rows : int, optional
         Number of rows, evenly spread. The default is 256, or less if chunks are large.
 
@@ -117,10 +121,9 @@ def _affordable_rows(ranges: Sequence[Range], sources: _Sources) -> int:
 
     All shards are assumed to be like the first one, and each row is assumed to be in a different chunk.
     """
-    source = next(filter(None, (sources.shard(rows.shard) for rows in ranges)), None)
-    if source is None:
+    shard = next(filter(None, (sources.shard(rows.shard) for rows in ranges)), None)
+    if shard is None:
         return _DEFAULT_ROWS
-    shard, _ = source
     n_bytes = sum(rows.n_rows for rows in ranges) * shard.row_bytes
     if n_bytes <= _BYTES:
         return _DEFAULT_ROWS
@@ -174,13 +177,13 @@ def check_failure(error: Exception, path: Path) -> None:
 class _Sources:
     """Input shards. Each one is opened only once."""
 
-    def __init__(self, shard_of: Callable[[str], tuple[Shard, Conversion]]) -> None:
+    def __init__(self, shard_of: Callable[[str], Shard]) -> None:
         self._shard_of = shard_of
-        self._shards: dict[str, tuple[Shard, Conversion] | None] = {}
+        self._shards: dict[str, Shard | None] = {}
         self.unreadable: dict[str, str] = {}  # the reason why a shard cannot be read, by its id
 
-    def shard(self, shard_id: str) -> tuple[Shard, Conversion] | None:
-        """Return a shard and the conversion of its rows, or None if it can no longer be read."""
+    def shard(self, shard_id: str) -> Shard | None:
+        """Return a shard, or None if it can no longer be read."""
         if shard_id not in self._shards:
             self._shards[shard_id] = None
             try:
@@ -221,11 +224,10 @@ def _check_range(
         features, valid, errors = read_features(directory / part.file, rows_of_part.first + numbers)
     except DataError as error:
         return RowCheck(faults=[Fault(part.file, str(error))])
-    source = sources.shard(rows_of_part.shard)
-    if source is None:
+    shard = sources.shard(rows_of_part.shard)
+    if shard is None:
         return RowCheck(n_unread=int(valid.sum()))
-    shard, conversion = source
-    rows, failures = _read_rows(shard, conversion, rows_of_part.start + numbers)
+    rows, failures = _read_rows(shard, preprocessing.conversion, rows_of_part.start + numbers)
     # If the run could not read the row either, the row is stored as a bad row.
     reasons = [reason for i, reason in failures.items() if valid[i]]
     if reasons:

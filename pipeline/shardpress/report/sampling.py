@@ -17,7 +17,6 @@ from shardpress.hdf5.shard import Block
 from shardpress.report.recompute import Preprocessing, check_failure
 from shardpress.result.features import FAILURES, in_ranges, reading
 from shardpress.result.finished import ERROR, FEATURES, VALID
-from shardpress.shards.conversion import Conversion
 from shardpress.training.order import spread_rows
 from shardpress_kernels.network import Network
 
@@ -56,7 +55,6 @@ class SampleSpec(Preprocessing):
 
     memory_bytes: int = 2**31  # host memory budget of the whole run
     seed: int = 0
-    orders: Mapping[str, np.ndarray] = field(default_factory=dict)  # as in `Conversion`
     is_clipped: bool = True  # whether the scaled rows are those that were encoded, or those before the clipping
 
     @property
@@ -373,11 +371,10 @@ def values_of(item: h5py.Dataset, numbers: np.ndarray | slice) -> np.ndarray:
 
 def _scaled_rows(block: Block, reads: Sequence[np.ndarray], spec: SampleSpec) -> np.ndarray:
     """Return some input rows of a block, scaled in the same way as for encoding. The rows of each read are adjacent."""
-    conversion = Conversion(spec.orders, spec.model.offset, spec.model.preparation)
     pieces = []
     for numbers in reads:
         low = int(numbers[0])
-        rows = conversion.read(Block(block.shard, block.start + low, block.start + int(numbers[-1]) + 1))
+        rows = spec.conversion.read(Block(block.shard, block.start + low, block.start + int(numbers[-1]) + 1))
         filled = spec.cleaning.filled(rows[numbers - low], block.shard.stored_dtype)
         with np.errstate(over="ignore"):  # values far outside the range
             cleaned = spec.cleaning.clipped(filled) if spec.is_clipped else filled

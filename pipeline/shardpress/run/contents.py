@@ -17,18 +17,18 @@ from shardpress.report.recompute import check_failure, check_rows
 from shardpress.result.features import FAILURES, reading
 from shardpress.result.finished import Result, stored_name
 from shardpress.result.records import BadValues, Part, Range, ShardFacts
-from shardpress.shards.conversion import Conversion
+from shardpress.shards.conversion import digest_of_rows
 from shardpress.shards.digests import UNIT_ROWS, ExtrasDigest, bytes_of
-from shardpress.shards.rows import read_extras, read_in_pieces, text_rows
+from shardpress.shards.rows import read, read_extras, read_in_pieces, text_rows
 
 _PIECE = 2**23  # bytes of rows or extras that are read at once
 
 
-def with_content(facts: ShardFacts, shard: Shard, conversion: Conversion, names: Collection[str]) -> ShardFacts:
+def with_content(facts: ShardFacts, shard: Shard, names: Collection[str]) -> ShardFacts:
     """Return the facts about a shard with the digests of its rows and of some extras; unchanged if it is damaged."""
     shard = with_extras(shard, names)
     try:
-        rows = conversion.digest(Block(shard, 0, shard.n_rows))
+        rows = digest_of_rows(Block(shard, 0, shard.n_rows))
         extras = _digest_of_extras(shard)
     except (DataError, NoInput):  # the run finds and reports this again
         return facts
@@ -54,7 +54,7 @@ class Damage(NamedTuple):
     reason: str  # the error of the first ones
 
 
-def damage_of(shard: Shard, conversion: Conversion, before: ShardFacts, result: Result) -> Damage | None:
+def damage_of(shard: Shard, before: ShardFacts, result: Result) -> Damage | None:
     """Return what cannot be read of a shard, if all else is that of the result; otherwise None.
 
     `before` are the facts about its rows in the result. Rows are compared by their digest or, if some of them cannot be
@@ -64,34 +64,32 @@ def damage_of(shard: Shard, conversion: Conversion, before: ShardFacts, result: 
         return None
     pairs = [pair for pair in result.ranges if pair[1].shard == before.id]
     reasons: list[str] = []
-    is_unread = _unreadable_rows(shard, conversion, reasons)
+    is_unread = _unreadable_rows(shard, reasons)
     if is_unread.any():
-        model = result.model
-        of_model = replace(conversion, offset=model.offset, preparation=model.preparation)
         checked = check_rows(
             result.directory,
             pairs,
             result.shards,
-            lambda shard_id: (shard, of_model),
+            lambda shard_id: shard,
             preprocessing_of(result),
             shard.n_rows,
         )
         has_rows = not checked.faults
     else:
-        has_rows = conversion.digest(Block(shard, 0, shard.n_rows)) == before.rows
+        has_rows = digest_of_rows(Block(shard, 0, shard.n_rows)) == before.rows
     if not has_rows or not all(_has_extras(shard, pair, result, is_unread, reasons) for pair in pairs):
         return None
     return Damage(int(np.count_nonzero(is_unread)), reasons[0]) if reasons else None
 
 
-def _unreadable_rows(shard: Shard, conversion: Conversion, reasons: list[str]) -> np.ndarray:
+def _unreadable_rows(shard: Shard, reasons: list[str]) -> np.ndarray:
     """Return a mask (n_rows,) of the rows that cannot be read, chunk by chunk, and add the errors to `reasons`."""
     is_unread = np.zeros(shard.n_rows, dtype=bool)
     n_at_once = shard.chunk_rows if shard.chunk_rows > 1 else UNIT_ROWS
     for start, stop in aligned(0, shard.n_rows, min(n_at_once, max(1, _PIECE // shard.row_bytes))):
         check()
         try:
-            conversion.read(Block(shard, start, stop))
+            read(Block(shard, start, stop))
         except DataError as error:
             is_unread[start:stop] = True
             reasons.append(str(error))
@@ -130,7 +128,7 @@ def _lost_values(block: Block, reports: Sequence[BadValues]) -> dict[str, np.nda
     lost = {extra.name: np.zeros(len(block), dtype=bool) for extra in block.shard.extras}
     for extra in block.shard.extras:
         for report in reports:
-            if extra.layout is not None and report.dataset == extra.layout.name:
+            if extra.stored is not None and report.dataset == extra.stored.layout.name:
                 lost[extra.name][report.start - block.start : report.stop - block.start] = True
         if extra.mask is not None:
             lost[extra.mask] = lost[extra.name]

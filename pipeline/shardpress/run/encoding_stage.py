@@ -165,7 +165,7 @@ class EncodingStage:
                 room -= len(block)
         _compile_encoder(encoder, self.fit, settings.row_error)
         with serving(settings, self.fit.model, encoder.encode_checked, disk, encoder.errors):
-            tasks = [(encode_parts, EncodeTask(pieces, settings, orders=task.inputs.orders)) for pieces in parts]
+            tasks = [(encode_parts, EncodeTask(pieces, settings)) for pieces in parts]
             return measure_tasks(tasks, task.budget.n_writers, lambda parts: sum(part.n_rows for part in parts))
 
     def settings(self, part_rows: int, directory: Path) -> EncodeSettings:
@@ -299,8 +299,7 @@ class EncodingStage:
             first = pieces[0]
             name = self._stem(first.shard, first.source.start)
             unreadable = {shard: self.fit.unreadable[shard] for shard, _ in pieces if shard in self.fit.unreadable}
-            orders = task.conversion.of(piece.source for piece in pieces).orders
-            tasks.append((encode_parts, EncodeTask(pieces, settings, unreadable, orders, name)))
+            tasks.append((encode_parts, EncodeTask(pieces, settings, unreadable, name)))
         # Small parts are sent together, with about the number of rows of a full part in total.
         n_small = task.budget.part_rows * len(tasks) // max(1, sum(sizes))
         stats = context.pool.stats

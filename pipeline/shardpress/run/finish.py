@@ -68,6 +68,7 @@ from shardpress.run.resume import has_other_labels
 from shardpress.run.task import Fit, Task
 from shardpress.settings.config import Config
 from shardpress.settings.kinds import as_typed
+from shardpress.shards.conversion import digest_of_rows
 from shardpress.shards.extras import why_left_out
 
 log = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ def _verification(encoding: Encoding, rows: ResultRows, context: RunContext, num
         context.journal.directory,
         in_order(encoding.new, task.positions),
         encoding.fit.request.shards,
-        lambda shard_id: (task.by_id[shard_id], encoding.fit.conversion),
+        task.by_id.__getitem__,
         rows.spec,
     )
     if row_check.faults:
@@ -216,7 +217,7 @@ def _verification_error(encoding: Encoding, row_check: RowCheck, journal: Journa
     part = next(part for part in encoding.new if part.file == first.file)
     for rows in part.ranges:
         block = Block(encoding.fit.task.by_id[rows.shard], rows.start, rows.stop)
-        if rows.rows not in (None, encoding.fit.conversion.digest(block)):
+        if rows.rows not in (None, digest_of_rows(block)):
             return _changed(block.shard.path)
     return VerificationFailed(
         f"file={printable(journal.directory / first.file)}: {first.fault}; {len(files)} of "

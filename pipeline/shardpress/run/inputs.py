@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from shardpress.base.errors import DataError, printable, quantity, short_list
 from shardpress.base.runlog import BAD_FILE
 from shardpress.cluster.executor import compute
@@ -30,7 +28,6 @@ from shardpress.run.request import absolute, facts_of
 from shardpress.settings.config import BadDataSettings, Config, ResultSettings
 from shardpress.settings.kinds import n_allowed, sufficient_percentage
 from shardpress.shards.column_order import ColumnCheck, ColumnRule
-from shardpress.shards.conversion import Conversion
 from shardpress.shards.open import check_any, open_sources
 from shardpress.shards.sources import Source, find
 from shardpress.shards.vet import InputFile, Selection
@@ -47,7 +44,6 @@ class Inputs:
     """The input files, which have been opened and compared with each other and with those of the result."""
 
     shards: tuple[Shard, ...]  # in the order of the rows
-    orders: Mapping[str, np.ndarray]  # as in `Conversion`
     facts: list[ShardFacts]  # with the digests that are needed
     bad_shards: list[BadFile]  # files that were refused and are left out
     refused: list[BadFile]  # these files, and those whose earlier rows stay
@@ -103,10 +99,9 @@ def open_inputs(config: Config, model: Model | None, base: Base | None, result: 
     check_bad_shards(config, left_out, len(shards) + len(refused))
     check_any(shards)
     _check_width(shards[0])
-    orders = dict(check.orders)
     compares_digests = config.results.verify == "digests"
-    facts = [facts_of(shard, compares_digests, orders.get(shard.path)) for shard in shards]
-    opened = Inputs(shards, orders, facts, refused, refused, (), 0)
+    facts = [facts_of(shard, compares_digests) for shard in shards]
+    opened = Inputs(shards, facts, refused, refused, (), 0)
     if base is None or result is None:
         return opened
     matching = matching_of(config.results)._replace(unreadable=[absolute(bad.file) for bad in refused])
@@ -168,7 +163,6 @@ def _compare_contents(
     """Add the digests to the facts of files that may have changed. Return the damages of those whose rows stay."""
     facts = inputs.facts
     shards = inputs.shards
-    conversion = Conversion(inputs.orders)
     before = base.request.shards
     needed = needed_digests(before, facts, matching)
     if not needed:
@@ -179,12 +173,12 @@ def _compare_contents(
     damages: dict[int, Damage] = {}
 
     def compare(i: int) -> None:
-        facts[i] = with_content(facts[i], shards[i], conversion, names)
+        facts[i] = with_content(facts[i], shards[i], names)
         earlier = at_place.get(facts[i].place)
         if not keeps_damaged or facts[i].rows is not None or earlier is None:
             return
         if (earlier.selection, earlier.kind) == (facts[i].selection, facts[i].kind):
-            damage = damage_of(with_extras(shards[i], names), conversion, earlier, result)
+            damage = damage_of(with_extras(shards[i], names), earlier, result)
             if damage is not None:
                 bad = BadFile(facts[i].path, damage.reason)
                 log.log(_level_of(bad, result), "%s Everything else in this file is as in the result.", damage.reason)

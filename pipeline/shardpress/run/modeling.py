@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from msgspec import structs
@@ -29,7 +28,6 @@ from shardpress.training.targets import Targets
 def resolve_for(
     config: Config,
     shards: Sequence[Shard],
-    conversion: Conversion,
     model: Model | None,
     fitted: np.ndarray | None = None,
 ) -> tuple[Settings, Conversion]:
@@ -44,13 +42,13 @@ def resolve_for(
     """
     network = None
     if model is None:
-        config = follow(config, shards, conversion, fitted)
+        config = follow(config, shards, fitted)
         preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
     else:
         network = model.network
         preparation = model.preparation
     settings = resolve(config, n_fitted_rows(shards, fitted), shards[0].n_inputs, network)
-    return settings, replace(conversion, preparation=preparation)
+    return settings, Conversion(preparation=preparation)
 
 
 def scan_settings(settings: Settings, budget: Budget, scaler: Scaler | None, conversion: Conversion) -> ScanSettings:

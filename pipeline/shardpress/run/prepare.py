@@ -33,7 +33,6 @@ from shardpress.settings.config import Config
 from shardpress.settings.conflicts import conflicts, conflicts_with_rows, refuse
 from shardpress.settings.kinds import as_typed, deadline_of
 from shardpress.settings.resolve import Settings
-from shardpress.shards.conversion import Conversion
 from shardpress.training.targets import Targets, read_targets
 
 log = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def prepare(config: Config, journal: Journal | None = None) -> Task:
         model = extended.model
     inputs = open_inputs(config, model, base, result)
     fitted = fitted_rows(config, inputs.shards)
-    settings, conversion = resolve_for(config, inputs.shards, Conversion(inputs.orders), model, fitted)
+    settings, conversion = resolve_for(config, inputs.shards, model, fitted)
     _log_settings(config, settings, model)
     refuse(_complaints(settings, inputs.shards, model, fitted))
     if settings.inputs.labels is not None:

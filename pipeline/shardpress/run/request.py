@@ -81,13 +81,14 @@ def _training_request(settings: Settings) -> dict[str, Any]:
     return training
 
 
-def facts_of(shard: Shard, compares_digests: bool = True, order: np.ndarray | None = None) -> ShardFacts:
+def facts_of(shard: Shard, compares_digests: bool = True) -> ShardFacts:
     """Return the facts that identify a shard and the order of its columns, without digests of its content.
 
     Runs that resume each other give it the same id, in any order of the files. If only sizes are compared, neither
     ctime nor inode changes it.
     """
     identity = shard.identity
+    order = shard.order
     facts = ShardFacts(
         id="",
         path=absolute(shard.path),

@@ -45,7 +45,6 @@ class ResultRows:
             self._task.has_other_rows and settings.bad_data.on_drift == "clip",
             settings.machine.memory_budget,
             settings.training.seed,
-            self._task.inputs.orders,
         )
 
     @property

@@ -133,8 +133,7 @@ def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[ScanBlock]
 def _damage_of_extras(block: Block) -> str | None:
     """Return the error of the first extra that cannot be read, or None."""
     for extra in block.shard.extras:
-        layout = extra.layout
-        if layout is None or (layout.kind == "contiguous" and extra.codes is None):
+        if extra.stored is None or (extra.stored.layout.kind == "contiguous" and extra.codes is None):
             continue  # nothing would reveal damage
         try:
             for _ in read_in_pieces(block, extra, check):

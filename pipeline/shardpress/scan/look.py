@@ -17,7 +17,7 @@ from shardpress.hdf5.shard import Block, Shard, block_of, first_rows
 from shardpress.model.scaler import bad_rows, missing_entries
 from shardpress.settings.config import SETTINGS, Config
 from shardpress.settings.kinds import as_typed
-from shardpress.shards.conversion import Conversion
+from shardpress.shards.rows import read
 
 log = logging.getLogger(__name__)
 
@@ -79,12 +79,12 @@ _PACKED = Appearance(
 )
 
 
-def follow(config: Config, shards: Sequence[Shard], conversion: Conversion, fitted: np.ndarray | None = None) -> Config:
+def follow(config: Config, shards: Sequence[Shard], fitted: np.ndarray | None = None) -> Config:
     """Return the settings with those that suit the rows in place of defaults; log a sentence if there are any.
 
     `fitted` (n_rows,) is a mask of the rows that train the model; by default, all do.
     """
-    form = form_of(config, shards, conversion, fitted)
+    form = form_of(config, shards, fitted)
     if form is _PACKED:
         log.warning("input: the rows look like %s", form.words)
     elif form is not None:
@@ -98,15 +98,13 @@ def follow(config: Config, shards: Sequence[Shard], conversion: Conversion, fitt
     return config.changed(**{**prepared, **chosen})
 
 
-def form_of(
-    config: Config, shards: Sequence[Shard], conversion: Conversion, fitted: np.ndarray | None
-) -> Appearance | None:
+def form_of(config: Config, shards: Sequence[Shard], fitted: np.ndarray | None) -> Appearance | None:
     """Return what the rows of a run look like, with the settings that suit them and are not given.
 
     None if the rows suggest nothing, or if all such settings are given.
     """
     shape = shards[0].columns.row_shape or (shards[0].n_inputs,)
-    form = _form_of_rows(_some_rows(config, shards, conversion, fitted), shape)
+    form = _form_of_rows(_some_rows(config, shards, fitted), shape)
     if form is None or form is _PACKED:
         return form
     settings = {name: value for name, value in form.settings.items() if _is_open(config, name)}
@@ -126,9 +124,7 @@ def _is_open(config: Config, name: str) -> bool:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def _some_rows(
-    config: Config, shards: Sequence[Shard], conversion: Conversion, fitted: np.ndarray | None
-) -> np.ndarray:
+def _some_rows(config: Config, shards: Sequence[Shard], fitted: np.ndarray | None) -> np.ndarray:
     """Return good rows (n, n_columns), float64, from a few places; none if most rows there are bad.
 
     Missing values are NaN. If they are not imputed, their rows are bad. Rows that cannot be read are left out, because
@@ -140,7 +136,7 @@ def _some_rows(
     if n_columns <= _MOST_COLUMNS:
         for block, positions in _places(shards, fitted, min(_MOST_ROWS, _MOST_VALUES // n_columns)):
             try:
-                rows = conversion.read(block)[positions]
+                rows = read(block)[positions]
             except (DataError, NoInput):
                 continue
             n_read += len(rows)

@@ -192,8 +192,7 @@ def _stats_of_others(
     stride = stride_for(shards, fitted)
     tasks = []
     for pieces in _pieces_of_tasks(shards, settings.block_rows, known.unreadable, fitted):
-        of_task = replace(settings, conversion=settings.conversion.of(piece.block for piece in pieces))
-        tasks.append((partial(scan_pieces, of_task, stride), pieces))
+        tasks.append((partial(scan_pieces, settings, stride), pieces))
     if not tasks:  # no shard can be read
         return known
     n_small = _USUAL_BLOCKS // len(tasks[0][1])

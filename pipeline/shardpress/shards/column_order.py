@@ -44,7 +44,6 @@ class ColumnCheck:
                 "names, or omit the option if the columns are in the model's order."
             )
         self.columns = rule.expected
-        self.orders: dict[str, np.ndarray] = {}  # of accepted shards, as in `Conversion`
         self._rule = rule
         self._names_of = rule.where
         self._values_of = rule.where
@@ -53,14 +52,15 @@ class ColumnCheck:
         self._n_named = 0
         self._has_any = False
         self._n_shards = 0
+        self._n_reordered = 0
         self._notes: Counter[str] = Counter()
         self._first_note: dict[str, InputFile] = {}
         self._distinct_orders: dict[bytes, np.ndarray] = {}
 
-    def accept(self, file: InputFile) -> None:
-        """Compare the columns of a file with those of the model and of earlier files, and later files with them.
+    def accept(self, file: InputFile) -> InputFile:
+        """Return a file with the order of its columns, and compare later files with it.
 
-        Raise `DataError` if they differ.
+        Raise `DataError` if its columns differ from those of the model or of earlier files.
         """
         order = self._order_by_name(file) if self._rule.match == "name" else None
         columns = file.description.columns
@@ -79,10 +79,10 @@ class ColumnCheck:
         if self._n_inputs is None:
             self._n_inputs = file.n_inputs
             self._n_inputs_of = f"{file} of shape {file.shape}"
-        if order is not None:
-            self.orders[file.path] = order
+        self._n_reordered += order is not None
         self._count(file)
         self._extend(columns, file)
+        return replace(file, order=order)
 
     def _error(self, file: InputFile, columns: Columns, difference: Difference) -> DataError:
         is_name = bool(columns.names) and columns.names != self.columns.names and bool(self.columns.names)
@@ -158,8 +158,8 @@ class ColumnCheck:
         if self._n_named and self._n_named < self._n_shards:
             n_nameless = self._n_shards - self._n_named
             log.info("input: columns: %s without names, read in the order of the others", quantity(n_nameless, "shard"))
-        if self.orders:
-            log.info("input: columns of %s are reordered by name", quantity(len(self.orders), "shard"))
+        if self._n_reordered:
+            log.info("input: columns of %s are reordered by name", quantity(self._n_reordered, "shard"))
 
     def _log_notes(self) -> None:
         for note, n in self._notes.most_common(_LISTED):

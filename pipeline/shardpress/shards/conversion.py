@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,24 +12,15 @@ from shardpress.model.preparation import PREPARED_DTYPE, Preparation
 from shardpress.shards import digests, rows
 from shardpress.shards.digests import Digest
 
-_PIECE = 2**22  # bytes of rows whose columns are put into another order at once
 _DIGEST_BLOCK = 2**23  # bytes of rows that are read at once only for their digest
 
 
 @dataclass(frozen=True, eq=False)
 class Conversion:
-    """Conversion of stored rows: their columns are put into the model's order, and then changed in one of two ways."""
+    """Conversion of stored rows, in one of two ways."""
 
-    # Position in the file of each column of the model, (n_inputs,), int32, by the path of the shard. Shards whose
-    # columns are in the model's order are left out.
-    orders: Mapping[str, np.ndarray] = field(default_factory=dict)
     offset: np.ndarray | None = None  # integers that are subtracted exactly from every row: (n_inputs,), float64
     preparation: Preparation | None = None
-
-    def of(self, blocks: Iterable[Block]) -> Conversion:
-        """Return what these blocks need, for a task."""
-        paths = {block.shard.path for block in blocks}
-        return replace(self, orders={path: self.orders[path] for path in paths if path in self.orders})
 
     def dtype_of(self, shard: Shard) -> np.dtype:
         """Return the dtype of the rows of a shard."""
@@ -59,9 +50,6 @@ class Conversion:
         out = np.empty(shape, dtype) if memory is None else np.ndarray(shape, dtype, memory)
         # Rows of the same size are read into the memory of the result.
         stored = rows.read(block, out.view(shard.dtype) if shard.dtype.itemsize == out.itemsize else None)
-        order = self.orders.get(shard.path)
-        if order is not None:
-            _reorder(stored, order)
         if digest is not None:
             digest.add_rows(stored, block.start)
         if self.preparation is not None:
@@ -75,25 +63,18 @@ class Conversion:
             out[...] = _integer_differences(stored, self.offset)
         return out
 
-    def digest(self, block: Block) -> str:
-        """Return the digest of rows, of which the first one begins a unit, with the errors of `read`."""
-        digest = Digest()
-        n_units = max(1, _DIGEST_BLOCK // max(1, block.shard.row_bytes) // digests.UNIT_ROWS)
-        for unit_block in block.cut(n_units * digests.UNIT_ROWS):
-            Conversion(self.orders).read(unit_block, None, digest)
-        return str(digest)
-
 
 AS_STORED = Conversion()
 """Conversion that changes nothing."""
 
 
-def _reorder(stored: np.ndarray, order: np.ndarray) -> None:
-    """Put the columns of rows (n_rows, n_inputs) into another order, a few megabytes at a time."""
-    n_rows = max(1, _PIECE // max(1, stored[:1].nbytes))
-    for start in range(0, len(stored), n_rows):
-        piece = stored[start : start + n_rows]
-        piece[...] = np.take(piece, order, axis=1)
+def digest_of_rows(block: Block) -> str:
+    """Return the digest of rows, of which the first one begins a unit, with the errors of `Conversion.read`."""
+    digest = Digest()
+    n_units = max(1, _DIGEST_BLOCK // max(1, block.shard.row_bytes) // digests.UNIT_ROWS)
+    for unit_block in block.cut(n_units * digests.UNIT_ROWS):
+        AS_STORED.read(unit_block, None, digest)
+    return str(digest)
 
 
 def _integer_differences(raw: np.ndarray, offset: np.ndarray) -> np.ndarray:

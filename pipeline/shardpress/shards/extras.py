@@ -271,7 +271,7 @@ def rename_extras(files: Sequence[InputFile], include: Sequence[str]) -> tuple[l
 def existing_paths(files: Sequence[InputFile], include: Sequence[str]) -> list[str]:
     """Return the paths of a user at which at least one file has an extra."""
     extras = [extra for file in files for extra in file.description.extras]
-    paths = {extra.name if extra.is_named else normal(extra.layout.name) for extra in extras if extra.layout}
+    paths = {extra.name if extra.is_named else normal(extra.stored.layout.name) for extra in extras if extra.stored}
     return [path for path in include if any(is_requested(own_path, [path]) for own_path in paths)]
 
 

@@ -22,7 +22,6 @@ from shardpress.hdf5.layout import Layout, grid_of
 from shardpress.hdf5.limits import MOST_LEFT_OUT
 from shardpress.hdf5.shard import Shard
 from shardpress.shards.column_order import IN_ORDER, ColumnCheck, ColumnRule
-from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.shards.extras import shorten
 from shardpress.shards.open import open_shards
 from shardpress.shards.vet import Selection, read_structure
@@ -44,7 +43,7 @@ class FileGroup:
     why: str  # reason for its choice
     shape: list[int]  # of a row before it is flattened
     dtype: str  # as stored
-    form: str  # as in `shardpress.hdf5.forms`
+    form: str  # as in `shardpress.hdf5.forms`, or `dense by columns`
     columns: str  # location of the names or numbers of columns, which are compared across all files
     extras: list[str]
     left_out: dict[str, str]  # reasons by the names of datasets that are not extras
@@ -57,7 +56,6 @@ class Inspection:
     """Contents of all files."""
 
     shards: tuple[Shard, ...] = ()  # empty if no file can be used
-    conversion: Conversion = AS_STORED
     files: list[FileGroup] = field(default_factory=list)
     # Refused files: "file", "reason", and "datasets" of the first ones.
     refused: list[dict[str, Any]] = field(default_factory=list)
@@ -82,7 +80,7 @@ def inspect_files(patterns: Sequence[str], selection: Selection, columns: Column
             raise
         return Inspection(refused=refused)
     files = [_describe(group, selection) for group in _groups(shards)]
-    return Inspection(shards, Conversion(dict(check.orders)), files, refused)
+    return Inspection(shards, files, refused)
 
 
 def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
@@ -95,7 +93,7 @@ def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
 def _group_key(shard: Shard) -> object:
     # The sizes of chunks, parameters of filters, and storage in the metadata can depend on the number of rows.
     layouts = []
-    for layout in shard.layouts:
+    for layout in (stored.layout for stored in shard.fields):
         codes = tuple(code for code, _ in layout.filters)
         layouts.append((bool(layout.chunks), layout.kind == "asked", codes))
     return shard.dataset, shard.shape[1:], shard.stored_dtype, shard.form, tuple(layouts), _missing(shard)
@@ -105,7 +103,7 @@ def _missing(shard: Shard) -> tuple[str, ...]:
     """Return the names of extras that other files have, but not this one."""
     if not shard.n_rows:  # then no value is missing
         return ()
-    return tuple(extra.name for extra in shard.extras if extra.mask and extra.layout is None)
+    return tuple(extra.name for extra in shard.extras if extra.mask and extra.stored is None)
 
 
 def _left_out(shards: Sequence[Shard]) -> dict[str, str]:
@@ -127,7 +125,7 @@ def _describe(shards: Sequence[Shard], selection: Selection) -> FileGroup:
         why=_reason_for_choice(first, selection),
         shape=list(first.shape[1:]),
         dtype=str(np.dtype(first.stored_dtype)),
-        form=first.form,
+        form="dense by columns" if first.form == "dense" and first.is_transposed else first.form,
         columns=str(first.columns),
         extras=[extra.name for extra in first.extras if extra.name not in _missing(first)],
         left_out=_left_out(shards),
@@ -187,8 +185,8 @@ def _advice(shards: Sequence[Shard]) -> Iterator[str]:
 
 def _faster_storage(shard: Shard) -> Iterator[tuple[str, str]]:
     """Yield the kind of each advice, and the advice."""
-    layout = shard.layouts[0]
-    if shard.form == "columns":
+    layout = shard.fields[0].layout
+    if shard.form == "dense" and shard.is_transposed:
         words = f"rows are stored by columns: each is read from {shard.n_inputs} places"
         yield "columns", f"{words}. Store rows along the first axis."
     if shard.stored_dtype.startswith(">"):
@@ -201,7 +199,7 @@ def _faster_storage(shard: Shard) -> Iterator[tuple[str, str]]:
             "decompressing gzip takes longer than all other preparation of the rows, in every epoch that streams them"
         )
         yield "gzip", f"{words}. Store the rows uncompressed, or with lz4 or lzf."
-    if shard.form == "dense" and layout.chunks:
+    if shard.form == "dense" and not shard.is_transposed and layout.chunks:
         yield from _faster_chunks(shard, layout)
 
 

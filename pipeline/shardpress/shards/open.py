@@ -206,8 +206,7 @@ def _accept_fitting(
         try:
             if isinstance(file, DataError):
                 raise file
-            check.accept(file)
-            files.append(file)
+            files.append(check.accept(file))
         except DataError as error:
             refused.add(str(source.path), error)
     return files
@@ -255,8 +254,8 @@ def _log_rows(shards: Sequence[Shard]) -> None:
 
 
 def _log_forms(shards: Sequence[Shard]) -> None:
-    for form, n in Counter(shard.form for shard in shards).items():
-        words = FORMS[form].words
+    for (form, is_transposed), n in Counter((shard.form, shard.is_transposed) for shard in shards).items():
+        words = FORMS[form].words_if_transposed if is_transposed else FORMS[form].words
         if not words:
             continue
         subset = "" if n == len(shards) else f"of {quantity(n, 'shard')} "

@@ -16,17 +16,15 @@ import numpy as np
 from shardpress.base import signals
 from shardpress.base.errors import DataError, printable, quantity
 from shardpress.hdf5.chunkcache import CHUNKS
+from shardpress.hdf5.fields import Field, read_fields
 from shardpress.hdf5.forms.known import FORMS
-from shardpress.hdf5.forms.table import records_of
-from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import LONGEST_TEXT
 from shardpress.hdf5.shard import ArrayShard, Block, Extra, Shard, UnreadableShard, aligned
-from shardpress.hdf5.values import read_values
 from shardpress.result.records import BadValues
 
 log = logging.getLogger(__name__)
 
-_PIECE = 2**22  # bytes of a sparse matrix in memory
+_PIECE = 2**22  # bytes of a sparse matrix in memory, and of rows whose columns are put into another order at once
 _EXTRA_PIECE = 2**22  # bytes of an extra that are read at once
 _EXTRA_ROWS = 1024  # rows that a damaged extra without chunks loses together
 
@@ -37,7 +35,7 @@ def keep_chunks(max_bytes: int) -> None:
 
 
 def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
-    """Return the rows of a block as they are stored: (len(block), n_inputs), in the shard's `dtype`, C order.
+    """Return the rows of a block, (len(block), n_inputs), in the shard's `dtype`, with the columns of the model.
 
     `out` is memory for the result, with this shape and dtype.
 
@@ -59,7 +57,17 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
         _read_array(shard.rows, _in_dataset(block), out)
     else:
         FORMS[shard.form].read(_in_dataset(block), out)
+    if shard.order is not None:
+        _reorder(out, shard.order)
     return out
+
+
+def _reorder(stored: np.ndarray, order: np.ndarray) -> None:
+    """Put the columns of rows (n_rows, n_inputs) into another order, a few megabytes at a time."""
+    n_rows = max(1, _PIECE // max(1, stored[:1].nbytes))
+    for start in range(0, len(stored), n_rows):
+        piece = stored[start : start + n_rows]
+        piece[...] = np.take(piece, order, axis=1)
 
 
 def _in_dataset(block: Block) -> Block:
@@ -106,7 +114,7 @@ def read_extras(
         Like `read`.
     """
     values: dict[str, np.ndarray] = {}
-    masks_first = sorted(block.shard.extras, key=lambda extra: extra.layout is not None)  # masks are not stored
+    masks_first = sorted(block.shard.extras, key=lambda extra: extra.stored is not None)  # masks are not stored
     for extra in masks_first:
         mask = values.get(extra.mask or "")
         values[extra.name] = _read_or_salvage(block, extra, mask, reports, check, warns)
@@ -144,10 +152,9 @@ def _read_or_salvage(
 def _rows_at_once(shard: Shard, extra: Extra) -> int:
     """Return a number of rows that fill whole chunks, so that no chunk is read twice."""
     n_rows = text_rows(shard, _EXTRA_PIECE) if extra.dtype.hasobject else max(1, _EXTRA_PIECE // extra.dtype.itemsize)
-    if extra.layout is None or not extra.layout.chunks:
+    if extra.stored is None:
         return n_rows
-    chunk_rows = extra.layout.chunks[_axis(shard, extra.layout)]
-    return -(-n_rows // chunk_rows) * chunk_rows
+    return -(-n_rows // extra.stored.chunk_rows) * extra.stored.chunk_rows
 
 
 def _salvage(
@@ -159,13 +166,13 @@ def _salvage(
     warns: bool,
 ) -> np.ndarray:
     """Return the values of an extra with the fill value in place of damaged ones. Report them, and clear `mask`."""
-    layout = extra.layout
-    assert layout is not None  # values that are not stored cannot be damaged
+    field = extra.stored
+    assert field is not None  # values that are not stored cannot be damaged
     values = np.full(len(block), extra.resolved_fill, extra.dtype)
     n_lost = 0
     reasons = []
     # Only the values of damaged chunks are lost, independent of the start of the block.
-    chunk_rows = layout.chunks[_axis(block.shard, layout)] if layout.chunks else _EXTRA_ROWS
+    chunk_rows = field.chunk_rows if field.layout.chunks else _EXTRA_ROWS
     for start, stop in aligned(block.start, block.stop, chunk_rows):
         check()
         place = slice(start - block.start, stop - block.start)
@@ -174,7 +181,7 @@ def _salvage(
         except DataError as error:
             n_lost += stop - start
             reasons.append(str(error))
-            reports.append(BadValues(start, stop, [], str(error), layout.name))
+            reports.append(BadValues(start, stop, [], str(error), field.layout.name))
             if mask is not None:
                 mask[place] = False
     if reasons and warns:
@@ -192,19 +199,17 @@ def _salvage(
 def _read_extra(block: Block, extra: Extra, warns: bool) -> np.ndarray:
     """Return (len(block),) values, with further axes if the values are arrays."""
     block = _in_dataset(block)
-    layout = extra.layout
-    if layout is None:
+    field = extra.stored
+    if field is None:
         return np.full(len(block), extra.resolved_fill, extra.dtype)
-    if extra.record_field is not None:
-        return _read_field(block, layout, extra.record_field, extra.dtype)
     if extra.codes is None:
-        values = _read_stored_extra(block, layout, extra.dtype)
+        values = _read_field(block, field, extra.dtype)
         if values.dtype.hasobject:
             _cut_off(values, block, extra, warns)
         return values
     # Conversion to int64 makes unsigned codes above 2**63 negative, so they are refused.
-    stored = _read_stored_extra(block, layout, layout.dtype).astype(np.int64)
-    _check_codes(block, layout, stored, len(extra.codes))
+    stored = _read_field(block, field, field.dtype).astype(np.int64)
+    _check_codes(block, field, stored, len(extra.codes))
     codes = np.array([*extra.codes, -1], extra.dtype)  # the last entry maps -1 to -1
     return codes[stored]
 
@@ -229,28 +234,17 @@ def _cut_off(texts: np.ndarray, block: Block, extra: Extra, warns: bool) -> None
         )
 
 
-def _read_field(block: Block, layout: Layout, name: str, dtype: np.dtype) -> np.ndarray:
+def _read_field(block: Block, field: Field, dtype: np.dtype) -> np.ndarray:
     values = np.empty(len(block), dtype)
-    for here, records in records_of(block, layout):
-        values[here] = records[name]
+    read_fields(block.shard.path, block.shard.identity, [field], block.start, values)
     return values
 
 
-def _check_codes(block: Block, layout: Layout, stored: np.ndarray, n_categories: int) -> None:
+def _check_codes(block: Block, field: Field, stored: np.ndarray, n_categories: int) -> None:
     wrong = np.flatnonzero((stored < -1) | (stored >= n_categories))
     if len(wrong):
         raise DataError(
-            f"file={printable(block.shard.path)} dataset={printable(layout.name)} rows={block.start + int(wrong[0])}: "
-            f"code {stored[wrong[0]]}, expected -1 to {n_categories - 1} for its categories. Write the dataset again."
+            f"file={printable(block.shard.path)} dataset={printable(field.layout.name)} "
+            f"rows={block.start + int(wrong[0])}: code {stored[wrong[0]]}, expected -1 to {n_categories - 1} for its "
+            "categories. Write the dataset again."
         )
-
-
-def _read_stored_extra(block: Block, layout: Layout, dtype: np.dtype) -> np.ndarray:
-    shard = block.shard
-    values = np.empty(len(block), dtype)
-    return read_values(shard.path, shard.identity, layout, block.start, values, _axis(shard, layout))
-
-
-def _axis(shard: Shard, layout: Layout) -> int:
-    """Return the axis of the rows in an extra: 0, or -1 if axes of length 1 precede it, as in MATLAB."""
-    return 0 if layout.shape[0] >= shard.first_row + shard.n_rows else -1

@@ -97,7 +97,7 @@ def selected_rows(shard: Shard, extra: Extra, condition: Condition) -> np.ndarra
     Raise the same errors as `shardpress.shards.rows.read`.
     """
     selected = np.zeros(shard.n_rows, dtype=bool)
-    if extra.layout is None:
+    if extra.stored is None:
         return selected
     start = 0
     for values in read_in_pieces(Block(shard, 0, shard.n_rows), extra):

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 from shardpress.base.errors import DataError, ReadFailed, printable
 from shardpress.hdf5.child.ask import Refusal, ask
@@ -37,7 +39,7 @@ class Selection:
     include: tuple[str, ...] = ()  # paths, from the root, of extras anywhere in the file, or of groups with extras
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InputFile:
     """A file that can be a shard, or some of its rows, before it is compared with other files."""
 
@@ -46,6 +48,7 @@ class InputFile:
     description: Description
     first_row: int
     n_rows: int
+    order: np.ndarray | None = None  # as in `Shard`
 
     def __str__(self) -> str:
         return f"file={printable(self.path)} dataset={printable(self.description.dataset)}"
@@ -60,7 +63,7 @@ class InputFile:
 
     def with_rows(self, first: int, n_rows: int) -> InputFile:
         """Return the file with some of its rows."""
-        return InputFile(self.path, self.identity, self.description, first, n_rows)
+        return replace(self, first_row=first, n_rows=n_rows)
 
     def shard(self, columns: Columns, extras: tuple[Extra, ...], left_out: Sequence[LeftOut]) -> Shard:
         """Return the shard with what the comparison of all files has found."""
@@ -77,7 +80,8 @@ class InputFile:
             fill_value=rows.fill_value,
             form=rows.form,
             is_transposed=rows.is_transposed,
-            layouts=rows.layouts,
+            fields=rows.fields,
+            order=self.order,
             left_out=tuple(left_out),
             first_row=self.first_row,
         )

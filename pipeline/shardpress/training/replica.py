@@ -41,7 +41,7 @@ from shardpress_kernels.network import Network, TargetLoss
 
 @dataclass(frozen=True)
 class ReplicaSettings:
-    """Settings shared by all tasks of a training run, except for the orders of columns."""
+    """Settings shared by all tasks of a training run."""
 
     training: ResolvedTraining
     network: Network
@@ -166,7 +166,7 @@ class Replicas:
         """
         blocks = self._blocks(share)
         return _ReplicaTask(
-            settings=replace(self.settings, conversion=self.settings.conversion.of(blocks)),
+            settings=self.settings,
             weights=weights,
             share=share,
             blocks=blocks,

@@ -117,7 +117,7 @@ def _read(shard: Shard, extra: Extra, missing: str | None) -> tuple[np.ndarray, 
     if extra.dtype.kind not in "biufSO":
         words = f"{printable(extra.name)} has the dtype {extra.dtype}, expected one number or string for each row"
         raise ConfigError(Problem(("target",), words))
-    if extra.layout is None:
+    if extra.stored is None:
         return np.zeros(shard.n_rows, dtype=np.int64), np.zeros(shard.n_rows, dtype=bool)
     pieces = [_plain(extra, values, missing) for values in read_in_pieces(Block(shard, 0, shard.n_rows), extra)]
     if not pieces:

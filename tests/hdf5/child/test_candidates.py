@@ -44,13 +44,13 @@ def blocks(n_numbers, n_integers, n_rows=4):
     [
         ({"X": np.zeros((4, 2)), "Y": np.zeros((4, 2))}, (), "/Y", ("/Y", "dense")),
         ({"images": np.zeros((4, 2, 2, 1)), "labels": np.zeros((4, 1))}, (), None, ("images", "dense")),
-        (INDEXED_TABLE, (), "df", ("df/table", "table")),
+        (INDEXED_TABLE, (), "df", ("df/table", "records")),
         (blocks(1, 9, 1), (), "df", ("df/block1_values", "dense")),
         ({**sparse("X"), "obsm/X_pca": numbered(61, 3)}, [("X", "h5sparse_shape", (61, 6))], None, ("X", "sparse")),
         # A single column next to rows in any form.
         ({**sparse("matrix"), "matrix/shape": [61, 6], "y": numbered(61, 1)}, (), None, ("matrix", "sparse")),
         ({**sparse("g"), "g/indptr": h5py.Empty("i8"), "y": numbered(61, 2)}, (), None, ("y", "dense")),
-        ({"config": ONE, "rows": FRAME}, (), None, ("rows", "table")),
+        ({"config": ONE, "rows": FRAME}, (), None, ("rows", "records")),
     ],
 )
 def test_object_that_holds_the_rows_is_found(tmp_path, contents, attributes, requested, chosen):

@@ -69,7 +69,7 @@ def test_short_chunks_that_only_libhdf5_can_place_are_refused(tmp_path):
     entry = struct.pack("<IIQQQ", chunk_bytes, 0, 0, 7, 0)  # size, filter mask, and offsets of the second chunk
     content = path.read_bytes()
     assert content.count(entry) == 1
-    assert open_shards([str(path)])[0].layouts[0].kind == "asked"
+    assert open_shards([str(path)])[0].fields[0].layout.kind == "asked"
     path.write_bytes(content.replace(entry, struct.pack("<I", 0) + entry[4:]))
     with refused(65, str(path), "X", "1 of 3 chunks"):
         open_shards([str(path)])

@@ -47,7 +47,7 @@ def test_rows_with_every_filter_are_read_as_by_h5py(path, name):
                 write_random(file, "X", WAYS[name], rng)
                 stored = file["X"][:]
             shard = opened(path)
-            assert (shard.layouts[0].kind == "asked") == WAYS[name].is_by_child
+            assert (shard.fields[0].layout.kind == "asked") == WAYS[name].is_by_child
             expected = stored.astype(shard.dtype)
             np.testing.assert_array_equal(whole(shard), expected)
             for block in Block(shard, 0, len(stored)).cut(int(rng.integers(1, len(stored) + 1))):

@@ -51,22 +51,23 @@ def describe(
     place = choose(root, orientation) if dataset is None else (dataset, *locate(root, dataset))
     rows = find(*place, orientation)
     layouts = [layout_of(part, path) for path, part in rows.parts]
+    fields = rows.form.fields(rows, layouts)
     extras, left_out = _extras(root, rows, include, has_extras)
     index = index_of_table(rows, layouts[0])
     if index is not None and all(extra.name != index.name for extra in extras):
         extras.append(index)
-    check_apart([*layouts, *(extra.layout for extra in extras if extra.layout)])
+    check_apart([*layouts, *(extra.stored.layout for extra in extras if extra.stored)])
     return Description(
         dataset=rows.name,
         shape=rows.shape,
         stored_dtype=rows.dtype.str,
-        chunk_rows=rows.form.chunk_rows(layouts[0], rows.shape),
+        chunk_rows=rows.form.chunk_rows(fields, rows.shape),
         extras=tuple(extras),
         columns=find_columns(root, rows),
         fill_value=_fill_value(rows.parts[0][1]),
         form=rows.form.name,
         is_transposed=rows.is_transposed,
-        layouts=tuple(layouts),
+        fields=tuple(fields),
         left_out=tuple(left_out),
     )
 

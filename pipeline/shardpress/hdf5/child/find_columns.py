@@ -157,7 +157,7 @@ def _scale_names(root: FileID, rows: RowDatasets, n_inputs: int) -> _Names | Non
 def _field_names(root: FileID, rows: RowDatasets, n_inputs: int) -> _Names | None:
     """Return the names of the fields of a table, unless a field holds several numbers."""
     record = rows.parts[0][1].dtype
-    numbers = None if rows.form.name != "table" or record is None else numbers_of(record)
+    numbers = None if rows.form.name != "records" or record is None else numbers_of(record)
     if numbers is None or not numbers.names:
         return None
     return "the fields of the table", list(numbers.names)
@@ -198,11 +198,11 @@ def _coordinate_values(root: FileID, rows: RowDatasets, n_inputs: int) -> _Value
 def _scale_of_columns(rows: RowDatasets) -> Dataset | None:
     """Return the dimension scale along the columns, if there is one and the rows are a matrix."""
     dataset = rows.parts[0][1]
-    if rows.form.name not in ("dense", "columns") or len(dataset.shape or ()) != 2:
+    if rows.form.name != "dense" or len(dataset.shape or ()) != 2:
         return None
     if not h5py.h5a.exists(dataset.id, b"DIMENSION_LIST"):
         return None
-    axis = 0 if rows.form.name == "columns" else 1
+    axis = 0 if rows.is_transposed else 1
     if h5py.h5ds.get_num_scales(dataset.id, axis) < 1:
         return None
     scale = _first_scale(dataset, axis)

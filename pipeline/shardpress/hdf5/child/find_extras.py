@@ -25,8 +25,8 @@ from shardpress.hdf5.child.find import (
 )
 from shardpress.hdf5.child.layouts import layout_of
 from shardpress.hdf5.child.places import max_decompressed
+from shardpress.hdf5.fields import Field
 from shardpress.hdf5.forms.form import RowDatasets
-from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import (
     LONGEST_COLUMN_NAME,
     LONGEST_TEXT,
@@ -84,7 +84,7 @@ def find_extras(rows: RowDatasets) -> tuple[list[Extra], list[LeftOut]]:
             path = sibling(rows.name, text(name))
             categories = _categories_of(rows.parent, dataset, name, path)
             own_name = _column_of_frame(rows.parent, name, used) or text(name)
-            extras.append(_extra_at(layout_of(dataset, path), own_name, categories, is_named=False))
+            extras.append(_extra_of(dataset, path, rows.shape[0], own_name, categories, is_named=False))
             used.add(own_name)
         except Exception as error:
             _leave_out(left_out, name, error)
@@ -98,13 +98,18 @@ def _leave_out(left_out: list[LeftOut], name: bytes, error: Exception) -> None:
         left_out.append(LeftOut(text(name), reason, is_missed=not isinstance(error, _Unexpected)))
 
 
-def _extra_at(layout: Layout, name: str, categories: list[Category] | None, is_named: bool) -> Extra:
-    """Return an extra with the values at a layout. `categories` give the meaning of codes."""
+def _extra_of(
+    dataset: Dataset, path: str, n_rows: int, name: str, categories: list[Category] | None, is_named: bool
+) -> Extra:
+    """Return an extra with the values of a dataset at a path. `categories` give the meaning of codes."""
+    layout = layout_of(dataset, path)
+    # Axes of length 1 can precede the rows, as in MATLAB.
+    field = Field(layout, layout.dtype, axis=0 if layout.shape[0] == n_rows else -1)
     if categories is None or layout.dtype.kind not in "iu":
         is_long_text = layout.dtype.kind == "S" and layout.dtype.itemsize > LONGEST_TEXT
-        return Extra(name, np.dtype("O") if is_long_text else layout.dtype, layout, is_named=is_named)
+        return Extra(name, np.dtype("O") if is_long_text else layout.dtype, field, is_named=is_named)
     codes = tuple(range(len(categories)))
-    return Extra(name, code_dtype(codes), layout, fill=-1, is_named=is_named, categories=tuple(categories), codes=codes)
+    return Extra(name, code_dtype(codes), field, fill=-1, is_named=is_named, categories=tuple(categories), codes=codes)
 
 
 def _extra_in(parent: GroupID, name: bytes, shape: tuple[int, ...]) -> Dataset:
@@ -246,7 +251,7 @@ def _extras_of_group(
 
 def place_of(extra: Extra) -> str:
     """Return the path of the dataset with the values of an extra."""
-    return "" if extra.layout is None else normal(extra.layout.name)
+    return "" if extra.stored is None else normal(extra.stored.layout.name)
 
 
 def _member(group: GroupID, name: bytes, path: str, shape: tuple[int, ...]) -> Extra:
@@ -294,7 +299,7 @@ def _named_extra(parent: GroupID, item: Item, path: str, shape: tuple[int, ...])
         _check(dataset, shape)
     except Rejection as reason:
         raise Rejection(f"{str(reason) or 'a single value'}; it cannot be copied", path) from reason
-    return _extra_at(layout_of(dataset, where), path, categories, is_named=True)
+    return _extra_of(dataset, where, shape[0], path, categories, is_named=True)
 
 
 def _values(parent: GroupID, item: Item, path: str, n_rows: int) -> tuple[Dataset, str, list[Category] | None]:

@@ -1,5 +1,6 @@
 """Rows in one dataset of numbers, along its first or its last axis. The other axes are flattened."""
 
+from collections.abc import Sequence
 from math import prod
 
 import h5py
@@ -8,10 +9,9 @@ from h5py.h5g import GroupID
 
 from shardpress.base.errors import short_list
 from shardpress.hdf5.child.find import LISTED, Dataset, Item, Rejection
+from shardpress.hdf5.fields import Field
 from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, Form, RowDatasets, is_number
 from shardpress.hdf5.layout import Layout
-from shardpress.hdf5.shard import Block
-from shardpress.hdf5.values import read_values
 
 _MATLAB = b"MATLAB_class"  # attribute that MATLAB writes to every array
 _PAGE = 2**12  # bytes that are read of one column at once
@@ -19,10 +19,10 @@ _MOST_READ = 2**23  # bytes that are read of all columns at once
 
 
 class Dense(Form):
-    """Rows along the first axis."""
+    """Rows along the first axis or, as MATLAB, Fortran, Julia and R write them, along the last one."""
 
     name = "dense"
-    axis = 0
+    words_if_transposed = "stored by columns: the rows are along the last axis"
 
     def candidate(self, item: Item) -> Candidate | None:
         if not isinstance(item, Dataset) or item.place or item.dtype is None or item.dtype.kind not in "uifb":
@@ -32,12 +32,13 @@ class Dense(Form):
         return Candidate(self.name, item.shape, item.dtype)
 
     def describe(self, name: str, parent: GroupID, item: Item, orientation: str | None) -> RowDatasets | None:
-        if not isinstance(item, Dataset) or (orientation == "columns") != (self.axis != 0):
+        if not isinstance(item, Dataset):
             return None
         shape = _shape_of(item, name)
         dtype = item.dtype
         _check_rank(shape, dtype, name)
-        rows = (shape[-1], *shape[:-1]) if self.axis else shape
+        is_transposed = orientation == "columns"
+        rows = (shape[-1], *shape[:-1]) if is_transposed else shape
         if not prod(rows[1:]):
             raise Rejection(
                 f"an empty dataset (shape {shape} has no columns), expected at least one column. Choose another "
@@ -52,29 +53,19 @@ class Dense(Form):
             )
         if orientation is None and h5py.h5a.exists(item.id, _MATLAB):
             raise Rejection(_ask_for_orientation(shape), name)
-        return RowDatasets(name, parent, self, [(name, item)], rows, dtype, is_transposed=self.axis != 0)
+        return RowDatasets(name, parent, self, [(name, item)], rows, dtype, is_transposed)
 
-    def read(self, block: Block, out: np.ndarray) -> None:
-        shard = block.shard
-        read_values(shard.path, shard.identity, shard.layouts[0], block.start, out, self.axis)
+    def fields(self, rows: RowDatasets, layouts: Sequence[Layout]) -> list[Field]:
+        (layout,) = layouts
+        return [Field(layout, layout.dtype, prod(rows.shape[1:]), axis=-1 if rows.is_transposed else 0)]
 
-
-class ByColumns(Dense):
-    """Rows along the last axis, as MATLAB, Fortran, Julia and R write them."""
-
-    name = "columns"
-    words = "stored by columns: the rows are along the last axis"
-    axis = -1
-
-    def candidate(self, item: Item) -> None:
-        return None  # the same datasets as those of `Dense`
-
-    def chunk_rows(self, first: Layout, shape: tuple[int, ...]) -> int:
-        if first.chunks:
-            return first.chunks[-1]
+    def chunk_rows(self, fields: Sequence[Field], shape: tuple[int, ...]) -> int:
+        (field,) = fields
+        if field.axis == 0 or field.layout.chunks:
+            return field.chunk_rows
         # A piece of each column is read, and reading a page takes as long as reading a number.
         piece_bytes = min(_PAGE, _MOST_READ // prod(shape[1:]))
-        return max(1, piece_bytes // first.dtype.itemsize)
+        return max(1, piece_bytes // field.dtype.itemsize)
 
 
 def _shape_of(item: Dataset, name: str) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Base class of the forms in which files store rows."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -10,6 +11,7 @@ import numpy as np
 from h5py.h5g import GroupID
 
 from shardpress.hdf5.child.find import Dataset, Item, names_in
+from shardpress.hdf5.fields import Field, read_fields
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_COLUMNS
 from shardpress.hdf5.shard import Block
@@ -56,7 +58,7 @@ class Candidate(NamedTuple):
     @property
     def is_single(self) -> bool:
         """True if the candidate is a single number or record."""
-        return self.n_rows == 1 and (self.n_inputs == 1 or self.form == "table")
+        return self.n_rows == 1 and (self.n_inputs == 1 or self.form == "records")
 
     def oriented(self, orientation: str | None) -> Self:
         """Return a copy with the numbers of rows and columns for an orientation."""
@@ -72,6 +74,7 @@ class Form(ABC):
 
     name: ClassVar[str]
     words: ClassVar[str] = ""  # for the log, if a user should know
+    words_if_transposed: ClassVar[str] = ""
 
     @abstractmethod
     def candidate(self, item: Item) -> Candidate | None:
@@ -82,9 +85,14 @@ class Form(ABC):
         """Return the rows in an object of a group, or None if it has another form. Refuse rows that cannot be read."""
 
     @abstractmethod
+    def fields(self, rows: RowDatasets, layouts: Sequence[Layout]) -> list[Field]:
+        """Return the fields of the rows, given the layouts of the datasets."""
+
     def read(self, block: Block, out: np.ndarray) -> None:
         """Read rows into `out`: (len(block), n_inputs), C order, in the dtype of the shard."""
+        shard = block.shard
+        read_fields(shard.path, shard.identity, shard.fields, block.start, out)
 
-    def chunk_rows(self, first: Layout, shape: tuple[int, ...]) -> int:
-        """Return the number of rows that are cheapest to read together, given the layout of the first dataset."""
-        return first.chunks[0] if first.chunks else 1
+    def chunk_rows(self, fields: Sequence[Field], shape: tuple[int, ...]) -> int:
+        """Return the number of rows that are cheapest to read together."""
+        return max(field.chunk_rows for field in fields)

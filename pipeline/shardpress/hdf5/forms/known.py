@@ -1,8 +1,8 @@
 """All forms of rows. The child tries them in this order."""
 
-from shardpress.hdf5.forms.dense import ByColumns, Dense
+from shardpress.hdf5.forms.dense import Dense
 from shardpress.hdf5.forms.form import Form
 from shardpress.hdf5.forms.sparse import Sparse
 from shardpress.hdf5.forms.table import Records
 
-FORMS: dict[str, Form] = {form.name: form for form in (Records(), Sparse(), Dense(), ByColumns())}
+FORMS: dict[str, Form] = {form.name: form for form in (Records(), Sparse(), Dense())}

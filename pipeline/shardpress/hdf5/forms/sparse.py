@@ -3,7 +3,7 @@
 A matrix that is stored by columns (CSC) is read as its transpose. Pointers and indices are checked on reading.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import h5py
@@ -12,12 +12,13 @@ from h5py.h5g import GroupID
 
 from shardpress.base.errors import DataError
 from shardpress.hdf5.child.find import Dataset, Item, Rejection, attribute, link_of, own_dataset
+from shardpress.hdf5.fields import Field
 from shardpress.hdf5.forms.form import Candidate, Form, RowDatasets
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_COLUMNS
 from shardpress.hdf5.names import parts_of, split, text, under
 from shardpress.hdf5.shard import Block, Shard
-from shardpress.hdf5.values import read_values
+from shardpress.hdf5.values import Values, read_values
 
 _PARTS = (b"data", b"indices", b"indptr")
 _LONGEST_ATTRIBUTE = 64  # bytes
@@ -39,7 +40,7 @@ class Sparse(Form):
     """Values, column indices and row pointers in a group."""
 
     name = "sparse"
-    words = "sparse: values that are not stored are 0"
+    words = words_if_transposed = "sparse: values that are not stored are 0"
 
     def candidate(self, item: Item) -> Candidate | None:
         if not isinstance(item, h5py.h5g.GroupID):
@@ -58,20 +59,24 @@ class Sparse(Form):
             return None
         return _rows_of(self, parent, item, name, orientation) if _is_sparse(item) else None
 
+    def fields(self, rows: RowDatasets, layouts: Sequence[Layout]) -> list[Field]:
+        return [Field(layout, layout.dtype) for layout in layouts]
+
     def read(self, block: Block, out: np.ndarray) -> None:
         shard = block.shard
         # Read one more pointer than rows, for the end of the last row.
-        pointers = _values(shard, shard.layouts[2], block.start, block.stop + 1, _INT64)
+        pointers = _values(shard, shard.fields[2].layout, block.start, block.stop + 1, _INT64)
         _check_pointers(block, pointers)
         out[...] = 0
         for row, last in _ranges_of_rows(pointers):
             _read_entries(shard, block.start + row, pointers[row : last + 1], out[row:last])
 
-    def chunk_rows(self, first: Layout, shape: tuple[int, ...]) -> int:
+    def chunk_rows(self, fields: Sequence[Field], shape: tuple[int, ...]) -> int:
         """Return about the number of rows whose values are in one chunk."""
-        if not first.chunks:
+        entries = fields[0].layout
+        if not entries.chunks:
             return 1
-        return max(1, first.chunks[0] * shape[0] // max(1, first.shape[0]))
+        return max(1, entries.chunks[0] * shape[0] // max(1, entries.shape[0]))
 
 
 # -- described by the child ----------------------------------------------------------------------------------------
@@ -188,12 +193,14 @@ def _is_short(shape: tuple[int, ...], dtype: np.dtype) -> bool:
 
 
 def _values(shard: Shard, layout: Layout, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
-    return read_values(shard.path, shard.identity, layout, start, np.empty(stop - start, dtype))
+    values = np.empty(stop - start, dtype)
+    read_values(shard.path, shard.identity, [Values(layout, start, values)])
+    return values
 
 
 def _read_entries(shard: Shard, first_row: int, pointers: np.ndarray, out: np.ndarray) -> None:
     """Read the entries of some sparse rows into `out`, which is zero."""
-    values, indices, _ = shard.layouts
+    values, indices, _ = (field.layout for field in shard.fields)
     low = int(pointers[0])
     high = int(pointers[-1])
     columns = _values(shard, indices, low, high, _INT64)
@@ -218,7 +225,8 @@ def _check_pointers(block: Block, pointers: np.ndarray) -> None:
     shard = block.shard
     sizes = np.diff(pointers)
     # Without the limit of columns, a forged file could make this process allocate any amount of memory.
-    wrong = (sizes < 0) | (sizes > shard.n_inputs) | (pointers[:-1] < 0) | (pointers[1:] > shard.layouts[0].shape[0])
+    n_entries = shard.fields[0].layout.shape[0]
+    wrong = (sizes < 0) | (sizes > shard.n_inputs) | (pointers[:-1] < 0) | (pointers[1:] > n_entries)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise _damaged_row(shard, block.start + row, f"its entries are numbered {pointers[row]} to {pointers[row + 1]}")
@@ -249,6 +257,6 @@ def _check_unique(shard: Shard, first: int, positions: np.ndarray) -> None:
 
 def _damaged_row(shard: Shard, row: int, problem: str) -> DataError:
     return DataError(
-        f"{shard} row={row}: {problem}, expected {shard.n_inputs} columns and {shard.layouts[0].shape[0]} entries in "
-        "all rows. The file is damaged: copy it again."
+        f"{shard} row={row}: {problem}, expected {shard.n_inputs} columns and {shard.fields[0].layout.shape[0]} "
+        "entries in all rows. The file is damaged: copy it again."
     )

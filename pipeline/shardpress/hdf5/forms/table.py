@@ -3,7 +3,7 @@
 The fields are adjacent numbers of one dtype. A leading field `index` is the index of a pandas frame, not a column.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -11,22 +11,21 @@ import numpy as np
 from h5py.h5g import GroupID
 
 from shardpress.hdf5.child.find import Dataset, Item, Rejection
+from shardpress.hdf5.fields import Field
 from shardpress.hdf5.forms.dense import records_in_words
 from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, Form, RowDatasets, is_number
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_ITEM
 from shardpress.hdf5.names import sibling
-from shardpress.hdf5.shard import Block, Extra, aligned
-from shardpress.hdf5.values import read_values
+from shardpress.hdf5.shard import Extra
 
 _INDEX = "index"
-_PIECE = 2**22  # bytes of records that are read at once
 
 
 class Records(Form):
     """Records of numbers."""
 
-    name = "table"
+    name = "records"
     words = "records of a table; a first field `index` is not a column"
 
     def candidate(self, item: Item) -> Candidate | None:
@@ -52,22 +51,11 @@ class Records(Form):
             raise Rejection(f"{records_in_words(item.dtype)} of variable length. {WRITE_ROWS}.", name)
         return RowDatasets(name, parent, self, [(name, item)], (item.size, numbers.n), numbers.dtype)
 
-    def read(self, block: Block, out: np.ndarray) -> None:
-        (layout,) = block.shard.layouts
+    def fields(self, rows: RowDatasets, layouts: Sequence[Layout]) -> list[Field]:
+        (layout,) = layouts
         numbers = numbers_of(layout.dtype)
         assert numbers is not None
-        for here, records in records_of(block, layout):
-            out[here] = _view_of(records, numbers)
-
-
-def records_of(block: Block, layout: Layout) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield the records of a block, a few megabytes at a time, each with its place in the block."""
-    chunk = layout.chunks[0] if layout.chunks else 1
-    size = max(1, _PIECE // layout.dtype.itemsize // chunk) * chunk  # whole chunks, so that none is read twice
-    for start, stop in aligned(block.start, block.stop, size):
-        records = np.empty(stop - start, layout.dtype)
-        read_values(block.shard.path, block.shard.identity, layout, start, records)
-        yield slice(start - block.start, stop - block.start), records
+        return [Field(layout, numbers.dtype, numbers.n, numbers.offset)]
 
 
 class _Numbers(NamedTuple):
@@ -77,17 +65,6 @@ class _Numbers(NamedTuple):
     offset: int  # offset of the first number in the record, in bytes
     n: int
     names: tuple[str, ...]  # field names; empty if a field is an array
-
-
-def _view_of(records: np.ndarray, numbers: _Numbers) -> np.ndarray:
-    """Return a view of the numbers in each record. The numbers are adjacent, and other fields may surround them."""
-    return np.ndarray(
-        shape=(len(records), numbers.n),
-        dtype=numbers.dtype,
-        buffer=records.view(np.uint8),
-        offset=numbers.offset,
-        strides=(records.itemsize, numbers.dtype.itemsize),
-    )
 
 
 def numbers_of(record: np.dtype) -> _Numbers | None:
@@ -121,10 +98,10 @@ def index_of_table(rows: RowDatasets, layout: Layout) -> Extra | None:
     fields = _fields_in_order(layout.dtype)
     if not isinstance(rows.form, Records) or not _begins_with_index(fields):
         return None
-    _, _, dtype = fields[0]
+    offset, _, dtype = fields[0]
     if dtype.kind not in "biufS" or not 0 < dtype.itemsize <= MOST_ITEM:
         return None
-    return Extra(sibling(rows.name, _INDEX), dtype, layout, is_named=True, record_field=_INDEX)
+    return Extra(sibling(rows.name, _INDEX), dtype, Field(layout, dtype, offset=offset), is_named=True)
 
 
 def _fields_in_order(record: np.dtype) -> list[tuple[int, str, np.dtype]]:
