@@ -12,17 +12,8 @@ from shardpress.base.errors import (
     ReadFailed,
     SystemLimit,
     WriteFailed,
-    printable,
     system_failures,
 )
-
-
-def test_names_are_shown_on_one_printable_line():
-    assert printable("plain.h5") == "plain.h5"
-    assert printable("not UTF-8 \udcff") == "not UTF-8 \\udcff"
-    for name in ("a\nERROR forged\r\t\x00", "fdp.\u202egnp\u2028\u200b\U000e0041"):
-        assert printable(name).isprintable()
-        printable(name).encode("utf-8")
 
 
 def test_each_front_end_names_settings_in_its_own_way():

@@ -1,9 +1,11 @@
-"""Tests of executors: results are ordered and reported once in the calling thread, and no task outlives a call."""
+"""Tests of executors: no task outlives a call, and few results are held.
+
+`test_workers.py` compares the results, their order and their reports.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -13,38 +15,9 @@ from shardpress.cluster import executor as module
 from shardpress.cluster.executor import compute, reduce
 from shardpress.cluster.threads import check, threads
 
-SIZES = [0, 1, 2, 16, 17, 257]
-
 
 def square(i: int) -> int:
     return i * i
-
-
-def run(tasks: Sequence[Any], n: int, done: Callable[[Any], object] | None = None) -> list[Any]:
-    with threads(n) as pool:
-        return compute(tasks, pool, n, done)
-
-
-def test_results_are_ordered_and_reported_once_in_the_caller() -> None:
-    for n_tasks in SIZES:
-        reported: list[tuple[int, threading.Thread]] = []
-
-        def report(result: int, reported: list[tuple[int, threading.Thread]] = reported) -> None:
-            reported.append((result, threading.current_thread()))
-
-        results = run([(square, i) for i in range(n_tasks)], 3, report)
-        assert results == [i * i for i in range(n_tasks)], f"{n_tasks} tasks"
-        assert sorted(result for result, _ in reported) == results, f"{n_tasks} tasks"
-        assert {thread for _, thread in reported} <= {threading.current_thread()}
-
-
-def test_results_are_merged_in_order_and_reported_once() -> None:
-    letters = [chr(ord("a") + i % 26) for i in range(257)]
-    reported = list[str]()
-    with threads(3) as pool:
-        merged = reduce([(str, letter) for letter in letters], "".join, pool, 3, reported.append)
-    assert merged == "".join(letters)
-    assert sorted(reported) == sorted(letters)
 
 
 def test_an_error_is_raised_after_the_end_of_the_last_task(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +63,8 @@ def test_an_error_of_the_callback_stops_the_remaining_tasks() -> None:
         raise ValueError("broken")
 
     tasks: list[Any] = [(run_until_stopped, None), *((started.append, i) for i in range(1000))]
-    with pytest.raises(ValueError, match="broken"):
-        run(tasks, 2, fail)
+    with threads(2) as pool, pytest.raises(ValueError, match="broken"):
+        compute(tasks, pool, 2, fail)
     assert len(started) < 100
 
 

@@ -21,9 +21,11 @@ from tests.support.cases import case, cross, each, sample
 from tests.support.logged import mentions
 
 
+@pytest.mark.process  # a given model is checked in a child
 def test_a_bad_row_stops_the_run_before_training(
-    shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shards: Shards, model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """With a given model, it stops the encoding."""
     shards.fill(20, 17, 0, 30)
     for value, shard, row, column in ((np.nan, 0, 0, 0), (-np.inf, 3, 29, 1), (-9999.0, 1, 7, 3)):
         good = shards.arrays[shard]
@@ -32,11 +34,14 @@ def test_a_bad_row_stops_the_run_before_training(
         shards.rewrite(shard, rows)
         output = tmp_path / f"{value}"
         with case(value):
-            assert shards.run("--missing-value", "-9999", output=output) == 65
+            flags = ("--missing-value", "-9999")
+            assert shards.run(*flags, output=output) == 65
             where = (f"file={shards.folder}/{shard}.h5", "dataset=X", value, row, column)
             assert mentions(errors(caplog), *where, "1 of 67")
             assert len(list((output / "work").glob("scan-*"))) == 1
             assert not (output / INDEX).exists()
+            assert shards.run(*flags, "--model", model, output=tmp_path / f"given {value}") == 65
+            assert mentions(errors(caplog), *where)
         shards.rewrite(shard, good)
 
 
