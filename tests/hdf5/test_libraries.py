@@ -123,7 +123,7 @@ def check(path: Path, contents: Contents, rng: np.random.Generator) -> None:
     assert {extra.name for extra in shard.extras} == {*contents.extras}
     assert [each for each in shard.left_out if each.is_missed] == []
     start, stop = sorted(int(i) for i in rng.integers(0, n_rows + 1, 2))
-    for block in (Block(shard, 0, n_rows), Block(shard, start, stop)):
+    for block in (Block(shard, 0, n_rows), Block(shard, start, stop), Block(shard, start, start)):
         found = read(block)
         assert found.dtype == rows.dtype
         assert found.tobytes() == rows[block.start : block.stop].tobytes()
@@ -310,9 +310,47 @@ def pandas_table(path: Path, rng: np.random.Generator) -> Contents:
             part.to_hdf(path, key="df", format="table", append=True, **options)
     frame = pd.read_hdf(path, "df")
     extras = {"index": values_of_index(frame.index)}
-    return Contents(
-        frame.to_numpy(), extras, names if are_fields else [], settings={"dataset": pick(rng, [None, "df"])}
-    )
+    return Contents(frame.to_numpy(), extras, names, settings={"dataset": pick(rng, [None, "df"])})
+
+
+def pandas_mixed(path: Path, rng: np.random.Generator) -> Contents:
+    """Write a frame of columns of random kinds, in one of the formats of pandas."""
+    n_rows = int(rng.integers(9, 50))
+    frame = pd.DataFrame(index=pd.Index(rng.permutation(n_rows)))
+    is_fixed = is_chosen(rng)
+    for i in range(int(rng.integers(2, 12))):
+        kind = pick(rng, [*SIGNED, "u1", "f4", "f8", "?", "text", "time", "kind"])
+        if kind == "text" and not is_fixed:  # fixed frames have pickles of texts
+            frame[f"{kind}{i}"] = some_texts(rng, n_rows)
+        elif kind == "time":
+            frame[f"{kind}{i}"] = pd.date_range("2024-01-01", periods=n_rows, freq="h")
+        elif kind == "kind" and not is_fixed:
+            frame[f"{kind}{i}"] = pd.Categorical([pick(rng, ["a", "b", None]) for _ in range(n_rows)])
+        else:
+            frame[f"c{i}"] = some_numbers(rng, (n_rows,), "f4" if kind in ("text", "kind") else kind)
+    for name in ("first", "second"):
+        frame[name] = some_numbers(rng, (n_rows,), pick(rng, ["f4", "i2"]))
+    labels = [name for name in ("label", "cell_id", "y") if is_chosen(rng)]
+    for name in labels:
+        frame[name] = rng.integers(0, 3, n_rows)
+    frame = frame[[frame.columns[i] for i in rng.permutation(len(frame.columns))]]
+    if is_fixed:
+        frame.to_hdf(path, key="df")
+    else:
+        fields = [name for name in frame.columns if is_chosen(rng)]
+        frame.to_hdf(path, key="df", format="table", data_columns=fields, complevel=pick(rng, [None, 5]))
+    frame = pd.read_hdf(path, "df")
+    extras = {("axis1" if is_fixed else "index"): frame.index.to_numpy()}
+    rows = []
+    for name, values in frame.items():
+        if values.dtype.kind in "biuf" and name not in labels:
+            rows.append(values)
+        else:
+            extras[name] = values.to_numpy("i8") if values.dtype.kind == "M" else values.to_numpy()
+    dtype = np.result_type(*(values.dtype for values in rows))
+    with np.errstate(invalid="ignore"):  # signaling NaN
+        matrix = np.stack([values.to_numpy(dtype) for values in rows], axis=1)
+    return Contents(matrix, extras, [values.name for values in rows])
 
 
 def some_filters(rng: np.random.Generator, dtype: np.dtype) -> Any:
@@ -439,7 +477,7 @@ def matlab(path: Path, rng: np.random.Generator) -> Contents:
 
 # -- the tests -----------------------------------------------------------------------------------------------------
 
-FORMS = [h5py_rows, anndata, pandas_fixed, pandas_table, pytables_array, pytables_table, netcdf, matlab]
+FORMS = [h5py_rows, anndata, pandas_fixed, pandas_table, pandas_mixed, pytables_array, pytables_table, netcdf, matlab]
 
 
 @pytest.mark.filterwarnings("ignore:The chararray class:DeprecationWarning")  # hdf5storage uses it

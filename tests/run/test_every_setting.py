@@ -27,6 +27,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "dataset": ("--dataset", "Z"),
     "orientation": ("--orientation", "columns"),
     "match_columns": ("--match-columns", "name"),
+    "columns": ("--columns", "c1*", "!c12"),
     "include": ("--include", "b/label"),
     "labels": ("--labels", "y"),
     "missing_label": ("--target", "split", "--missing-label", "5"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from shardpress.base.errors import ConfigError, ShardpressError
 from shardpress.hdf5 import limits
 from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import Shard
@@ -17,7 +19,7 @@ from shardpress.shards.column_order import ColumnCheck, ColumnRule
 from shardpress.shards.open import open_shards
 from tests.support import named_columns
 from tests.support.cases import case, each
-from tests.support.helpers import refused, some_rows, whole, write_shard
+from tests.support.helpers import csr, refused, some_rows, whole, write_csr, write_shard
 
 pytestmark = pytest.mark.process
 
@@ -104,6 +106,91 @@ def test_first_shard_with_names_decides_unless_it_is_bad(tmp_path: Path) -> None
     assert {shard.columns.names for shard in shards} == {NAMES}
     assert len({id(shard.columns) for shard in shards}) == 1, "names of many shards are stored once"
     assert f" file={paths[2]}" in bad[1]
+
+
+# -- the choice of columns ------------------------------------------------------------------------------------------
+
+
+def mixed(path: Path, names: Sequence[str], rows: np.ndarray = ROWS) -> Path:
+    """Write records of two types, with the columns in turn."""
+    records = np.zeros(len(rows), [(name, "<i4" if i == 1 else "<f8") for i, name in enumerate(names)])
+    for i, name in enumerate(names):
+        records[name] = rows[:, i]
+    return Path(write_shard(path, records))
+
+
+@each(
+    "names, patterns, extras, chosen",
+    [
+        ("a b c label cell_id Y", (), (), "a b c"),
+        ("a b c x y Index", (), (), "a b c x y"),
+        ("a b c d e f", (), ("d",), "a b c e f"),
+        ("a b c d e label", ("!d",), (), "a b c e"),
+        ("a b c d e label", ("label", "?", "!c"), (), "a b d e label"),
+        ("a b c d e f", ("[d-f]",), ("e",), "d f"),
+    ],
+)
+def test_columns_of_a_table_are_chosen_by_name(
+    tmp_path: Path, names: str, patterns: tuple[str, ...], extras: tuple[str, ...], chosen: str
+) -> None:
+    path = mixed(tmp_path / "x.h5", names.split())
+    (shard,) = opened([path], ColumnRule(patterns=patterns, extras=frozenset(extras)))
+    assert shard.columns.names == tuple(chosen.split())
+    places = [names.split().index(name) for name in chosen.split()]
+    assert whole(shard).tolist() == ROWS[:, places].tolist()
+    assert {extra.name for extra in shard.extras} == {*names.split()}.difference(chosen.split())
+
+
+def test_columns_of_later_tables_are_found_by_name(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.h5" for i in range(4)]
+    mixed(paths[0], ["a", "b", "c", "d", "e", "label"])
+    mixed(paths[1], ["label", "e", "d", "c", "b", "a"])
+    mixed(paths[2], ["a", "b", "c", "d", "e", "f"])
+    mixed(paths[3], ["a", "b", "c", "d", "f", "g"])
+    shards = opened(paths[:3])
+    for shard, places in zip(shards, ([0, 1, 2, 3, 4], [5, 4, 3, 2, 1], [0, 1, 2, 3, 4]), strict=True):
+        assert whole(shard).tolist() == ROWS[:, places].tolist()
+    assert {extra.name for extra in shards[0].extras} >= {"label", "f"}
+    with refused(65, f"file={paths[3]}", "(e)"):
+        opened(paths)
+
+
+@each("kind", ["attribute", "sparse", "records", "transposed"])
+def test_columns_of_a_matrix_are_chosen_by_patterns_alone(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.h5"
+    rows = some_rows(n_rows=30_000)  # more than are read at once
+    names = ["a", "b", "label", "c1", "c2", "id"]
+    orientation = None
+    if kind == "records":
+        write_shard(path, rows.view([(name, "<f4") for name in names]).reshape(-1))
+    elif kind == "transposed":
+        write_shard(path, np.ascontiguousarray(rows.T))
+        orientation = "columns"
+        with h5py.File(path, "r+") as file:
+            file["X"].attrs["columns"] = names
+    elif kind == "sparse":
+        write_csr(path, csr(rows), rows.shape)
+        with h5py.File(path, "r+") as file:
+            file["X"].attrs["columns"] = names
+    else:
+        named_columns.attribute(path, rows, names)
+    for patterns, places in (((), range(6)), (("c*", "a"), [0, 3, 4]), (("!c1",), [0, 1, 2, 4, 5])):
+        check = ColumnCheck(ColumnRule(patterns=patterns))
+        (shard,) = open_shards([str(path)], orientation=orientation, check=check)
+        assert shard.columns.names == tuple(names[place] for place in places)
+        assert whole(shard).tobytes() == np.ascontiguousarray(rows[:, places]).tobytes()
+        assert shard.extras == ()
+
+
+def test_wrong_patterns_are_named(tmp_path: Path) -> None:
+    path = mixed(tmp_path / "x.h5", ["a", "b", "c", "d", "e", "label"])
+    for patterns, phrase in ((("gene*",), "gene*"), (("!z",), "z matches"), (("?", "!?"), "none of 6")):
+        with pytest.raises(ShardpressError, match=re.escape(phrase)):
+            opened([path], ColumnRule(patterns=patterns))
+    unnamed = tmp_path / "unnamed.h5"
+    write_shard(unnamed, ROWS)
+    with pytest.raises(ConfigError):
+        opened([unnamed], ColumnRule(patterns=("a",)))
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------

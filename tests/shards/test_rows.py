@@ -18,14 +18,21 @@ from tests.support.helpers import csr, refused, some_rows, whole, write_csr, wri
 pytestmark = pytest.mark.process
 
 
-@each("odd", [h5py.opaque_dtype(np.dtype("M8[ns]")), np.dtype(("<i8", (2,))), np.dtype("c16")])
-def test_fields_of_a_table_are_in_the_order_of_their_offsets(tmp_path, odd):
-    """A first field `index` that is no number or text is ignored."""
+@each(
+    "odd, extras",
+    [
+        (h5py.opaque_dtype(np.dtype("M8[ns]")), ["index"]),
+        (np.dtype(("<i8", (2,))), ["index_0", "index_1"]),
+        (np.dtype("c16"), []),
+    ],
+)
+def test_fields_of_a_table_are_in_the_order_of_their_offsets(tmp_path, odd, extras):
+    """A first field `index` is not a column."""
     offsets = [odd.itemsize + 8, odd.itemsize, 0]
     records = np.zeros(9, {"names": ["b", "a", "index"], "formats": ["<f8", "<f8", odd], "offsets": offsets})
     records["b"] = np.arange(9)
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", records)])
-    assert shard.extras == ()
+    assert [extra.name for extra in shard.extras] == extras
     assert read(Block(shard, 2, 9)).tolist() == [[0, i] for i in range(2, 9)]
 
 

@@ -43,6 +43,8 @@ class Columns:
         Reason why the names or numbers in a file are not used. Empty if they are used, or if the file has none.
     row_shape : tuple of int
         Shape of a row whose axes are flattened, for example of an image. Empty for rows with one axis.
+    are_chosen : bool
+        True if a table has more columns than these, or if a user has chosen them. They are then found by name.
     """
 
     names: tuple[str, ...] = field(default=(), repr=False)
@@ -51,6 +53,7 @@ class Columns:
     values_from: str = ""
     note: str = ""
     row_shape: tuple[int, ...] = ()
+    are_chosen: bool = False
 
     def __str__(self) -> str:
         words = []
@@ -137,6 +140,8 @@ class Columns:
             "values_from": self.values_from,
             "row_shape": list(self.row_shape),
         }
+        if self.are_chosen:
+            content["are_chosen"] = True
         return json.dumps(content).encode()
 
     @classmethod
@@ -152,7 +157,12 @@ class Columns:
             raise ValueError(f"columns: expected {n_inputs} names or numbers")
         sources = _texts([content.get("names_from"), content.get("values_from")])
         return cls(
-            tuple(names), sources[0], values, sources[1], row_shape=_row_shape(content.get("row_shape", []), n_inputs)
+            tuple(names),
+            sources[0],
+            values,
+            sources[1],
+            row_shape=_row_shape(content.get("row_shape", []), n_inputs),
+            are_chosen=content.get("are_chosen") is True,
         )
 
 

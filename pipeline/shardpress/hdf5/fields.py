@@ -1,6 +1,6 @@
 """Fields: places in a file with values of each row. Rows are one field, or several side by side; an extra is one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -34,7 +34,8 @@ class Field:
     @property
     def is_whole(self) -> bool:
         """Whether the dataset has no other values."""
-        return self.layout.dtype.fields is None and self.n_values * self.dtype.itemsize == self.stored_row_bytes
+        n_bytes = self.n_values * self.dtype.itemsize
+        return self.layout.dtype.base == self.dtype.base and n_bytes == self.stored_row_bytes
 
     @property
     def chunk_rows(self) -> int:
@@ -45,12 +46,30 @@ class Field:
         """Return a field with one of the values."""
         return replace(self, n_values=1, offset=self.offset + i * self.dtype.itemsize)
 
+    def continues(self, other: "Field") -> bool:
+        """Return whether the values follow those of another field in the same dataset."""
+        is_same = (self.layout, self.dtype, self.axis) == (other.layout, other.dtype, other.axis)
+        return is_same and self.offset == other.offset + other.n_values * other.dtype.itemsize
+
+
+def joined(fields: Iterable[Field]) -> list[Field]:
+    """Return fields in which those that continue each other are one."""
+    runs: list[Field] = []
+    for field in fields:
+        if runs and field.continues(runs[-1]):
+            runs[-1] = replace(runs[-1], n_values=runs[-1].n_values + field.n_values)
+        else:
+            runs.append(field)
+    return runs
+
 
 def read_fields(path: str, identity: Identity, fields: Sequence[Field], start: int, out: np.ndarray) -> None:
     """Read the values of fields side by side into `out`: (n_rows, ...), C order, converted to its dtype.
 
     `start` is the first row, and `identity` that of the vetted file. The errors are those of `read_values`.
     """
+    if not len(out):
+        return
     if len(fields) == 1 and fields[0].is_whole:
         read_values(path, identity, [Values(fields[0].layout, start, out, fields[0].axis)])
         return
@@ -91,11 +110,12 @@ def _put_together(fields: Sequence[Field], rows_of: dict[str, np.ndarray], out: 
     """Put values side by side: (n_rows, n_columns). Some rows at a time fit into the processor's cache."""
     views = [_view_of(field, rows_of[field.layout.name]) for field in fields]
     n_rows = max(1, _PIECE_IN_CACHE // max(1, out[:1].nbytes))
-    for start in range(0, len(out), n_rows):
-        column = 0
-        for values in views:
-            out[start : start + n_rows, column : column + values.shape[1]] = values[start : start + n_rows]
-            column += values.shape[1]
+    with np.errstate(invalid="ignore"):  # a signaling NaN becomes a quiet one
+        for start in range(0, len(out), n_rows):
+            column = 0
+            for values in views:
+                out[start : start + n_rows, column : column + values.shape[1]] = values[start : start + n_rows]
+                column += values.shape[1]
 
 
 def _view_of(field: Field, rows: np.ndarray) -> np.ndarray:

@@ -17,9 +17,10 @@ from shardpress.base.errors import printable
 from shardpress.base.formats import missing_value
 from shardpress.hdf5.chunkcache import band_bytes
 from shardpress.hdf5.columns import NO_COLUMNS, Columns
-from shardpress.hdf5.fields import Field
+from shardpress.hdf5.fields import Field, joined
 from shardpress.hdf5.files import Identity
-from shardpress.hdf5.names import Category
+from shardpress.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
+from shardpress.hdf5.names import Category, split, under
 
 _NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
 
@@ -90,6 +91,33 @@ class Description:
     columns: Columns = NO_COLUMNS
     extras: tuple[Extra, ...] = ()  # the name of an extra that a user has named is its path in the file
     left_out: tuple[LeftOut, ...] = ()  # datasets that are not extras
+    is_mixed: bool = False  # True for a table whose columns can be chosen by name, because it holds more than a matrix
+
+    @property
+    def group(self) -> str:
+        """Path of the group of the rows, in which extras are."""
+        return self.dataset if self.form == "columns" else split(self.dataset)[0]
+
+    def choosing(self, positions: Sequence[int]) -> Description:
+        """Return the description of a table with some of its columns as the rows. The others become extras."""
+        singles = [stored.one(i) for stored in self.fields for i in range(stored.n_values)]
+        names = self.columns.names
+        chosen = [singles[i] for i in positions]
+        dtypes = {stored.dtype for stored in chosen}
+        others = sorted(set(range(len(singles))).difference(positions))
+        paths = {i: under(self.group, names[i]) if self.group else names[i] for i in others}
+        known = {extra.name for extra in self.extras}  # some can be given with --include
+        extras = [Extra(paths[i], singles[i].dtype, singles[i], is_named=True) for i in others if paths[i] not in known]
+        left_out = [LeftOut(extra.name, f"more than {MAX_EXTRAS} extras", False) for extra in extras[MAX_EXTRAS:]]
+        return replace(
+            self,
+            shape=(self.shape[0], len(chosen)),
+            stored_dtype=(dtypes.pop() if len(dtypes) == 1 else np.result_type(*dtypes)).str,
+            fields=tuple(joined(chosen)),
+            columns=self.columns.reordered(np.array(positions)),
+            extras=(*self.extras, *extras[:MAX_EXTRAS]),
+            left_out=(*self.left_out, *left_out)[:MOST_LEFT_OUT],
+        )
 
 
 @dataclass(frozen=True)
@@ -110,6 +138,7 @@ class Shard:
     fields: tuple[Field, ...] = field(default=(), compare=False, repr=False)
     # Column of the stored rows for each column of the model, (n_inputs,), int32; None if they are the same.
     order: np.ndarray | None = field(default=None, compare=False, repr=False)
+    n_stored: int | None = None  # number of columns of the stored rows, if some of them are not read
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
     first_row: int = 0  # of the rows in their dataset and in the extras, which can have others before and after them
 

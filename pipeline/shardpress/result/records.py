@@ -187,7 +187,7 @@ class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     append_id: int = 0  # number of the append that brought the rows, from 1 on; 0 for the run that trained the model
     # What identifies the content in addition to the stat: an ETag, or the digest of a listing. Issue AE fills it.
     source: str | None = None
-    # Digest of the names of the fields that are the columns, if the rows are no single dataset. Issue AC fills it.
+    # Digest of the names of the columns, if they are some of a table.
     fields: str | None = None
     # Path and stat of a file that names the rows, and contains their extras. Issue AC fills it.
     master: tuple[str, Stat] | None = None

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shardpress.base.errors import DataError, printable, quantity, short_list
+from shardpress.base.errors import ConfigError, DataError, Problem, printable, quantity, short_list
 from shardpress.base.runlog import BAD_FILE
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.hdf5.columns import Columns
+from shardpress.hdf5.names import split
 from shardpress.hdf5.shard import Shard, UnreadableShard
 from shardpress.model.encoder import Model
 from shardpress.result.facts import BadFile
@@ -25,6 +26,7 @@ from shardpress.run.budget import n_threads_of
 from shardpress.run.contents import Damage, damage_of, with_content, with_extras
 from shardpress.run.difference import Base, Matching, Place, needed_digests, places_of
 from shardpress.run.request import absolute, facts_of
+from shardpress.settings.condition import Condition
 from shardpress.settings.config import BadDataSettings, Config, ResultSettings
 from shardpress.settings.kinds import n_allowed, sufficient_percentage
 from shardpress.shards.column_order import ColumnCheck, ColumnRule
@@ -90,8 +92,9 @@ def open_inputs(config: Config, model: Model | None, base: Base | None, result: 
         staying = {shard.path for shard in base.request.shards}
     like, categories = _extras_like(config, result)
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
-    check = ColumnCheck(_column_rule(config, model))
+    check = ColumnCheck(column_rule(config, model))
     shards = open_sources(sources, selection, on_bad_shard, check, like, categories)
+    _check_labels(config, shards[0])
     # Not before all files are opened, because a wrong --dataset would be a warning for each of them.
     for bad in refused:
         log.log(_level_of(bad, result), "%s%s", bad.reason, LEFT_OUT, extra={BAD_FILE: True})
@@ -109,12 +112,30 @@ def open_inputs(config: Config, model: Model | None, base: Base | None, result: 
     return _arranged(opened, damages, places_of(base.request.shards, facts, matching), base)
 
 
-def _column_rule(config: Config, model: Model | None) -> ColumnRule:
-    """Return how the columns of files are compared with each other and with those of a model."""
-    match = config.inputs.match_columns
+def column_rule(config: Config, model: Model | None) -> ColumnRule:
+    """Return which columns of files are read, and how they are compared with each other and with those of a model."""
+    inputs = config.inputs
+    named = [config.training.target or ""]
+    if config.training.fit_on:
+        named.append(Condition.parse(config.training.fit_on).name)
+    rule = ColumnRule(
+        inputs.match_columns, patterns=inputs.columns, extras=frozenset(split(path)[1] for path in named if path)
+    )
     if model is None:
-        return ColumnRule(match)
-    return ColumnRule(match, model.columns, model_name(config), model.n_columns if config.results.append else None)
+        return rule
+    n_columns = model.n_columns if config.results.append else None
+    return replace(rule, expected=model.columns, where=model_name(config), n_inputs=n_columns)
+
+
+def _check_labels(config: Config, first: Shard) -> None:
+    """Refuse labels that are columns of the rows: they would be encoded in the features."""
+    labels = config.inputs.labels
+    if labels is None or any(labels in (extra.name, extra.path) for extra in first.extras):
+        return
+    name = split(labels)[1]
+    if name in first.columns.names:
+        remedy = f"Leave it out of the rows with {{columns}} '!{name}', or copy it as well with {{include}} {labels}"
+        raise ConfigError(Problem(("labels",), f"{labels} is a column of the rows, expected an extra", remedy))
 
 
 def _extras_like(config: Config, result: Result | None) -> tuple[InputFile | None, dict[str, tuple[Any, ...]]]:

@@ -7,6 +7,7 @@ determine the features of a row. Each setting declares in `shardpress.settings.c
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -20,6 +21,7 @@ from msgspec import structs
 from shardpress.base.formats import fingerprint
 from shardpress.base.packages import version_of
 from shardpress.encoding.partfile import row_shapes, stored_masks, stored_paths
+from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.shard import Extra, Shard
 from shardpress.model.encoder import Model
 from shardpress.result.finished import FEATURES, VALID
@@ -99,10 +101,15 @@ def facts_of(shard: Shard, compares_digests: bool = True) -> ShardFacts:
         first_row=shard.first_row,
         is_transposed=shard.is_transposed,
         column_order=None if order is None else sha256(order.astype("<i4").tobytes()).hexdigest(),
+        fields=_names_digest(shard.columns) if shard.columns.are_chosen and order is None else None,
     )
     stat = facts.stat if compares_digests else facts.stat[:2]
     content = (facts.path, *facts.selection, *facts.kind, *stat, facts.source, facts.master)
     return structs.replace(facts, id=fingerprint(*content)[:_ID_DIGITS])
+
+
+def _names_digest(columns: Columns) -> str:
+    return sha256(json.dumps(columns.names).encode()).hexdigest()
 
 
 def absolute(path: str) -> str:

@@ -137,6 +137,13 @@ class _InputSettings:
         "columns by name (name), or do not compare names (ignore).",
         default="order",
     )
+    columns: tuple[str, ...] = _setting(
+        "Columns to read as rows, by their names: patterns such as 'gene*', or '!weight' for all others. Default: all "
+        "columns of a matrix; of a table with values of several types, all numbers except for those named label, "
+        "labels, target, class, index, id, *_id, and y if there is no x.",
+        default=(),
+        is_common=True,
+    )
     include: tuple[DatasetPath, ...] = _setting(  # extra datasets are not used by scan or training
         "Copy these datasets, or all columns of these groups, to the output as extras, for example obs/cell_type or "
         "obs. Datasets next to the rows that have the same length, and the names of AnnData's cells, are always "

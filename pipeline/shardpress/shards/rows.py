@@ -55,11 +55,23 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
         raise DataError(f"{shard}: its file cannot be used. See the warning about it above.")
     if isinstance(shard, ArrayShard):
         _read_array(shard.rows, _in_dataset(block), out)
-    else:
-        FORMS[shard.form].read(_in_dataset(block), out)
+        return out
+    if shard.n_stored is not None and shard.order is not None:
+        _read_chosen(block, shard.n_stored, shard.order, out)
+        return out
+    FORMS[shard.form].read(_in_dataset(block), out)
     if shard.order is not None:
         _reorder(out, shard.order)
     return out
+
+
+def _read_chosen(block: Block, n_stored: int, order: np.ndarray, out: np.ndarray) -> None:
+    """Read some of the stored columns, a few megabytes of the stored rows at a time."""
+    shard = block.shard
+    stored = replace(shard, shape=(shard.n_rows, n_stored), n_stored=None, order=None)
+    for start, stop in aligned(block.start, block.stop, max(shard.chunk_rows, _PIECE // stored.row_bytes)):
+        piece = read(Block(stored, start, stop))
+        out[start - block.start : stop - block.start] = np.take(piece, order, axis=1)
 
 
 def _reorder(stored: np.ndarray, order: np.ndarray) -> None:

@@ -48,14 +48,33 @@ class InputFile:
     description: Description
     first_row: int
     n_rows: int
-    order: np.ndarray | None = None  # as in `Shard`
+    order: np.ndarray | None = None  # as in `Shard`: the columns that are read, which can be some of those of the file
 
     def __str__(self) -> str:
         return f"file={printable(self.path)} dataset={printable(self.description.dataset)}"
 
     @property
     def shape(self) -> tuple[int, ...]:
+        if self.order is not None and len(self.order) != self.n_stored:
+            return self.n_rows, len(self.order)
         return (self.n_rows, *self.description.shape[1:])
+
+    @property
+    def n_stored(self) -> int:
+        """Number of columns of the dataset with the rows."""
+        return prod(self.description.shape[1:])
+
+    @property
+    def columns(self) -> Columns:
+        """Columns that are read, in their order."""
+        columns = self.description.columns
+        return columns if self.order is None else columns.reordered(self.order)
+
+    def choosing(self, order: np.ndarray) -> InputFile:
+        """Return the file with some of its columns, in an order: (n_inputs,), int32."""
+        if self.description.is_mixed:
+            return replace(self, description=self.description.choosing(order.tolist()))
+        return replace(self, order=order if self.order is None else self.order[order])
 
     @property
     def n_inputs(self) -> int:
@@ -82,6 +101,7 @@ class InputFile:
             is_transposed=rows.is_transposed,
             fields=rows.fields,
             order=self.order,
+            n_stored=None if self.n_stored == self.n_inputs else self.n_stored,
             left_out=tuple(left_out),
             first_row=self.first_row,
         )

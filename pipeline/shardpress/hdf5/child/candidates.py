@@ -24,7 +24,7 @@ from shardpress.hdf5.child.find import (
 from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, RowDatasets
 from shardpress.hdf5.forms.known import FORMS
 from shardpress.hdf5.forms.sparse import is_matlab_sparse
-from shardpress.hdf5.names import PREFERRED, items_of, split, text, under
+from shardpress.hdf5.names import PREFERRED, split, text, under
 
 _STACKED = "(rows of other files)"
 
@@ -58,10 +58,15 @@ def choose(root: FileID, orientation: str | None) -> tuple[str, GroupID, Item]:
 
 def _candidates_below(group: GroupID) -> dict[str, Candidate]:
     candidates = {}
+    skipped = "/"  # prefix of the parts of a frame of pandas, which begins no path
     for name, item in objects(group):
+        if name.startswith(skipped):
+            continue
         candidate = _candidate(item)
         if candidate is not None:
             candidates[name] = candidate
+        if isinstance(item, GroupID) and h5py.h5a.exists(item, b"pandas_type"):
+            skipped = f"{name}/meta/" if candidate is None else f"{name}/"
     return candidates
 
 
@@ -93,7 +98,7 @@ def _likely_candidates(candidates: dict[str, Candidate], orientation: str | None
     dense = [name for name in likely if oriented[name].form in ("dense", _STACKED)]
     if any(oriented[name].n_inputs != 1 for name in dense):
         return dense
-    return likely
+    return [name for name in likely if oriented[name].form != "table"] or likely
 
 
 def _may_be_meant(name: str, candidate: Candidate, wider: set[tuple[str, int]]) -> bool:
@@ -118,7 +123,7 @@ def find(name: str, parent: GroupID, item: Item, orientation: str | None) -> Row
             return rows
     if not isinstance(item, h5py.h5g.GroupID):
         raise Rejection("a named datatype, expected a dataset. Choose one with --dataset.", name)
-    frame = _frame(item, orientation)
+    frame = _frame(item)
     if frame is None:
         raise Rejection(_no_rows_in_group(item, name), name)
     path = under(name, text(frame))
@@ -131,12 +136,9 @@ def find(name: str, parent: GroupID, item: Item, orientation: str | None) -> Row
 # -- groups --------------------------------------------------------------------------------------------------------
 
 
-def _frame(group: GroupID, orientation: str | None) -> bytes | None:
-    """Return the name of the dataset with the rows of a pandas frame: a table, or the only wide block of columns."""
+def _frame(group: GroupID) -> bytes | None:
+    """Return the name of the dataset with the rows of a pandas frame: a table, or its only block of columns."""
     for name in (b"table", b"block0_values"):
-        if name == b"block0_values" and group.links.exists(b"block1_values"):
-            likely = _likely_candidates(_candidates_below(group), orientation)
-            return likely[0].encode() if len(likely) == 1 and items_of(likely[0]) else None
         # Return links as well, which are refused with a message.
         if group.links.exists(name) and (link_of(group, name) or isinstance(member(group, name), Dataset)):
             return name
@@ -146,12 +148,6 @@ def _frame(group: GroupID, orientation: str | None) -> bytes | None:
 def _no_rows_in_group(group: GroupID, name: str) -> str:
     candidates = _candidates_below(group)
     listed = short_list((f"{under(name, path)} {candidate}" for path, candidate in candidates.items()), LISTED)
-    if group.links.exists(b"block1_values"):
-        return (
-            f"a pandas frame with several dtypes ({listed}). Each of these blocks has the columns of one dtype. "
-            f"{WRITE_ROWS} (df.to_numpy()), and labels next to it. If you choose one block with --dataset, the "
-            "columns of the other blocks, perhaps labels, are left out."
-        )
     if is_matlab_sparse(group):
         return f"a sparse matrix of MATLAB, expected a full matrix. {WRITE_ROWS} (full(X))."
     if not candidates:

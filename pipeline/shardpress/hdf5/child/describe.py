@@ -1,6 +1,7 @@
 """Functions of the child that describe a file with libhdf5. Only `server` calls these functions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -11,12 +12,12 @@ from h5py.h5f import FileID
 from shardpress.hdf5.child.candidates import choose, find
 from shardpress.hdf5.child.find import Dataset, attribute, link_of, locate, names_in, objects
 from shardpress.hdf5.child.find_columns import find_columns
-from shardpress.hdf5.child.find_extras import find_extras, find_named, find_row_names, place_of
+from shardpress.hdf5.child.find_extras import find_extras, find_members, find_named, find_row_names, place_of
 from shardpress.hdf5.child.layouts import layout_of
 from shardpress.hdf5.child.places import check_apart
 from shardpress.hdf5.filters.codecs import FILTERS
 from shardpress.hdf5.forms.form import RowDatasets
-from shardpress.hdf5.forms.table import index_of_table
+from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_LEFT_OUT
 from shardpress.hdf5.names import normal, text
 from shardpress.hdf5.shard import Description, Extra, LeftOut
@@ -50,12 +51,9 @@ def describe(
     """
     place = choose(root, orientation) if dataset is None else (dataset, *locate(root, dataset))
     rows = find(*place, orientation)
-    layouts = [layout_of(part, path) for path, part in rows.parts]
+    layouts = [_without_members(layout_of(part, path)) for path, part in rows.parts]
     fields = rows.form.fields(rows, layouts)
-    extras, left_out = _extras(root, rows, include, has_extras)
-    index = index_of_table(rows, layouts[0])
-    if index is not None and all(extra.name != index.name for extra in extras):
-        extras.append(index)
+    extras, left_out = _extras(root, rows, layouts, include, has_extras)
     check_apart([*layouts, *(extra.stored.layout for extra in extras if extra.stored)])
     return Description(
         dataset=rows.name,
@@ -69,23 +67,30 @@ def describe(
         is_transposed=rows.is_transposed,
         fields=tuple(fields),
         left_out=tuple(left_out),
+        is_mixed=rows.is_mixed,
     )
 
 
+def _without_members(layout: Layout) -> Layout:
+    """Return a layout without the members of records, which the fields name."""
+    return layout if layout.dtype.fields is None else replace(layout, dtype=np.dtype(f"V{layout.dtype.itemsize}"))
+
+
 def _extras(
-    root: FileID, rows: RowDatasets, include: Sequence[str], has_extras: bool
+    root: FileID, rows: RowDatasets, layouts: Sequence[Layout], include: Sequence[str], has_extras: bool
 ) -> tuple[list[Extra], list[LeftOut]]:
     extras: list[Extra] = []
     left_out: list[LeftOut] = []
     if has_extras:
         extras, left_out = find_extras(rows)
     # An extra that is requested by path and is also next to the rows is included only once.
-    included = {place_of(extra) for extra in extras}
+    members = find_members(rows, layouts, include)
+    included = {place_of(extra) for extra in extras} | {extra.name for extra in members}
     others = [path for path in include if normal(path) not in included]
     used = {normal(path) for path, _ in rows.parts} | included
     named, missing = find_named(root, others, rows.shape, used)
     row_names = find_row_names(root, rows, used) if has_extras else []
-    return extras + named + row_names, [*missing, *left_out][:MOST_LEFT_OUT]
+    return extras + named + members + row_names, [*missing, *left_out, *rows.left_out][:MOST_LEFT_OUT]
 
 
 def _fill_value(rows: Dataset) -> float | None:

@@ -25,7 +25,8 @@ from shardpress.base.errors import short_list
 from shardpress.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
 from shardpress.hdf5.names import parts_of, text
 
-_INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # prefixes of groups: PyTables' indexes, MATLAB's cells
+INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")
+"""Prefixes of groups: PyTables' indexes, MATLAB's cells."""
 LISTED = 20
 """Number of names that a refusal lists."""
 _COMPARED = 1000  # names that are compared with a wrong one
@@ -120,7 +121,7 @@ class Dataset:
         """True if NumPy can use the bytes in the file without conversion."""
         if self.dtype is None or self.dtype.hasobject:
             return False
-        return bool(self.id.get_type().equal(h5py.h5t.py_create(self.dtype, logical=True)))
+        return _is_plain(self.id.get_type(), self.dtype)
 
     @property
     def is_text(self) -> bool:
@@ -128,6 +129,28 @@ class Dataset:
 
     def read(self) -> np.ndarray:
         return h5py.Dataset(self.id)[...]
+
+
+def _is_plain(stored: TypeID, dtype: np.dtype) -> bool:
+    """Return whether bytes of a stored type are values of a dtype. PyTables writes other types of text and bool."""
+    if stored.equal(h5py.h5t.py_create(dtype, logical=True)):
+        return True
+    if not isinstance(stored, h5py.h5t.TypeCompoundID) or dtype.names is None:
+        return False
+    members = [stored.get_member_type(i) for i in range(stored.get_nmembers())]
+    offsets = [stored.get_member_offset(i) for i in range(len(members))]
+    expected = [(dtype[name], dtype.fields[name][1]) for name in dtype.names] if dtype.fields else []
+    return [offset for _, offset in expected] == offsets and all(
+        _is_plain_member(member, own) for member, (own, _) in zip(members, expected, strict=True)
+    )
+
+
+def _is_plain_member(stored: TypeID, dtype: np.dtype) -> bool:
+    if isinstance(stored, h5py.h5t.TypeArrayID):
+        return stored.get_array_dims() == dtype.shape and _is_plain_member(stored.get_super(), dtype.base)
+    is_padded = isinstance(stored, h5py.h5t.TypeStringID) and stored.get_strpad() != h5py.h5t.STR_SPACEPAD
+    is_bits = isinstance(stored, h5py.h5t.TypeBitfieldID)
+    return _is_plain(stored, dtype) or ((is_padded or is_bits) and stored.get_size() == dtype.itemsize)
 
 
 Item: TypeAlias = Dataset | GroupID | TypeID
@@ -267,7 +290,7 @@ def objects(root: GroupID) -> Iterator[tuple[str, Item]]:
 
 def _is_internal(name: bytes, group: GroupID) -> bool:
     """Return whether a group contains no rows: one of PyTables, or that of a result or a model."""
-    return name.startswith(_INTERNAL) or (name == GROUP and h5py.h5a.exists(group, b"format"))
+    return name.startswith(INTERNAL) or (name == GROUP and h5py.h5a.exists(group, b"format"))
 
 
 def names_in(group: GroupID, n_seen: int = 0) -> list[bytes]:

@@ -11,13 +11,13 @@ from typing import Any
 import h5py
 import numpy as np
 from h5py.h5f import FileID
+from h5py.h5g import GroupID
 
 from shardpress.hdf5.child.find import Dataset, Rejection, attribute, member, own_dataset, reason_of, resolve
 from shardpress.hdf5.child.find_extras import index_of, is_netcdf_dimension, masked_values, name_of_scale
 from shardpress.hdf5.child.layouts import layout_of
 from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.forms.form import RowDatasets
-from shardpress.hdf5.forms.table import numbers_of
 from shardpress.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_NAMES
 from shardpress.hdf5.names import (
     has_one_for_each_column,
@@ -25,7 +25,6 @@ from shardpress.hdf5.names import (
     items_of,
     observations_of,
     parts_of,
-    sibling,
     split,
     text,
     under,
@@ -42,7 +41,7 @@ def find_columns(root: FileID, rows: RowDatasets) -> Columns:
     """Return the names of the columns and the coordinate, or the reason why they are not used."""
     n_inputs = prod(rows.shape[1:])
     notes: list[str] = []
-    names = _first_usable(_NAMES, root, rows, n_inputs, notes)
+    names = _first_usable([_member_names] if rows.is_mixed else _NAMES, root, rows, n_inputs, notes)
     values = _first_usable([_scale_values, _coordinate_values], root, rows, n_inputs, notes)
     names_from, names = names or ("", [])
     values_from, values = values or ("", None)
@@ -133,16 +132,22 @@ def _table_names(table: Dataset, path: str, n_inputs: int) -> _Names | None:
 def _block_names(root: FileID, rows: RowDatasets, n_inputs: int) -> _Names | None:
     """Return the column names of a block of a pandas frame in fixed format. Integer names are converted to strings."""
     path = items_of(rows.name)
-    if path is None:
-        return None
+    names = None if path is None else names_at(root, path, n_inputs)
+    return None if path is None or names is None else (path, names)
+
+
+def names_at(root: GroupID, path: str, n: int, where: str = "") -> list[str] | None:
+    """Return `n` names in a dataset of strings or integers at a path, or None if it holds something else.
+
+    `where` is the path of the group `root` for messages.
+    """
     items = resolve(root, path)[1]
-    if not isinstance(items, Dataset):
+    path = under(where, path) if where else path
+    if not isinstance(items, Dataset) or items.place:
         return None
-    if items.dtype is not None and items.dtype.kind in "iu" and not items.place:
-        return path, [str(number) for number in _numbers(items, path, n_inputs).tolist()]
-    if items.is_text and not items.place:
-        return path, _texts(items, path, n_inputs)
-    return None
+    if items.dtype is not None and items.dtype.kind in "iu":
+        return [str(number) for number in _numbers(items, path, n).tolist()]
+    return _texts(items, path, n) if items.is_text else None
 
 
 def _scale_names(root: FileID, rows: RowDatasets, n_inputs: int) -> _Names | None:
@@ -154,16 +159,14 @@ def _scale_names(root: FileID, rows: RowDatasets, n_inputs: int) -> _Names | Non
     return f"dimension scale {name}", _texts(scale, name, n_inputs)
 
 
-def _field_names(root: FileID, rows: RowDatasets, n_inputs: int) -> _Names | None:
-    """Return the names of the fields of a table, unless a field holds several numbers."""
-    record = rows.parts[0][1].dtype
-    numbers = None if rows.form.name != "records" or record is None else numbers_of(record)
-    if numbers is None or not numbers.names:
+def _member_names(root: FileID, rows: RowDatasets, n_inputs: int) -> _Names | None:
+    """Return the names of the columns of a table. An array in the records of a matrix does not name them."""
+    if not rows.is_mixed and (not rows.members or any(len(member.names) > 1 for member in rows.members)):
         return None
-    return "the fields of the table", list(numbers.names)
+    return "the fields of the table", _checked_names(rows.names, "the fields of the table")
 
 
-_NAMES = [_attribute_names, _variable_names, _block_names, _scale_names, _field_names]
+_NAMES = [_attribute_names, _variable_names, _block_names, _scale_names, _member_names]
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------
@@ -187,7 +190,7 @@ def _coordinate_values(root: FileID, rows: RowDatasets, n_inputs: int) -> _Value
         if dataset is None or dataset.place or not _is_number(dataset):
             continue
         if has_one_for_each_column(dataset.shape or (), rows.shape[0], n_inputs):
-            path = sibling(rows.name, text(name))
+            path = rows.beside(text(name))
             return text(name), _numbers(dataset, path, n_inputs).astype(np.float64).reshape(-1)
     return None
 

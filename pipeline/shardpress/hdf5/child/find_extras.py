@@ -11,6 +11,7 @@ from h5py.h5g import GroupID
 
 from shardpress.hdf5.categories import holds_features, read_categories
 from shardpress.hdf5.child.find import (
+    INTERNAL,
     Dataset,
     Item,
     Rejection,
@@ -26,7 +27,8 @@ from shardpress.hdf5.child.find import (
 from shardpress.hdf5.child.layouts import layout_of
 from shardpress.hdf5.child.places import max_decompressed
 from shardpress.hdf5.fields import Field
-from shardpress.hdf5.forms.form import RowDatasets
+from shardpress.hdf5.forms.form import RowDatasets, field_of
+from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import (
     LONGEST_COLUMN_NAME,
     LONGEST_TEXT,
@@ -72,7 +74,7 @@ def find_extras(rows: RowDatasets) -> tuple[list[Extra], list[LeftOut]]:
     """Return the extras in the group of the rows, and the objects that are left out."""
     extras: list[Extra] = []
     left_out: list[LeftOut] = []
-    skipped = (parts_of(rows.name)[-1], CATEGORIES.encode())
+    skipped = {CATEGORIES.encode(), *(parts_of(path)[-1] for path in (rows.name, *dict(rows.parts)) if parts_of(path))}
     used = set(map(text, rows.names_around))
     for name in rows.names_around:
         if name in skipped:
@@ -81,7 +83,7 @@ def find_extras(rows: RowDatasets) -> tuple[list[Extra], list[LeftOut]]:
             dataset = _extra_in(rows.parent, name, rows.shape)
             if len(extras) == MAX_EXTRAS:
                 raise Rejection(f"more than {MAX_EXTRAS} extras")
-            path = sibling(rows.name, text(name))
+            path = rows.beside(text(name))
             categories = _categories_of(rows.parent, dataset, name, path)
             own_name = _column_of_frame(rows.parent, name, used) or text(name)
             extras.append(_extra_of(dataset, path, rows.shape[0], own_name, categories, is_named=False))
@@ -105,11 +107,30 @@ def _extra_of(
     layout = layout_of(dataset, path)
     # Axes of length 1 can precede the rows, as in MATLAB.
     field = Field(layout, layout.dtype, axis=0 if layout.shape[0] == n_rows else -1)
-    if categories is None or layout.dtype.kind not in "iu":
-        is_long_text = layout.dtype.kind == "S" and layout.dtype.itemsize > LONGEST_TEXT
-        return Extra(name, np.dtype("O") if is_long_text else layout.dtype, field, is_named=is_named)
+    return _extra_from(field, name, categories, is_named)
+
+
+def _extra_from(field: Field, name: str, categories: Sequence[Category] | None, is_named: bool) -> Extra:
+    dtype = field.dtype
+    if categories is None or dtype.kind not in "iu":
+        is_long_text = dtype.kind == "S" and dtype.itemsize > LONGEST_TEXT
+        return Extra(name, np.dtype("O") if is_long_text else dtype, field, is_named=is_named)
     codes = tuple(range(len(categories)))
     return Extra(name, code_dtype(codes), field, fill=-1, is_named=is_named, categories=tuple(categories), codes=codes)
+
+
+def find_members(rows: RowDatasets, layouts: Sequence[Layout], include: Sequence[str]) -> list[Extra]:
+    """Return the values of a table that can only be extras, and those that a user has given by paths like extras."""
+    requested = set(map(normal, include))
+    extras: list[Extra] = []
+    singles = (values.one(i) for values in rows.members for i in range(len(values.names)))
+    for value in singles:
+        (name,) = value.names
+        path = rows.beside(name)
+        is_extra = not value.is_column or path in requested
+        if is_extra and is_usable(name.encode("utf-8", "surrogateescape")) and len(extras) < MAX_EXTRAS:
+            extras.append(_extra_from(field_of(value, layouts), path, value.categories, is_named=True))
+    return extras
 
 
 def _extra_in(parent: GroupID, name: bytes, shape: tuple[int, ...]) -> Dataset:
@@ -118,7 +139,8 @@ def _extra_in(parent: GroupID, name: bytes, shape: tuple[int, ...]) -> Dataset:
         raise Rejection(link)
     item = member(parent, name)
     if not isinstance(item, Dataset):
-        raise _Unexpected(A_GROUP if isinstance(item, h5py.h5g.GroupID) else "")
+        is_internal = name.startswith(INTERNAL) or h5py.h5a.exists(parent, b"pandas_type")
+        raise _Unexpected(A_GROUP if isinstance(item, h5py.h5g.GroupID) and not is_internal else "")
     _check_frame(parent, name, item)
     _check(item, shape)
     if not is_utf8(name):
@@ -149,8 +171,12 @@ def _column_of_frame(parent: GroupID, block: bytes, used: set[str]) -> str | Non
     layout_of(items, path)  # refuses unreadable datasets
     value = items.read()[0]
     name = value if isinstance(value, bytes) else str(value).encode()
-    is_usable = is_utf8(name) and not set(b"/\0") & set(name) and name not in (b"", b".")
-    return text(name) if is_usable and text(name) not in used else None
+    return text(name) if is_usable(name) and text(name) not in used else None
+
+
+def is_usable(name: bytes) -> bool:
+    """Return whether a name can be that of a dataset in the output."""
+    return is_utf8(name) and not set(b"/\0") & set(name) and name not in (b"", b".")
 
 
 def _check(dataset: Dataset, shape: tuple[int, ...]) -> None:
@@ -309,7 +335,7 @@ def _values(parent: GroupID, item: Item, path: str, n_rows: int) -> tuple[Datase
     codes = own_dataset(item, b"codes")
     categories = own_dataset(item, b"categories")
     if codes is not None and categories is not None:
-        return codes, f"{path}/codes", _categories(categories, f"{path}/categories")
+        return codes, f"{path}/codes", categories_in(categories, f"{path}/categories")
     return masked_values(item, path, n_rows), f"{path}/values", None
 
 
@@ -355,14 +381,15 @@ def _categories_of(parent: GroupID, dataset: Dataset, name: bytes, path: str) ->
     neighbour = own_dataset(member(parent, group), name)
     if neighbour is None:
         return None
-    return _categories(neighbour, sibling(path, f"{CATEGORIES}/{text(name)}"))
+    return categories_in(neighbour, sibling(path, f"{CATEGORIES}/{text(name)}"))
 
 
-def _categories(dataset: Dataset, path: str) -> list[Category]:
-    stored = _check_categories(dataset, path)
+def categories_in(dataset: Dataset, path: str, member: str | None = None) -> list[Category]:
+    """Return the categories that a dataset, or a member of its records, lists. Refuse others."""
+    stored = _check_categories(dataset, path, member)
     layout_of(dataset, path)  # refuses unreadable datasets: unwritten, unknown filters, large chunks
-    values = dataset.read().tolist()
-    if dataset.is_text:
+    values = (dataset.read() if member is None else dataset.read()[member]).reshape(-1).tolist()
+    if stored.kind in "SO":
         if sum(map(len, values)) > MOST_WORDS:
             raise Rejection(f"categories with more than {MOST_WORDS} bytes in total, expected fewer", path)
         values = list(map(text, values))
@@ -378,14 +405,17 @@ def _check_size(categories: list[Category], path: str) -> None:
         raise Rejection(f"categories that take more than {MOST_PADDED} bytes when padded to the longest one", path)
 
 
-def _check_categories(dataset: Dataset, path: str) -> np.dtype:
-    """Refuse a dataset that cannot list categories, or lists too many. Return its dtype."""
+def _check_categories(dataset: Dataset, path: str, member: str | None) -> np.dtype:
+    """Refuse a dataset that cannot list categories, or lists too many. Return the dtype of a category."""
     if dataset.place:
         raise Rejection(f"{dataset.place}, expected categories in the file itself", path)
     stored = dataset.dtype
-    if stored is None or len(dataset.shape or ()) != 1 or not (dataset.is_text or stored.kind in "iufb"):
+    if member is not None and stored is not None:
+        stored = stored[member].base if member in (stored.names or ()) else None
+    is_text = stored is not None and h5py.check_string_dtype(stored) is not None
+    if stored is None or len(dataset.shape or ()) != 1 or not (is_text or stored.kind in "iufb"):
         raise Rejection("not a list of categories, expected a one-dimensional dataset of strings or numbers", path)
-    is_wide = not dataset.is_text and stored.itemsize > 8
+    is_wide = not is_text and stored.itemsize > 8
     if dataset.size > MOST_CATEGORIES or is_wide or dataset.n_bytes > MOST_PADDED:
         raise Rejection(f"{dataset.size} categories of dtype {stored}, expected at most {MOST_CATEGORIES}", path)
     return stored

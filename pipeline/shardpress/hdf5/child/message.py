@@ -71,7 +71,8 @@ def unpacked(message: bytearray, kind: type[T]) -> T | Failure:
 
 
 def _code_of(dtype: np.dtype) -> str:
-    if dtype.kind == "O" or (dtype.kind in "iuf" and dtype.metadata is None):
+    is_simple = dtype.kind in "iufV" and not (dtype.metadata or dtype.fields or dtype.subdtype)
+    if dtype.kind == "O" or is_simple:
         return dtype.str
     return h5py.h5t.py_create(dtype, logical=True).encode().hex()  # with the names of an enumeration's values
 

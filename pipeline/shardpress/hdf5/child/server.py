@@ -158,7 +158,8 @@ def _send(connection: socket.socket, *pieces: bytes | memoryview) -> None:
 
 def _warm_up() -> None:
     """Read a small file, because this process cannot import modules that Python and h5py load on first use later."""
-    codecs.lookup("ascii")
+    for codec in ("ascii", "raw_unicode_escape"):
+        codecs.lookup(codec)
     decoders()
     with h5py.File.in_memory() as file:
         file["strings"] = ["a", "b", "c", "ü"]

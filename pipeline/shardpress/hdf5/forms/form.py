@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import ClassVar, NamedTuple, Self
@@ -10,11 +10,12 @@ from typing import ClassVar, NamedTuple, Self
 import numpy as np
 from h5py.h5g import GroupID
 
-from shardpress.hdf5.child.find import Dataset, Item, names_in
-from shardpress.hdf5.fields import Field, read_fields
+from shardpress.hdf5.child.find import Dataset, Item, Rejection, names_in
+from shardpress.hdf5.fields import Field, joined, read_fields
 from shardpress.hdf5.layout import Layout
-from shardpress.hdf5.limits import MOST_COLUMNS
-from shardpress.hdf5.shard import Block
+from shardpress.hdf5.limits import MOST_COLUMN_NAMES, MOST_COLUMNS
+from shardpress.hdf5.names import Category, split, under
+from shardpress.hdf5.shard import Block, LeftOut
 
 WRITE_ROWS = "Write them as one array of two dimensions"
 _NUMBER_SIZES = {"b": (1,), "u": (1, 2, 4, 8), "i": (1, 2, 4, 8), "f": (2, 4, 8)}
@@ -26,16 +27,49 @@ def is_number(dtype: np.dtype) -> bool:
 
 
 @dataclass(frozen=True)
+class Member:
+    """Values that a table has side by side in each row: numbers of one dtype, or strings."""
+
+    names: tuple[str, ...]  # of the values
+    dtype: np.dtype  # of a value
+    offset: int = 0  # of the first value in the bytes of a row of the dataset
+    part: int = 0  # number of the dataset in `RowDatasets.parts`
+    is_column: bool = True  # False for values that can only be extras, such as strings and times
+    categories: tuple[Category, ...] | None = None  # meaning of each code
+
+    def one(self, i: int) -> "Member":
+        """Return one of the values."""
+        return replace(self, names=self.names[i : i + 1], offset=self.offset + i * self.dtype.itemsize)
+
+
+@dataclass(frozen=True)
 class RowDatasets:
     """The datasets that hold the rows."""
 
-    name: str  # path of the dataset, or of the group with a sparse matrix
+    name: str  # path of the dataset, or of the group with a sparse matrix or with the columns
     parent: GroupID  # h5py.h5g.GroupID of the group that contains it
     form: "Form"
     parts: list[tuple[str, Dataset]]  # paths and datasets
     shape: tuple[int, ...]  # rows first
     dtype: np.dtype  # of the numbers, as stored
     is_transposed: bool = False  # True if the rows are along the last axis, or are the columns of a sparse matrix
+    members: tuple[Member, ...] = ()  # of the rows of a table, in order
+    is_mixed: bool = False  # True for a table whose columns can be chosen by name, because it holds more than a matrix
+    left_out: tuple[LeftOut, ...] = ()  # members that can be neither columns nor extras
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns of a table."""
+        return tuple(name for member in self.members if member.is_column for name in member.names)
+
+    @property
+    def group(self) -> str:
+        """Path of the group of the rows, in which extras are."""
+        return self.name if self.form.is_group else split(self.name)[0]
+
+    def beside(self, name: str) -> str:
+        """Return the path of an object in this group."""
+        return under(self.group, name) if self.group else name
 
     @cached_property
     def names_around(self) -> list[bytes]:
@@ -69,10 +103,29 @@ class Candidate(NamedTuple):
         return self._replace(n_rows=n_rows, n_inputs=prod(others))
 
 
+def table(
+    name: str, parent: GroupID, form: "Form", parts: list[tuple[str, Dataset]], n_rows: int, members: Sequence[Member]
+) -> RowDatasets:
+    """Return the rows of a table with these members. Refuse one without columns."""
+    columns = [member for member in members if member.is_column]
+    n_columns = sum(len(member.names) for member in columns)
+    if not 1 <= n_columns <= MOST_COLUMN_NAMES:
+        raise Rejection(f"a table with {n_columns} numeric columns, expected 1 to {MOST_COLUMN_NAMES}", name)
+    dtypes = {member.dtype for member in columns}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.result_type(*dtypes)  # the latter is in native byte order
+    return RowDatasets(name, parent, form, parts, (n_rows, n_columns), dtype, members=tuple(members))
+
+
+def field_of(member: Member, layouts: Sequence[Layout]) -> Field:
+    """Return the place of the values of a member, given the layouts of the datasets."""
+    return Field(layouts[member.part], member.dtype, len(member.names), member.offset)
+
+
 class Form(ABC):
     """A form of rows. The child recognizes and describes rows with it, and the driver reads them."""
 
     name: ClassVar[str]
+    is_group: ClassVar[bool] = False  # True if the rows are several datasets in a group
     words: ClassVar[str] = ""  # for the log, if a user should know
     words_if_transposed: ClassVar[str] = ""
 
@@ -84,9 +137,9 @@ class Form(ABC):
     def describe(self, name: str, parent: GroupID, item: Item, orientation: str | None) -> RowDatasets | None:
         """Return the rows in an object of a group, or None if it has another form. Refuse rows that cannot be read."""
 
-    @abstractmethod
     def fields(self, rows: RowDatasets, layouts: Sequence[Layout]) -> list[Field]:
         """Return the fields of the rows, given the layouts of the datasets."""
+        return joined(field_of(member, layouts) for member in rows.members if member.is_column)
 
     def read(self, block: Block, out: np.ndarray) -> None:
         """Read rows into `out`: (len(block), n_inputs), C order, in the dtype of the shard."""
