@@ -17,7 +17,7 @@ from tests.support.interpreters import REPOSITORY, run_python, search_path
 from tests.support.interruptions import SIZES
 
 PAGE = (REPOSITORY / "CONTRIBUTING.md").read_text()
-N_INPUTS = 7
+N_INPUTS = 8
 
 
 def recipe(title: str) -> str:
@@ -52,11 +52,11 @@ def tree(tmp_path: Path) -> Path:
 
     (form,) = examples("Add a form of rows")
     forms = root / "pipeline/shardpress/hdf5/forms"
-    (forms / "separate.py").write_text(form)
+    (forms / "complex.py").write_text(form)
     insert_before(
-        forms / "known.py", "from shardpress.hdf5.forms.table", "from shardpress.hdf5.forms.separate import Separate\n"
+        forms / "known.py", "from shardpress.hdf5.forms.table", "from shardpress.hdf5.forms.complex import Complex\n"
     )
-    insert_before(forms / "known.py", "Records(), ", "Separate(), ")
+    insert_before(forms / "known.py", "Records(), ", "Complex(), ")
 
     (rule,) = examples("Add an optimizer")
     insert_before(root / "kernels/shardpress_kernels/rules.py", "\n_RECORDS = (", f"\n{rule}\n")
@@ -91,9 +91,9 @@ PROGRAM = """
     from shardpress.settings.config import fingerprint_values
     from shardpress.settings.flags import parse
 
-    # A run over the columns of a table, with the activation, the optimizer and the setting.
+    # A run over rows in the new form, with the activation, the optimizer and the setting.
     flags = ["--hidden", "16", "--activation", "tanh", "--code-activation", "tanh", "--n-features", "3"]
-    flags += ["--optimizer", "adagrad", "--noise", "0.5", "--dataset", "table", "--output", "out", "--epochs", "3"]
+    flags += ["--optimizer", "adagrad", "--noise", "0.5", "--dataset", "spectra", "--output", "out", "--epochs", "3"]
     facts["exit code"] = main(["run", "--quiet", "--input", "x.h5", *flags])
     model = load_model("out")
     facts["costs"] = [epoch.cost for epoch in model.about.training.history]
@@ -126,8 +126,8 @@ def test_examples_of_the_recipes_work(tree: Path, tmp_path: Path, monkeypatch: p
     rng = np.random.default_rng(1)
     rows = (rng.random((300, 2)) @ rng.random((2, N_INPUTS)) + 0.1 * rng.random((300, N_INPUTS))).astype(np.float32)
     with h5py.File("x.h5", "w") as file:
-        for column in range(N_INPUTS):
-            file.create_dataset(f"table/{column}", data=rows[:, column], chunks=(70,), compression="gzip")
+        for name, part in zip(("real", "imag"), np.split(rows, 2, axis=1), strict=True):
+            file.create_dataset(f"spectra/{name}", data=part, chunks=(70, 2), compression="gzip")
     np.save("rows.npy", rows)
     ended = run_python(PROGRAM, "default", PYTHONPATH=search_path(tree))
     found = ended.facts

@@ -100,6 +100,41 @@ def records(file: h5py.File) -> None:
     file["X"] = ROWS.view([("a", "<i4"), ("b", "<i4")]).reshape(-1)
 
 
+def frame(file: h5py.File, **options: Any) -> None:
+    """Write a table as pandas does, with categories and lists of names in pickles."""
+    blocks = [("values_block_0", "<f8", (2,)), ("values_block_1", "i1", (1,))]
+    fields = [("index", "<i8"), *blocks, ("s", "S3"), ("label", "<i2")]
+    table = file.create_dataset("df/table", data=np.zeros(30, fields), **options)
+    file["df"].attrs["pandas_type"] = np.bytes_("frame_table")
+    file["df"].attrs["non_index_axes"] = np.bytes_("(lp0\n(I1\n(lp1\nVb\np2\naVa\np3\naVlabel\np4\natp5\na.")
+    table.attrs["index_kind"] = np.bytes_("integer")
+    table.attrs["values_block_0_kind"] = np.bytes_("(lp0\nVa\np1\naVb\np2\na.")
+    table.attrs["values_block_1_meta"] = np.bytes_("category")
+    categories = np.array([(0, b"no"), (1, b"yes")], [("index", "<i8"), ("values", "S3")])
+    file["df/meta/values_block_1/meta/table"] = categories
+
+
+def frame_of_blocks(file: h5py.File) -> None:
+    for i, (names, dtype) in enumerate([(["a", "b"], "f8"), (["label"], "i8"), (["c"], "f4")]):
+        file[f"df/block{i}_items"] = np.array(names, "S5")
+        file[f"df/block{i}_values"] = np.ones((30, len(names)), dtype)
+    file["df/axis0"] = np.array(["c", "label", "a", "b"], "S5")
+    file["df/axis1"] = np.arange(30)
+
+
+def columns(file: h5py.File, group: str = "", **options: Any) -> None:
+    for i, name in enumerate(("a", "b", "c", "label")):
+        file.create_dataset(f"{group}{name}", data=np.arange(30, dtype="f8" if i % 2 else "i4"), **options)
+    file[f"{group}text"] = np.array([f"row {i}" for i in range(30)], object)
+
+
+def samples(file: h5py.File, name: str = "s{}", **options: Any) -> None:
+    for i in range(12):
+        sample = file.create_dataset(name.format(i), data=ROWS[:6] + i, **options)
+        sample.attrs["kind"] = f"kind {i % 2}"
+        sample.parent.attrs["y"] = i
+
+
 def crowded(file: h5py.File) -> None:
     """Write more names and chunks than one node of an index holds."""
     file.create_dataset("X", data=np.tile(ROWS, (4, 1)), chunks=(1, 1), maxshape=(None, None))
@@ -121,6 +156,14 @@ LAYOUTS: list[dict[str, Any]] = [
 ]
 
 
+IN_PARTS = (
+    *(frame, partial(frame, chunks=(7,), **COMPRESSED), frame_of_blocks),
+    *(columns, partial(columns, group="g/", chunks=(7,), **COMPRESSED)),
+    *(samples, partial(samples, name="g/s{}/data"), partial(samples, chunks=(4, 1), **COMPRESSED)),
+)
+"""Writers of rows in tables, and in many datasets."""
+
+
 @pytest.fixture
 def corpus(tmp_path: Path) -> list[tuple[bytes, list[tuple[int, int]]]]:
     """Return small valid files of all layouts, filters and versions, each with its checksums."""
@@ -128,6 +171,7 @@ def corpus(tmp_path: Path) -> list[tuple[bytes, list[tuple[int, int]]]]:
         *(partial(write, **options) for options in LAYOUTS for write in (plain, labelled)),
         *(by_columns, partial(by_columns, chunks=(1, 7), **COMPRESSED)),
         *(coded, deep, partial(linked, secret=tmp_path / "secret.h5"), records, crowded),
+        *IN_PARTS,
     ]
     contents = [path.read_bytes() for path in sorted(FILES.iterdir()) if path.name not in NO_HDF5]
     for i, write in enumerate(writers):

@@ -475,9 +475,77 @@ def matlab(path: Path, rng: np.random.Generator) -> Contents:
     return Contents(rows, {"y": found["y"]}, settings={"orientation": orientation})
 
 
+# -- many datasets -------------------------------------------------------------------------------------------------
+
+
+def some_columns(rng: np.random.Generator, n_rows: int) -> dict[str, np.ndarray]:
+    """Return columns of random dtypes, with names in natural order, and labels that are extras."""
+    columns = {f"c{i}": some_numbers(rng, (n_rows,), pick(rng, NUMBERS)) for i in range(2, 2 + int(rng.integers(10)))}
+    columns["first"] = some_numbers(rng, (n_rows,), pick(rng, ["f4", "?", ">i2"]))
+    columns["second"] = some_numbers(rng, (n_rows,), pick(rng, ["f4", "?", "u1"]))
+    return columns | {name: rng.integers(0, 3, n_rows) for name in ("label", "cell_id") if is_chosen(rng)}
+
+
+def side_by_side(columns: Mapping[str, np.ndarray], extras: Mapping[str, Any], **settings: Any) -> Contents:
+    rows = {name: values for name, values in columns.items() if name not in ("label", "cell_id")}
+    dtype = np.result_type(*(values.dtype for values in rows.values()))
+    with np.errstate(invalid="ignore"):  # signaling NaN
+        matrix = np.stack([values.astype(dtype) for values in rows.values()], axis=1)
+    others = {name: values for name, values in columns.items() if name not in rows}
+    return Contents(matrix, {**extras, **others}, [*rows], settings=settings)
+
+
+def h5py_columns(path: Path, rng: np.random.Generator) -> Contents:
+    n_rows = int(rng.integers(2, 50))
+    columns = some_columns(rng, n_rows)
+    group = pick(rng, ["", "a/b/"])
+    words = [text.encode() for text in some_texts(rng, n_rows)]
+    with h5py.File(path, "w") as file:
+        for name in rng.permutation(sorted(columns)):
+            values = columns[name]
+            file.create_dataset(f"{group}{name}", data=values, **some_storage(rng, values.shape, values.dtype))
+        file[f"{group}word"] = words
+        file[f"{group}version"] = 3
+    return side_by_side(columns, {"word": words}, dataset=pick(rng, [None, group or "/"]))
+
+
+def vaex(path: Path, rng: np.random.Generator) -> Contents:
+    """Write the layout of vaex, which is not installed here."""
+    columns = some_columns(rng, int(rng.integers(2, 50)))
+    with h5py.File(path, "w") as file:
+        for name, values in columns.items():
+            file[f"table/columns/{name}/data"] = values
+        file["table/columns/word/data"] = np.zeros(9, "u1")
+        file["table/columns/word/indices"] = np.arange(4)
+    return side_by_side(columns, {})
+
+
+def h5py_samples(path: Path, rng: np.random.Generator) -> Contents:
+    rank = int(rng.integers(1, 4))
+    rows = some_numbers(rng, (int(rng.integers(2, 30)), *some_shape(rng, 3)[:rank]), pick(rng, ANY_ORDER))
+    rows = np.concatenate([rows, rows], axis=1)  # a sample has several values
+    storage = some_storage(rng, rows.shape[1:], rows.dtype)
+    for option in ("scaleoffset", "maxshape"):  # only libhdf5 reads such chunks, and samples must not need it
+        storage.pop(option, None)
+    is_nested = is_chosen(rng)
+    group = pick(rng, ["", "a/"])
+    names = [f"sample {i}" for i in range(len(rows))]
+    with h5py.File(path, "w") as file:
+        for i in rng.permutation(len(rows)):
+            name = f"{group}{names[i]}"
+            own = f"{name}/values" if is_nested else name
+            file.create_dataset(own, data=rows[i], **storage)
+            file[name].attrs["kind"] = "ab"[i % 2]
+            file[name].attrs["weight"] = i / 2
+    extras = {"_index": names, "kind": ["ab"[i % 2] for i in range(len(rows))], "weight": np.arange(len(rows)) / 2}
+    orientation = "rows" if rank == 1 and not is_nested else None
+    return Contents(rows, extras, settings={"orientation": orientation, "dataset": pick(rng, [None, group or "/"])})
+
+
 # -- the tests -----------------------------------------------------------------------------------------------------
 
 FORMS = [h5py_rows, anndata, pandas_fixed, pandas_table, pandas_mixed, pytables_array, pytables_table, netcdf, matlab]
+FORMS += [h5py_columns, vaex, h5py_samples]
 
 
 @pytest.mark.filterwarnings("ignore:The chararray class:DeprecationWarning")  # hdf5storage uses it

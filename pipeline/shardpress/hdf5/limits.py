@@ -5,7 +5,7 @@ The child obeys these limits. The code that checks its answers uses the same lim
 
 SMALLEST = 48  # bytes of the shortest superblock; no data can be stored before its end
 
-MOST_OBJECTS = 100_000  # objects to examine in one group, or in a search for the rows
+MOST_OBJECTS = 2**18  # objects to examine in one group, or in a search for the rows
 MOST_DEPTH = 32  # nested groups
 
 MOST_CHUNK_BYTES = 2**26

@@ -1,5 +1,6 @@
 """Rules about names: of the rows, of their columns, and of extras."""
 
+import re
 from collections.abc import Sequence
 from math import prod
 
@@ -49,10 +50,26 @@ def normal(path: str) -> str:
     return text(b"/".join(parts_of(path)))
 
 
+def natural_key(path: str) -> list[list[tuple[bool, int, str]]]:
+    """Return the key for the natural order of paths, component by component: 9 before 10."""
+    return [[_natural_part(part) for part in re.split(r"(\d+)", name)] for name in path.split("/")]
+
+
+def _natural_part(part: str) -> tuple[bool, int, str]:
+    # The flag prevents comparisons of numbers with words. The spelling comes last, to distinguish 010 from 10.
+    is_number = part.isdecimal()
+    return is_number, int(part) if is_number else 0, part
+
+
 def split(path: str) -> tuple[str, str]:
     """Split a path into the group and the last name. The group is empty for the root group."""
     group, _, name = path.rstrip("/").rpartition("/")
     return group, name
+
+
+def group_of(rows: str, is_group: bool) -> str:
+    """Return the path of the group in which the extras of rows are, given the path of the rows. Empty for the root."""
+    return rows.strip("/") if is_group else split(rows)[0]
 
 
 def under(group: str, name: str) -> str:

@@ -20,10 +20,12 @@ from shardpress.hdf5.columns import NO_COLUMNS, Columns
 from shardpress.hdf5.fields import Field, joined
 from shardpress.hdf5.files import Identity
 from shardpress.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
-from shardpress.hdf5.names import Category, split, under
+from shardpress.hdf5.names import Category, group_of, under
 
 _NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
 
+GROUPS = ("columns", "samples")
+"""Forms of rows in many datasets of a group."""
 _READ_AS = {
     "bool": "uint8",  # the fastest dtype to copy to a device
     "float16": "float32",  # Theano has no float16 arithmetic on the CPU
@@ -96,7 +98,7 @@ class Description:
     @property
     def group(self) -> str:
         """Path of the group of the rows, in which extras are."""
-        return self.dataset if self.form == "columns" else split(self.dataset)[0]
+        return group_of(self.dataset, self.form in GROUPS)
 
     def choosing(self, positions: Sequence[int]) -> Description:
         """Return the description of a table with some of its columns as the rows. The others become extras."""
@@ -152,6 +154,11 @@ class Shard:
     @property
     def n_rows(self) -> int:
         return self.shape[0]
+
+    @property
+    def group(self) -> str:
+        """Path of the group of the rows, in which extras are."""
+        return group_of(self.dataset, self.form in GROUPS)
 
     @property
     def n_inputs(self) -> int:

@@ -65,7 +65,7 @@ def name_of_extra(setting: str, path: str, shards: Sequence[Shard]) -> str:
     names = [extra.name for extra in shards[0].extras]
     for shard in shards:
         for extra in shard.extras:
-            if path == extra.name or path_from_rows(path, shard.dataset) == (extra.path or extra.name):
+            if path == extra.name or path_from_rows(path, shard.group) == (extra.path or extra.name):
                 return extra.name
     known = printable(short_list(sorted(names), _MAX_NAMES))
     reasons = {extra.name: extra.reason for shard in shards for extra in shard.left_out}

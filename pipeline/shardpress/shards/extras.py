@@ -18,7 +18,7 @@ import numpy as np
 from shardpress.base.errors import DataError, printable, quantity, short_list
 from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
-from shardpress.hdf5.names import A_GROUP, Category, are_few, is_requested, normal, split
+from shardpress.hdf5.names import A_GROUP, Category, are_few, is_requested, normal
 from shardpress.hdf5.shard import Extra, LeftOut, Shard, code_dtype
 from shardpress.result.finished import RESERVED
 from shardpress.shards.vet import InputFile
@@ -319,7 +319,7 @@ def _with_names(file: InputFile, names: Mapping[str, str]) -> FileExtras:
     extras = []
     for extra in rows.extras:
         if extra.is_named:
-            path = path_from_rows(extra.name, rows.dataset)
+            path = path_from_rows(extra.name, rows.group)
             name = names[extra.name]
             extra = replace(extra, name=name, path="" if path == name else path)
         extras.append(extra)
@@ -327,10 +327,10 @@ def _with_names(file: InputFile, names: Mapping[str, str]) -> FileExtras:
     return FileExtras(file, tuple(extras), tuple(left_out))
 
 
-def path_from_rows(path: str, dataset: str) -> str:
+def path_from_rows(path: str, group: str) -> str:
     """Return the path of an extra relative to the group of the rows if it is there, otherwise from the root."""
-    group, _ = split(f"/{normal(dataset)}")
-    return f"/{normal(path)}".removeprefix(f"{group}/")
+    prefix = f"/{normal(group)}/" if group else "/"
+    return f"/{normal(path)}".removeprefix(prefix)
 
 
 # -- dtypes --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import errno
 import glob
 import logging
 import os
-import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from shardpress.base.errors import DataError, NoInput, NotPermitted, printable, short_list
 from shardpress.hdf5.files import FILES, translated_error
+from shardpress.hdf5.names import natural_key
 from shardpress.hdf5.otherformats import describe_path
 from shardpress.hdf5.signature import signature_at
 from shardpress.result.finished import INDEX, Result
@@ -103,7 +103,7 @@ def _matches(pattern: str) -> list[Source]:
 def _paths(pattern: str) -> list[str]:
     if os.path.lexists(pattern):  # check this before globs, because files may have names such as a[1].h5
         return [pattern]
-    matches = sorted(glob.glob(pattern, recursive=True), key=_natural_key)
+    matches = sorted(glob.glob(pattern, recursive=True), key=natural_key)
     if "**" not in pattern:
         return matches
     # The pattern matches the files in a folder together with the folder, and follows links without end.
@@ -166,7 +166,7 @@ def _search(folder: str) -> list[str]:
     Files with a usual ending are not opened here, since there may be many. They are refused later if they are not HDF5.
     """
     contents = _contents_of(folder)
-    contents.others.sort(key=_natural_key)
+    contents.others.sort(key=natural_key)
     listed = short_list(map(printable, contents.others), _LISTED)
     if not contents.files:
         found = f"holds {listed}" if contents.others else "empty folder"
@@ -175,9 +175,9 @@ def _search(folder: str) -> list[str]:
     if contents.others:
         log.info("input=%s: left out, since they are not HDF5 files: %s", printable(folder), listed)
     if contents.outputs:
-        outputs = short_list(map(printable, sorted(contents.outputs, key=_natural_key)), _LISTED)
+        outputs = short_list(map(printable, sorted(contents.outputs, key=natural_key)), _LISTED)
         log.info("input=%s: left out, since they are output directories: %s", printable(folder), outputs)
-    return sorted(contents.files, key=_natural_key)
+    return sorted(contents.files, key=natural_key)
 
 
 def _contents_of(top: str) -> _Contents:
@@ -273,14 +273,3 @@ def _parts(directory: Path) -> list[Source]:
         rows = None if n_rows == part.n_rows else (first, n_rows)
         sources.append(Source(directory / part.file, rows, part.n_rows, part.entry.n_bytes, part.entry.blake3))
     return sources
-
-
-def _natural_key(path: str) -> list[list[tuple[bool, int, str]]]:
-    """Return a sort key that compares component by component, and treats digits as numbers."""
-    return [[_natural_part(part) for part in re.split(r"(\d+)", name)] for name in path.split("/")]
-
-
-def _natural_part(part: str) -> tuple[bool, int, str]:
-    # The flag prevents comparisons of numbers with words. The spelling comes last, to distinguish 010 from 10.
-    is_number = part.isdecimal()
-    return is_number, int(part) if is_number else 0, part

@@ -47,6 +47,13 @@ def sparse(name):
         ({"obs": MIXED, **sparse("matrix"), "matrix/shape": [61, 6]}, (), None, ("matrix", "sparse")),
         ({"obs": MIXED, "rows": FRAME}, (), None, ("rows", "records")),
         ({"measured": MIXED, "text": np.array([b"a"] * 4)}, (), None, ("measured", "records")),
+        # One dataset for each column or sample, if nothing else can be meant.
+        ({"x": np.zeros(4), "y": np.zeros(4), "z": np.zeros(3), "t": FRAME}, (), None, ("t", "records")),
+        ({"x": np.zeros(4), "y": np.zeros(4), "z": np.zeros(3)}, (), None, ("/", "columns")),
+        ({"g/x": np.zeros(4), "g/y": np.zeros(4), "z": np.zeros(4)}, (), None, ("g", "columns")),
+        ({"s/a1": np.zeros((2, 2)), "s/a2": np.zeros((2, 2)), "s/a3": np.zeros((2, 1))}, (), None, ("s", "samples")),
+        ({f"run{i}/data": np.zeros((2, 2)) for i in range(3)}, (), None, ("/", "samples")),
+        ({f"{name}/data": np.zeros(5) for name in "ab"}, (), None, ("/", "samples")),
     ],
 )
 def test_object_that_holds_the_rows_is_found(tmp_path, contents, attributes, requested, chosen):
@@ -65,6 +72,9 @@ def test_object_that_holds_the_rows_is_found(tmp_path, contents, attributes, req
         ({"obs/y": np.zeros((4, 1)), "t": FRAME}, None, ["obs/y (4, 1) float64, t (4,) "]),
         (BLOCKS, "df", ["dataset=df/block0_values:", "without names"]),
         ({"g": None, "X": np.zeros((4, 2))}, "g", ["dataset=g:"]),
+        ({f"c{i}": np.zeros(4) for i in range(3)}, None, ["--orientation columns", "--orientation rows"]),
+        ({f"{group}/{name}": np.zeros(4) for group in "gh" for name in "xy"}, None, ["(g, h)", "--dataset"]),
+        ({f"{name}": np.zeros((4, 2)) for name in "xy"}, None, ["x (4, 2) float64, y (4, 2)"]),
         ({"X": np.zeros((2, 2), np.complex64)}, None, ["dataset=X", "complex64"]),
         ({"X": h5py.Empty("f4")}, None, ["dataset=X", "empty dataset"]),
         ({"X": np.zeros((3, 2, 0))}, None, ["dataset=X", "(3, 2, 0)"]),

@@ -3,6 +3,8 @@
 Only short attributes are read. The pickles that pandas writes into some attributes are never read.
 """
 
+from collections.abc import Mapping
+
 import h5py
 from h5py.h5f import FileID
 from h5py.h5g import GroupID
@@ -21,6 +23,7 @@ from shardpress.hdf5.child.find import (
     objects,
     resolve,
 )
+from shardpress.hdf5.child.spread import could_be_samples, groups_of, is_line
 from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, RowDatasets
 from shardpress.hdf5.forms.known import FORMS
 from shardpress.hdf5.forms.sparse import is_matlab_sparse
@@ -45,6 +48,9 @@ def choose(root: FileID, orientation: str | None) -> tuple[str, GroupID, Item]:
     likely = _likely_candidates(candidates, orientation)
     if len(likely) == 1:
         return likely[0], *locate(root, likely[0])
+    place = _group_with_rows(root, {name: candidates[name] for name in likely})
+    if place is not None:
+        return place, *locate(root, place)
     if likely:
         raise _no_choice({name: candidate for name, candidate in candidates.items() if candidate.form != "none"})
     if preferred is not None:
@@ -68,6 +74,20 @@ def _candidates_below(group: GroupID) -> dict[str, Candidate]:
         if isinstance(item, GroupID) and h5py.h5a.exists(item, b"pandas_type"):
             skipped = f"{name}/meta/" if candidate is None else f"{name}/"
     return candidates
+
+
+def _group_with_rows(root: FileID, likely: Mapping[str, Candidate]) -> str | None:
+    """Return the only group with a dataset for each sample or column, or None. It holds all `likely` candidates."""
+    shapes = {name: candidate.shape for name, candidate in likely.items()}
+    if not shapes:
+        shapes = {name: item.shape or () for name, item in objects(root) if isinstance(item, Dataset) and is_line(item)}
+    places = groups_of(shapes)
+    if len(places) > 1 and not likely:
+        listed = short_list(places, LISTED)
+        raise Rejection(f"several groups hold one dataset for each column or sample ({listed}). Choose with --dataset.")
+    if len(places) != 1 or (likely and not could_be_samples(places[0], list(likely))):
+        return None
+    return places[0]
 
 
 def _no_choice(candidates: dict[str, Candidate], contents: str = "") -> Rejection:

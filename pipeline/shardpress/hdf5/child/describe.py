@@ -51,10 +51,10 @@ def describe(
     """
     place = choose(root, orientation) if dataset is None else (dataset, *locate(root, dataset))
     rows = find(*place, orientation)
-    layouts = [_without_members(layout_of(part, path)) for path, part in rows.parts]
+    layouts = [_without_members(layout_of(part, path)) for path, part in rows.all_parts()]
     fields = rows.form.fields(rows, layouts)
     extras, left_out = _extras(root, rows, layouts, include, has_extras)
-    check_apart([*layouts, *(extra.stored.layout for extra in extras if extra.stored)])
+    check_apart([*(field.layout for field in fields), *(extra.stored.layout for extra in extras if extra.stored)])
     return Description(
         dataset=rows.name,
         shape=rows.shape,
@@ -90,7 +90,7 @@ def _extras(
     used = {normal(path) for path, _ in rows.parts} | included
     named, missing = find_named(root, others, rows.shape, used)
     row_names = find_row_names(root, rows, used) if has_extras else []
-    return extras + named + members + row_names, [*missing, *left_out, *rows.left_out][:MOST_LEFT_OUT]
+    return extras + named + members + [*rows.extras] + row_names, [*missing, *rows.left_out, *left_out][:MOST_LEFT_OUT]
 
 
 def _fill_value(rows: Dataset) -> float | None:

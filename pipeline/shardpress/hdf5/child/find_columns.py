@@ -163,7 +163,8 @@ def _member_names(root: FileID, rows: RowDatasets, n_inputs: int) -> _Names | No
     """Return the names of the columns of a table. An array in the records of a matrix does not name them."""
     if not rows.is_mixed and (not rows.members or any(len(member.names) > 1 for member in rows.members)):
         return None
-    return "the fields of the table", _checked_names(rows.names, "the fields of the table")
+    source = "the names of the datasets" if rows.form.is_group and rows.is_transposed else "the fields of the table"
+    return source, _checked_names(rows.names, source)
 
 
 _NAMES = [_attribute_names, _variable_names, _block_names, _scale_names, _member_names]

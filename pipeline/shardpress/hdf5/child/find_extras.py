@@ -74,7 +74,8 @@ def find_extras(rows: RowDatasets) -> tuple[list[Extra], list[LeftOut]]:
     """Return the extras in the group of the rows, and the objects that are left out."""
     extras: list[Extra] = []
     left_out: list[LeftOut] = []
-    skipped = {CATEGORIES.encode(), *(parts_of(path)[-1] for path in (rows.name, *dict(rows.parts)) if parts_of(path))}
+    parts = () if rows.own_names else (rows.name, *dict(rows.parts))
+    skipped = {CATEGORIES.encode(), *rows.own_names, *(parts_of(path)[-1] for path in parts)}
     used = set(map(text, rows.names_around))
     for name in rows.names_around:
         if name in skipped:
@@ -204,6 +205,11 @@ def _check(dataset: Dataset, shape: tuple[int, ...]) -> None:
 def is_netcdf_dimension(dataset: Dataset) -> bool:
     """Return whether a dataset is a netCDF dimension, which only specifies the length of an axis and has no values."""
     return name_of_scale(dataset).startswith(_DIMENSION)
+
+
+def is_netcdf_scale(dataset: Dataset) -> bool:
+    """Return whether a dataset is a dimension scale: the coordinate of an axis."""
+    return short_text(dataset.id, b"CLASS") == "DIMENSION_SCALE"
 
 
 def name_of_scale(dataset: Dataset) -> str:

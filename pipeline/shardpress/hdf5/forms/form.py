@@ -1,7 +1,7 @@
 """Base class of the forms in which files store rows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -14,8 +14,8 @@ from shardpress.hdf5.child.find import Dataset, Item, Rejection, names_in
 from shardpress.hdf5.fields import Field, joined, read_fields
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_COLUMN_NAMES, MOST_COLUMNS
-from shardpress.hdf5.names import Category, split, under
-from shardpress.hdf5.shard import Block, LeftOut
+from shardpress.hdf5.names import Category, group_of, under
+from shardpress.hdf5.shard import Block, Extra, LeftOut
 
 WRITE_ROWS = "Write them as one array of two dimensions"
 _NUMBER_SIZES = {"b": (1,), "u": (1, 2, 4, 8), "i": (1, 2, 4, 8), "f": (2, 4, 8)}
@@ -56,16 +56,25 @@ class RowDatasets:
     members: tuple[Member, ...] = ()  # of the rows of a table, in order
     is_mixed: bool = False  # True for a table whose columns can be chosen by name, because it holds more than a matrix
     left_out: tuple[LeftOut, ...] = ()  # members that can be neither columns nor extras
+    extras: tuple[Extra, ...] = ()  # that the form itself has, such as the names of samples
+    own_names: frozenset[bytes] = frozenset()  # names in the group of samples and columns that belong to the rows
+    # Paths of more parts, and functions that open them: so many that they cannot be open at the same time.
+    others: Sequence[tuple[str, Callable[[], Dataset]]] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the columns of a table."""
         return tuple(name for member in self.members if member.is_column for name in member.names)
 
+    def all_parts(self) -> Iterator[tuple[str, Dataset]]:
+        yield from self.parts
+        for path, open_part in self.others:
+            yield path, open_part()
+
     @property
     def group(self) -> str:
         """Path of the group of the rows, in which extras are."""
-        return self.name if self.form.is_group else split(self.name)[0]
+        return group_of(self.name, self.form.is_group)
 
     def beside(self, name: str) -> str:
         """Return the path of an object in this group."""
