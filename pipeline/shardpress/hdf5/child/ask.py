@@ -276,7 +276,8 @@ def _answer_of_child(request: dict[str, Any], descriptor: int, where: str) -> by
             "memory and storage (dmesg), then run the same command again."
         ) from death
     _ended.get_or_make(key, Counter)[dataset] += 1
-    raise DataError(f"{where}: {death}. The file is damaged or forged: do not use it.") from death
+    cause = "has very many small datasets: write their rows into one" if death.is_slow else "is forged: do not use it"
+    raise DataError(f"{where}: {death}. The file is damaged, or {cause}.") from death
 
 
 def _answer(child: _Child, request: dict[str, Any], descriptor: int, limits: _Limits, where: str) -> bytearray:
