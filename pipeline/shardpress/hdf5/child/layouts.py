@@ -18,6 +18,7 @@ from shardpress.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS
 from shardpress.hdf5.names import text
 
 _UNFILTERED_EDGES = 2  # H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS
+_UNFINISHED = "If a program is still writing the file, wait for it; otherwise write the file again."
 EVERY_FILTER = 0xFFFFFFFF
 """Filter mask of a chunk that is stored without filters."""
 
@@ -56,9 +57,7 @@ def _layout(dataset: Dataset, layout: Layout) -> Layout:
 def _offset(dataset: Dataset, layout: Layout, n_bytes: int) -> int:
     offset = dataset.id.get_offset()
     if offset is None or dataset.id.get_storage_size() < n_bytes:
-        raise Rejection(
-            f"shape {layout.shape}, but its {n_bytes} bytes were never written. Write the file again.", layout.name
-        )
+        raise Rejection(f"shape {layout.shape}, but its {n_bytes} bytes were never written. {_UNFINISHED}", layout.name)
     return int(offset)
 
 
@@ -97,7 +96,7 @@ def _index(dataset: Dataset, layout: Layout) -> np.ndarray:
     n_missing = int((index[0] < 0).sum())
     if n_missing:
         raise Rejection(
-            f"shape {shape} in {prod(grid)} chunks, but {n_missing} of them were never written. Write the file again.",
+            f"shape {shape} in {prod(grid)} chunks, but {n_missing} of them were never written. {_UNFINISHED}",
             layout.name,
         )
     if layout.filters and has_unfiltered_edges(dataset.properties):
