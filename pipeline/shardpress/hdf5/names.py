@@ -21,6 +21,7 @@ CATEGORIES = "__categories"
 A_GROUP = "a group"
 NOT_UTF8 = "its name is not UTF-8"
 
+_GROUPS = ("columns", "samples")  # forms of rows that are many datasets of a group
 _LAYERS = b"layers"  # AnnData's group of other matrices with the same columns as `X`
 _SAME_ROWS = (_LAYERS, b"obsm", b"raw")  # AnnData's groups of other matrices with the same rows as `X`
 _BLOCK = "_values"  # suffix of a dataset with a block of a pandas frame in fixed format
@@ -67,9 +68,9 @@ def split(path: str) -> tuple[str, str]:
     return group, name
 
 
-def group_of(rows: str, is_group: bool) -> str:
-    """Return the path of the group in which the extras of rows are, given the path of the rows. Empty for the root."""
-    return rows.strip("/") if is_group else split(rows)[0]
+def group_of(rows: str, form: str) -> str:
+    """Return the path of the group with the extras, given the path and the form of the rows. Empty for the root."""
+    return rows.strip("/") if form in _GROUPS else split(rows)[0]
 
 
 def under(group: str, name: str) -> str:

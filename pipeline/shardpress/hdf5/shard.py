@@ -24,8 +24,6 @@ from shardpress.hdf5.names import Category, group_of, under
 
 _NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
 
-GROUPS = ("columns", "samples")
-"""Forms of rows in many datasets of a group."""
 _READ_AS = {
     "bool": "uint8",  # the fastest dtype to copy to a device
     "float16": "float32",  # Theano has no float16 arithmetic on the CPU
@@ -98,7 +96,7 @@ class Description:
     @property
     def group(self) -> str:
         """Path of the group of the rows, in which extras are."""
-        return group_of(self.dataset, self.form in GROUPS)
+        return group_of(self.dataset, self.form)
 
     def choosing(self, positions: Sequence[int]) -> Description:
         """Return the description of a table with some of its columns as the rows. The others become extras."""
@@ -158,7 +156,7 @@ class Shard:
     @property
     def group(self) -> str:
         """Path of the group of the rows, in which extras are."""
-        return group_of(self.dataset, self.form in GROUPS)
+        return group_of(self.dataset, self.form)
 
     @property
     def n_inputs(self) -> int:

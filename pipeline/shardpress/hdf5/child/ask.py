@@ -276,8 +276,10 @@ def _answer_of_child(request: dict[str, Any], descriptor: int, where: str) -> by
             "memory and storage (dmesg), then run the same command again."
         ) from death
     _ended.get_or_make(key, Counter)[dataset] += 1
-    cause = "has very many small datasets: write their rows into one" if death.is_slow else "is forged: do not use it"
-    raise DataError(f"{where}: {death}. The file is damaged, or {cause}.") from death
+    advice = "The file is damaged or forged: do not use it."
+    if death.is_slow:
+        advice = "The file is damaged, or has very many small datasets: write their rows into one."
+    raise DataError(f"{where}: {death}. {advice}") from death
 
 
 def _answer(child: _Child, request: dict[str, Any], descriptor: int, limits: _Limits, where: str) -> bytearray:

@@ -1,6 +1,6 @@
 """Functions of the child that find the dataset or group with the rows, or explain why none can be used.
 
-Only short attributes are read. The pickles that pandas writes into some attributes are never read.
+The pickles that pandas writes into some attributes are never opened.
 """
 
 from collections.abc import Mapping
@@ -38,8 +38,8 @@ _STACKED = "(rows of other files)"
 def choose(root: FileID, orientation: str | None) -> tuple[str, GroupID, Item]:
     """Return the path, the parent group and the object of ``X`` in the root group, or of the only candidate.
 
-    Candidates are numeric datasets of rank 2 or more. In files without such datasets, tables and sparse matrices are
-    candidates as well.
+    Candidates are numeric datasets of rank 2 or more; without them, sparse matrices and tables of one type; without
+    them, other tables. The last choice is a group with one dataset for each sample or column.
     """
     parent, preferred = resolve(root, PREFERRED)
     if preferred is not None and _candidate(preferred):

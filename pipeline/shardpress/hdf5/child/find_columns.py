@@ -163,7 +163,9 @@ def _member_names(root: FileID, rows: RowDatasets, n_inputs: int) -> _Names | No
     """Return the names of the columns of a table. An array in the records of a matrix does not name them."""
     if not rows.is_mixed and (not rows.members or any(len(member.names) > 1 for member in rows.members)):
         return None
-    source = "the names of the datasets" if rows.form.is_group and rows.is_transposed else "the fields of the table"
+    source = (
+        "the names of the datasets" if rows.form.name == "columns" and rows.is_transposed else "the fields of the table"
+    )
     return source, _checked_names(rows.names, source)
 
 

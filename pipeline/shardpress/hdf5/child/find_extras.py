@@ -207,7 +207,7 @@ def is_netcdf_dimension(dataset: Dataset) -> bool:
     return name_of_scale(dataset).startswith(_DIMENSION)
 
 
-def is_netcdf_scale(dataset: Dataset) -> bool:
+def is_dimension_scale(dataset: Dataset) -> bool:
     """Return whether a dataset is a dimension scale: the coordinate of an axis."""
     return short_text(dataset.id, b"CLASS") == "DIMENSION_SCALE"
 

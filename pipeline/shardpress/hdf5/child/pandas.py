@@ -4,7 +4,7 @@ pandas keeps lists of names in pickles. They are never opened: a parser lists th
 """
 
 import pickletools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -35,8 +35,7 @@ def as_in_frame(group: GroupID, table: Dataset, members: Mapping[str, Member]) -
     levels = _pickled_names(group, b"levels") or []  # of an index with several levels, which are stored like columns
     columns = [replace(column, is_column=column.is_column and column.names[0] not in levels) for column in columns]
     axis = _pickled_names(group, b"non_index_axes") or []  # the number of the axis, and the names along it
-    positions = {name: i for i, name in enumerate(axis[1:])}
-    return sorted(columns, key=lambda column: positions.get(column.names[0], -1))
+    return _in_order(columns, axis[1:])
 
 
 def _as_in_frame(group: GroupID, table: Dataset, field: str, member: Member) -> Member:
@@ -118,5 +117,10 @@ def blocks_of(frame: GroupID, path: str) -> tuple[list[tuple[str, Dataset]], lis
         raise Rejection("a frame of pandas without numbers, expected blocks of numbers", path)
     axis = own_dataset(frame, b"axis0")
     n_columns = 0 if axis is None or axis.place else axis.size
-    positions = {name: i for i, name in enumerate(names_at(frame, "axis0", n_columns, path) or [])}
-    return parts, sorted(columns, key=lambda column: positions.get(column.names[0], -1))
+    return parts, _in_order(columns, names_at(frame, "axis0", n_columns, path) or [])
+
+
+def _in_order(columns: Sequence[Member], names: Sequence[str]) -> list[Member]:
+    """Return single columns in the order of their names; those without a place come first."""
+    positions = {name: i for i, name in enumerate(names)}
+    return sorted(columns, key=lambda column: positions.get(column.names[0], -1))

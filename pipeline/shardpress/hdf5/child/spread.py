@@ -14,7 +14,7 @@ from h5py._objects import ObjectID
 from h5py.h5g import GroupID
 
 from shardpress.hdf5.child.find import Dataset, Rejection, attribute, link_of, member, names_in, own_dataset
-from shardpress.hdf5.child.find_extras import is_netcdf_scale, is_usable
+from shardpress.hdf5.child.find_extras import is_dimension_scale, is_usable
 from shardpress.hdf5.fields import Field
 from shardpress.hdf5.forms.form import is_number
 from shardpress.hdf5.layout import Layout
@@ -101,7 +101,9 @@ def could_be_samples(place: str, paths: Sequence[str]) -> bool:
 
 def is_line(item: object) -> bool:
     """Return whether an object is a dataset with several numbers along one axis, which is no coordinate of netCDF."""
-    return isinstance(item, Dataset) and _is_numeric(item) and len(item.shape or ()) == 1 and not is_netcdf_scale(item)
+    return (
+        isinstance(item, Dataset) and _is_numeric(item) and len(item.shape or ()) == 1 and not is_dimension_scale(item)
+    )
 
 
 def _is_numeric(dataset: Dataset) -> bool:
@@ -113,7 +115,7 @@ def _is_numeric(dataset: Dataset) -> bool:
 def _own_pieces(group: GroupID, path: str) -> Iterator[Piece]:
     for name in sorted(names_in(group), key=lambda name: natural_key(text(name))):
         dataset = own_dataset(group, name)
-        if dataset is not None and _is_numeric(dataset) and not is_netcdf_scale(dataset):
+        if dataset is not None and _is_numeric(dataset) and not is_dimension_scale(dataset):
             yield _piece(dataset, path, group, name, name)
 
 

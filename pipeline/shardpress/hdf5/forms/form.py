@@ -74,7 +74,7 @@ class RowDatasets:
     @property
     def group(self) -> str:
         """Path of the group of the rows, in which extras are."""
-        return group_of(self.name, self.form.is_group)
+        return group_of(self.name, self.form.name)
 
     def beside(self, name: str) -> str:
         """Return the path of an object in this group."""
@@ -134,7 +134,6 @@ class Form(ABC):
     """A form of rows. The child recognizes and describes rows with it, and the driver reads them."""
 
     name: ClassVar[str]
-    is_group: ClassVar[bool] = False  # True if the rows are several datasets in a group
     words: ClassVar[str] = ""  # for the log, if a user should know
     words_if_transposed: ClassVar[str] = ""
 

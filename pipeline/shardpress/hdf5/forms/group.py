@@ -19,7 +19,6 @@ class ColumnGroup(Form):
     """Datasets with one or several columns each. A group of samples is recognized here as well."""
 
     name = "columns"
-    is_group = True
     words = "stored in the blocks of a frame of pandas"
     words_if_transposed = "stored in one dataset for each column"
 

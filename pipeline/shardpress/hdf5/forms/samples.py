@@ -17,7 +17,6 @@ class Samples(Form):
     """Datasets of one shape and dtype, each of which is a row."""
 
     name = "samples"
-    is_group = True
     words = "stored in one dataset for each sample"
 
     def candidate(self, item: Item) -> Candidate | None:
