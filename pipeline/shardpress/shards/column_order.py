@@ -289,8 +289,8 @@ def _check_unique(names: Sequence[str], where: str) -> None:
     repeated = [name for name, n in Counter(names).items() if n > 1]
     if repeated:
         raise DataError(
-            f"{where}: several columns are named {_name_list(repeated)}, but columns are found by name, which needs unique "
-            "names. Rename them (AnnData: adata.var_names_make_unique())."
+            f"{where}: several columns are named {_name_list(repeated)}, but columns are found by name, "
+            "which needs unique names. Rename them (AnnData: adata.var_names_make_unique())."
         )
 
 

@@ -89,6 +89,16 @@ def test_unusable_rows_are_refused_with_candidates(tmp_path, contents, requested
         open_shards([path], requested)
 
 
+def test_attributes_of_samples_can_be_included_by_name(tmp_path):
+    path = write(
+        tmp_path / "x.h5",
+        {f"s{i}": np.full((2, 2), i) for i in range(3)},
+        [(f"s{i}", "kind", i % 2) for i in range(3)],
+    )
+    (shard,) = open_shards([path], include=("kind",))
+    assert [extra.name for extra in shard.extras] == ["_index", "kind"]
+
+
 # -- by columns ----------------------------------------------------------------------------------------------------
 
 

@@ -85,12 +85,13 @@ def _extras(
         extras, left_out = find_extras(rows)
     # An extra that is requested by path and is also next to the rows is included only once.
     members = find_members(rows, layouts, include)
+    members += rows.extras
     included = {place_of(extra) for extra in extras} | {extra.name for extra in members}
     others = [path for path in include if normal(path) not in included]
     used = {normal(path) for path, _ in rows.parts} | included
     named, missing = find_named(root, others, rows.shape, used)
     row_names = find_row_names(root, rows, used) if has_extras else []
-    return extras + named + members + [*rows.extras] + row_names, [*missing, *rows.left_out, *left_out][:MOST_LEFT_OUT]
+    return extras + named + members + row_names, [*missing, *rows.left_out, *left_out][:MOST_LEFT_OUT]
 
 
 def _fill_value(rows: Dataset) -> float | None:

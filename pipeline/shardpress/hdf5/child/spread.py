@@ -18,7 +18,7 @@ from shardpress.hdf5.child.find_extras import is_dimension_scale, is_usable
 from shardpress.hdf5.fields import Field
 from shardpress.hdf5.forms.form import is_number
 from shardpress.hdf5.layout import Layout
-from shardpress.hdf5.names import ROW_NAMES, natural_key, parts_of, split, text, under
+from shardpress.hdf5.names import ROW_NAMES, natural_key, normal, parts_of, split, text, under
 from shardpress.hdf5.shard import Extra
 
 _DATA = b"data"
@@ -165,12 +165,14 @@ def _differ_in_numbers(pieces: Sequence[Piece]) -> bool:
 
 def extras_of(samples: Spread, path: str) -> Iterator[Extra]:
     """Yield the names of samples, and their numbers and texts in attributes that all of them have, as extras."""
-    yield _inline(f"{path}/{ROW_NAMES}", [piece.name.encode("utf-8", "surrogateescape") for piece in samples.pieces])
+    yield _inline(
+        normal(under(path, ROW_NAMES)), [piece.name.encode("utf-8", "surrogateescape") for piece in samples.pieces]
+    )
     first = samples.pieces[0]
     for name in _attribute_names(h5py.h5o.open(first.group, first.owner)):
         values = _attribute_values(samples.pieces, name)
         if values is not None:
-            yield _inline(f"{path}/{text(name)}", values)
+            yield _inline(normal(under(path, text(name))), values)
 
 
 def _inline(path: str, values: Sequence[Any]) -> Extra:
