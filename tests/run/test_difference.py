@@ -154,7 +154,7 @@ def base_and_wanted(row: Row) -> tuple[Base | None, Wanted]:
         matching=Matching(
             compares_digests=not row.sizes,
             reorders=row.reorders,
-            unreadable=[f"/in/{match['path']}" for match in now if "x" in match["marks"]],
+            unreadable=frozenset(f"/in/{match['path']}" for match in now if "x" in match["marks"]),
         ),
     )
     if not before:

@@ -47,7 +47,9 @@ FLAGS: list[tuple[str, ...]] = [
 ]
 """Flags of the first run."""
 _SKIPPING = "--on-bad-data"
-_STAYING = ("shards/f0.h5", "others/g.h5")  # so that no folder is empty
+_STAYING = ("shards/f0.h5", "others/g.h5", "sources/f0.h5")  # so that no folder is empty, nor the master file
+_SOURCES = "sources"  # folder of files that only the master file names
+_MASTER = "others/master.h5"
 
 
 class PlannedWorkspace(Workspace):
@@ -90,7 +92,8 @@ class _File:
         with h5py.File(path, "w") as file:
             file["X"] = self.rows[:, self.order]
             file["X"].attrs["columns"] = [NAMES[i] for i in self.order]
-            file["uid"] = self.uid
+            if path.parent.name != _SOURCES:
+                file["uid"] = self.uid
             file["part"] = (self.uid % 2).astype(np.int8)
             group = file.create_group("obs")
             kind = group.create_group("kind")
@@ -140,6 +143,7 @@ class RandomSequence:
         self._n_names = 0
         self._n_appends = 0
         self._n_models = 0
+        self._in_master: list[tuple[str, list[int]]] = []  # the sources, and the numbers of their rows
         self._log: list[str] = [f"sequence {seed} {' '.join(self._flags)}:"]
 
     def __repr__(self) -> str:
@@ -177,6 +181,24 @@ class RandomSequence:
         self._files[name] = file
         file.write(self._path(name))
 
+    def _write_master(self) -> None:
+        """Write the file that names the rows of all sources, and has their numbers, unless it does so already."""
+        sources = [(name, self._files[name]) for name in self._in_order(self._files) if name.startswith(_SOURCES)]
+        content = [(name, file.uid.tolist()) for name, file in sources]
+        if content == self._in_master:
+            return
+        self._in_master = content
+        layout = h5py.VirtualLayout((sum(len(file.uid) for _, file in sources), N_COLUMNS), "f4")
+        first = 0
+        for name, file in sources:
+            n = len(file.uid)
+            if n:
+                layout[first : first + n] = h5py.VirtualSource(f"../{name}", "X", (n, N_COLUMNS))
+            first += n
+        with h5py.File(self._path(_MASTER), "w") as master:
+            master.create_virtual_dataset("X", layout)
+            master["uid"] = np.concatenate([file.uid for _, file in sources])
+
     def _any_name(self) -> str:
         """Return a file with rows, if possible one that this step has not changed yet."""
         readable = {name for name, file in self._files.items() if len(file.rows)} - self._broken
@@ -199,7 +221,8 @@ class RandomSequence:
         """Add a file, an empty file, or small files that share a part."""
         small = [self._few() for _ in range(self._random.randrange(2, 6))]
         for n_rows in self._random.choice([[None], [0], small]):
-            self._write(self._new_name(self._random.choice(["shards", "others"])), self._new_file(n_rows))
+            folder = self._random.choice(["shards", "others"] if n_rows == 0 else ["shards", "others", _SOURCES])
+            self._write(self._new_name(folder), self._new_file(n_rows))
 
     def change(self) -> None:
         name = self._any_name()
@@ -244,7 +267,7 @@ class RandomSequence:
 
     def restat(self) -> None:
         """Change facts about a file, but not its rows: time, permissions or inode."""
-        path = self._path(self._any_name())
+        path = self._path(_MASTER if self._random.random() < 0.1 else self._any_name())
         what = self._random.choice(["touch", "chmod", "copy"])
         if what == "touch":
             os.utime(path)
@@ -255,7 +278,7 @@ class RandomSequence:
             path.with_suffix(".new").replace(path)
 
     def duplicate(self) -> None:
-        names = [name for name in self._unique() if name not in self._used]
+        names = [name for name in self._unique() if name not in self._used and not name.startswith(_SOURCES)]
         if not names:
             return
         name = self._random.choice(names)
@@ -266,7 +289,7 @@ class RandomSequence:
 
     def move(self) -> None:
         name = self._any_name()
-        if name not in self._unique() or name in _STAYING:
+        if name not in self._unique() or name in _STAYING or name.startswith(_SOURCES):
             return
         target = self._new_name("others")
         self._path(name).rename(self._path(target))
@@ -320,6 +343,8 @@ class RandomSequence:
             self._write(f"shards/s{i}.h5", self._new_file(self._few()))
         self._path("others").mkdir(exist_ok=True)
         self._write("others/g.h5", self._new_file(60))
+        for i in range(3):
+            self._write(f"{_SOURCES}/f{i}.h5", self._new_file(20 + i))
         self._train()
         self._check()
 
@@ -346,6 +371,7 @@ class RandomSequence:
             getattr(self, name)()
 
     def _run(self, *flags: str, expected: Sequence[int] = (0,), disk: RecordingDisk | None = None) -> int:
+        self._write_master()
         inputs = ["--input", str(self._path("others"))]
         code = self._workspace.run(self._output, *inputs, *flags, disk=disk)
         assert code in expected, f"exit code {code}"
@@ -438,7 +464,7 @@ class RandomSequence:
 
     def _in_order(self, names: Collection[str]) -> list[str]:
         """Return files in the order of the input."""
-        return sorted(names, key=lambda name: (not name.startswith("shards"), name))
+        return sorted(names, key=lambda name: (not name.startswith("shards"), name.replace(_SOURCES, _MASTER)))
 
     # -- checks --
 

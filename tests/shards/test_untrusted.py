@@ -1,4 +1,4 @@
-"""Tests of malicious files with links, excessive sizes or forged data: refused by name, and no other file is opened."""
+"""Tests of malicious files with excessive sizes or forged data, which are refused by name."""
 
 import struct
 from dataclasses import replace
@@ -10,61 +10,13 @@ import pytest
 from shardpress.hdf5.child import ask
 from shardpress.hdf5.limits import LONGEST_TEXT
 from shardpress.hdf5.shard import Block
-from shardpress.shards.inspect import inspect_files
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
-from shardpress.shards.vet import Selection
 from tests.support import hostile
 from tests.support.cases import case, each
 from tests.support.helpers import names, numbered, refused, whole, write_shard
 
 pytestmark = pytest.mark.process
-
-# -- links to other files ---------------------------------------------------------------------------------------------
-
-
-# Paths of rows in other files, and the reference in the message.
-REFERENCES = [
-    ("link", "external link"),
-    ("group/X", "external link"),
-    ("/deep/er/group/X", "external link"),
-    ("name", "soft link"),
-    ("inside", "soft link"),
-    ("external", "external storage"),
-    ("entry/virtual", "virtual dataset"),
-    # HDF5 must open the sources of an unlimited virtual dataset to determine even its shape.
-    ("entry/unlimited", "virtual dataset"),
-    ("data/data_0", "external link"),
-    ("frame", "external link"),
-]
-
-
-def test_no_other_file_is_opened(tmp_path, caplog):
-    """Rows in other files are refused, and extras and names are left out."""
-    secret = hostile.secret(tmp_path)
-    paths = [tmp_path / f"{i}.h5" for i in range(3)]
-    for path in paths:
-        with h5py.File(path, "w") as file:
-            hostile.add_references(file, secret)
-    with h5py.File(paths[1], "a") as file:
-        file["X"] = h5py.ExternalLink(secret, "/X")
-    with h5py.File(paths[2], "a") as file:
-        file["X"] = hostile.ROWS
-        file["y"] = h5py.ExternalLink(secret, "/y")
-    with hostile.opens(secret) as counts:
-        for requested, phrase in REFERENCES:
-            with case(requested), refused(65, f"file={paths[0]} dataset={requested}", phrase):
-                open_shards([str(paths[0])], requested)
-        for path in paths[:2]:
-            with refused(65, f"file={path}"):
-                open_shards([str(path)])
-            assert inspect_files([str(path)], Selection(None)).refused
-        (shard,) = open_shards([str(paths[2])])
-        assert read_extras(Block(shard, 0, 6)) == {}
-        assert shard.columns.names == ()
-    assert counts == [0]
-    assert "dataset=y: " in caplog.text
-
 
 # -- excessive sizes --------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ class Extra:
     # Code in the output for each code in the file. None if the values are not codes.
     codes: tuple[int, ...] | None = field(default=None, repr=False)
     mask: str | None = None  # name of the extra that marks the rows with a value, if some shards lack this one
+    is_in_master: bool = field(default=False, compare=False, repr=False)  # whether the values are in the master file
 
     @property
     def resolved_fill(self) -> Any:
@@ -74,6 +75,17 @@ class LeftOut:
     name: str
     reason: str
     is_missed: bool  # True if a user might expect it in the output
+
+
+@dataclass(frozen=True)
+class RowsElsewhere:
+    """Rows of another file that a master file names. All of them are rows of one dataset."""
+
+    file: str  # as the master names it
+    dataset: str
+    first_row: int = 0
+    n_rows: int | None = None  # None for all rows from the first one on
+    row_shape: tuple[int, ...] | None = None  # if it is known: then a dataset of this shape is one row
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,31 @@ class Description:
 
 
 @dataclass(frozen=True)
+class FileContents:
+    """The answer of the child about a file: its rows, or those of other files that it names."""
+
+    rows: Description | list[RowsElsewhere]
+
+
+@dataclass(frozen=True)
+class MasterContents:
+    """Extras and columns that a master file has for the rows that it names."""
+
+    extras: tuple[Extra, ...]
+    left_out: tuple[LeftOut, ...]
+    columns: Columns
+
+
+@dataclass(frozen=True)
+class MasterFile:
+    """The file that names the rows of a shard, and contains some of their extras."""
+
+    path: str
+    identity: Identity
+    shift: int  # number of a row in the extras of the master, minus its number in the dataset of the rows
+
+
+@dataclass(frozen=True)
 class Shard:
     """The rows of a file, after the comparison of all files."""
 
@@ -141,6 +178,7 @@ class Shard:
     n_stored: int | None = None  # number of columns of the stored rows, if some of them are not read
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
     first_row: int = 0  # of the rows in their dataset and in the extras, which can have others before and after them
+    master: MasterFile | None = None
 
     def __str__(self) -> str:
         return f"file={printable(self.path)} dataset={printable(self.dataset)}"

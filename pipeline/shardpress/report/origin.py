@@ -11,7 +11,7 @@ from shardpress.result.finished import Result
 from shardpress.result.records import ShardFacts, Stat, with_digests
 from shardpress.shards.column_order import ColumnCheck, ColumnRule
 from shardpress.shards.conversion import digest_of_rows
-from shardpress.shards.vet import Selection, vet
+from shardpress.shards.vet import Master, Selection, vet
 
 
 def preprocessing_of(result: Result) -> Preprocessing:
@@ -38,7 +38,11 @@ class InputShards:
         path = Path(before.path)
         if not path.is_file():
             raise NoInput("the file no longer exists at this path")
-        file = vet(path, Selection(before.dataset, "columns" if before.is_transposed else "rows"))
+        orientation = "columns" if before.is_transposed else "rows"
+        row_shape = tuple(before.shape[1:]) if before.shape[0] == 1 else None
+        file = vet(path, Selection(before.dataset, orientation), row_shape)
+        if isinstance(file, Master):
+            raise DataError("its rows have changed since the run")
         if before.first_row + before.shape[0] <= file.n_rows:
             file = file.with_rows(before.first_row, before.shape[0])
         match = "ignore" if before.column_order is None else "name"

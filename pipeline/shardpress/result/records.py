@@ -189,7 +189,7 @@ class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     source: str | None = None
     # Digest of the names of the columns, if they are some of a table.
     fields: str | None = None
-    # Path and stat of a file that names the rows, and contains their extras. Issue AC fills it.
+    # Path and stat of the master file that names the rows, if it contains some of their extras.
     master: tuple[str, Stat] | None = None
 
     @property
@@ -201,6 +201,18 @@ class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.path, self.dataset, self.first_row
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of the file with the rows and of the master file."""
+        return (self.path,) if self.master is None else (self.path, self.master[0])
+
+    def master_key(self, compares_digests: bool = True) -> tuple[object, ...] | None:
+        """Return what identifies the master file in any folder: its name, and its stat or only size and time."""
+        if self.master is None:
+            return None
+        path, stat = self.master
+        return PurePath(path).name, *(stat if compares_digests else stat[:2])
+
+    @property
     def selection(self) -> tuple[str, int, bool, str | None, str | None]:
         """Facts that decide which values of the file are its rows, and in which order."""
         return self.dataset, self.first_row, self.is_transposed, self.column_order, self.fields
@@ -209,6 +221,11 @@ class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     def kind(self) -> tuple[tuple[int, ...], str]:
         """Shape and dtype: rows of another kind are other rows."""
         return tuple(self.shape), self.dtype
+
+    def has_file_of(self, other: ShardFacts) -> bool:
+        """Return whether the rows are the same values of the same file."""
+        facts = [(shard.stat, shard.source, shard.selection, shard.kind) for shard in (self, other)]
+        return facts[0] == facts[1]
 
     def has_rows_of(self, other: ShardFacts) -> bool:
         """Return whether the rows are known to be the same."""

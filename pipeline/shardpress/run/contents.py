@@ -24,11 +24,17 @@ from shardpress.shards.rows import read, read_extras, read_in_pieces, text_rows
 _PIECE = 2**23  # bytes of rows or extras that are read at once
 
 
-def with_content(facts: ShardFacts, shard: Shard, names: Collection[str]) -> ShardFacts:
-    """Return the facts about a shard with the digests of its rows and of some extras; unchanged if it is damaged."""
+def with_content(
+    facts: ShardFacts, shard: Shard, names: Collection[str], before: ShardFacts | None = None
+) -> ShardFacts:
+    """Return the facts about a shard with the digests of its rows and of some extras; unchanged if it is damaged.
+
+    The rows are not read if only the master file has changed since `before`.
+    """
     shard = with_extras(shard, names)
+    rows = before.rows if before is not None and before.has_file_of(facts) else None
     try:
-        rows = digest_of_rows(Block(shard, 0, shard.n_rows))
+        rows = rows or digest_of_rows(Block(shard, 0, shard.n_rows))
         extras = _digest_of_extras(shard)
     except (DataError, NoInput):  # the run finds and reports this again
         return facts

@@ -39,7 +39,7 @@ class Matching(NamedTuple):
 
     compares_digests: bool = True  # otherwise, files with the same name, size and modification time are the same
     reorders: bool = False  # whether the rows get the order of the input
-    unreadable: Collection[str] = ()  # paths of files that cannot be used
+    unreadable: frozenset[str] = frozenset()  # paths of files that cannot be used
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def places_of(before: Sequence[ShardFacts], now: Sequence[ShardFacts], matching:
         return tuple(places)
     reached = {place.base for place in places}
     for j, shard in enumerate(before):
-        if j not in reached and shard.path in matching.unreadable:
+        if j not in reached and not matching.unreadable.isdisjoint(shard.paths):
             places.append(Place(j, None, is_same=True))
     return tuple(sorted(places, key=lambda place: len(before) if place.base is None else place.base))
 
@@ -268,7 +268,7 @@ def _relabelled(base: Base, wanted: Wanted, places: Sequence[Place]) -> Iterator
 
 
 def _stat_key(shard: ShardFacts) -> Hashable:
-    return shard.stat, shard.source, shard.selection, shard.kind, shard.master
+    return shard.stat, shard.source, shard.selection, shard.kind, shard.master_key()
 
 
 def _named_stat_key(shard: ShardFacts) -> Hashable:
@@ -277,7 +277,7 @@ def _named_stat_key(shard: ShardFacts) -> Hashable:
 
 
 def _name_key(shard: ShardFacts) -> Hashable:
-    return shard.name, shard.stat[:2], shard.source, shard.selection, shard.kind
+    return shard.name, shard.stat[:2], shard.source, shard.selection, shard.kind, shard.master_key(False)
 
 
 def _content_key(shard: ShardFacts) -> Hashable:

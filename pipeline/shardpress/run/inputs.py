@@ -89,7 +89,7 @@ def open_inputs(config: Config, model: Model | None, base: Base | None, result: 
     if base is not None and not config.results.retrain:
         _log_new_folders(sources, base)
         sources = _in_order(sources, base)
-        staying = {shard.path for shard in base.request.shards}
+        staying = {path for shard in base.request.shards for path in shard.paths}
     like, categories = _extras_like(config, result)
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
     check = ColumnCheck(column_rule(config, model))
@@ -107,7 +107,7 @@ def open_inputs(config: Config, model: Model | None, base: Base | None, result: 
     opened = Inputs(shards, facts, refused, refused, (), 0)
     if base is None or result is None:
         return opened
-    matching = matching_of(config.results)._replace(unreadable=[absolute(bad.file) for bad in refused])
+    matching = matching_of(config.results)._replace(unreadable=frozenset(absolute(bad.file) for bad in refused))
     damages = _compare_contents(opened, matching, base, result, config)
     return _arranged(opened, damages, places_of(base.request.shards, facts, matching), base)
 
@@ -194,8 +194,8 @@ def _compare_contents(
     damages: dict[int, Damage] = {}
 
     def compare(i: int) -> None:
-        facts[i] = with_content(facts[i], shards[i], names)
         earlier = at_place.get(facts[i].place)
+        facts[i] = with_content(facts[i], shards[i], names, earlier)
         if not keeps_damaged or facts[i].rows is not None or earlier is None:
             return
         if (earlier.selection, earlier.kind) == (facts[i].selection, facts[i].kind):
@@ -231,7 +231,7 @@ def _arranged(inputs: Inputs, damages: Mapping[int, Damage], places: Sequence[Pl
         elif i is not None:
             shards.append(inputs.shards[i])
             facts.append(inputs.facts[i])
-    staying = {shard.path for shard in facts}
+    staying = {path for shard in facts for path in shard.paths}
     bad_shards = [bad for bad in inputs.refused if absolute(bad.file) not in staying]
     uncompared += [bad for bad in inputs.refused if bad not in bad_shards]
     return replace(

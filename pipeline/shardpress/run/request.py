@@ -22,6 +22,7 @@ from shardpress.base.formats import fingerprint
 from shardpress.base.packages import version_of
 from shardpress.encoding.partfile import row_shapes, stored_masks, stored_paths
 from shardpress.hdf5.columns import Columns
+from shardpress.hdf5.files import Identity
 from shardpress.hdf5.shard import Extra, Shard
 from shardpress.model.encoder import Model
 from shardpress.result.finished import FEATURES, VALID
@@ -89,7 +90,6 @@ def facts_of(shard: Shard, compares_digests: bool = True) -> ShardFacts:
     Runs that resume each other give it the same id, in any order of the files. If only sizes are compared, neither
     ctime nor inode changes it.
     """
-    identity = shard.identity
     order = shard.order
     facts = ShardFacts(
         id="",
@@ -97,15 +97,28 @@ def facts_of(shard: Shard, compares_digests: bool = True) -> ShardFacts:
         dataset=shard.dataset,
         shape=list(shard.shape),
         dtype=shard.stored_dtype,
-        stat=Stat(identity.size, identity.mtime_ns, identity.ctime_ns, identity.inode),
+        stat=_stat_of(shard.identity),
         first_row=shard.first_row,
         is_transposed=shard.is_transposed,
         column_order=None if order is None else sha256(order.astype("<i4").tobytes()).hexdigest(),
         fields=_names_digest(shard.columns) if shard.columns.are_chosen and order is None else None,
+        master=_master_of(shard),
     )
     stat = facts.stat if compares_digests else facts.stat[:2]
-    content = (facts.path, *facts.selection, *facts.kind, *stat, facts.source, facts.master)
+    master = facts.master_key(compares_digests)
+    content = (facts.path, *facts.selection, *facts.kind, *stat, facts.source, master)
     return structs.replace(facts, id=fingerprint(*content)[:_ID_DIGITS])
+
+
+def _stat_of(identity: Identity) -> Stat:
+    return Stat(identity.size, identity.mtime_ns, identity.ctime_ns, identity.inode)
+
+
+def _master_of(shard: Shard) -> tuple[str, Stat] | None:
+    """Return the path and the stat of the master file, if it has extras of the shard."""
+    if shard.master is None or not any(extra.is_in_master for extra in shard.extras):
+        return None
+    return absolute(shard.master.path), _stat_of(shard.master.identity)
 
 
 def _names_digest(columns: Columns) -> str:

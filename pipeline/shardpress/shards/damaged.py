@@ -23,7 +23,7 @@ class UnusableFiles(DataError):
 
 
 def damage_error(
-    reasons: Mapping[str, str], n_files: int | None, percentage: int | None, common: str | None = None
+    reasons: Mapping[str, str], n_files: int, percentage: int | None, common: str | None = None
 ) -> UnusableFiles:
     """Return the error about files that cannot be used. If their reasons differ, log the first ones.
 
@@ -31,8 +31,8 @@ def damage_error(
     ----------
     reasons : mapping of str to str
         Sentences by the path of each file.
-    n_files : int, optional
-        Number of all files. If it is None, some files were not opened.
+    n_files : int
+        Number of all files.
     percentage : int, optional
         Value of ``--max-bad`` that allows these files.
     common : str, optional
@@ -43,8 +43,8 @@ def damage_error(
     flags = "--on-bad-data skip" if percentage is None else f"--on-bad-data skip --max-bad {percentage}%"
     if len(reasons) == 1:
         return UnusableFiles(first if is_about_all else f"{first} To continue nevertheless, use {flags}.")
-    n = f"{len(reasons)} or more files" if n_files is None else f"{len(reasons)} of {quantity(n_files, 'file')}"
-    if common is not None and (is_about_all or n_files is None):
+    n = f"{len(reasons)} of {quantity(n_files, 'file')}"
+    if common is not None and is_about_all:
         return UnusableFiles(
             f"{n} cannot be used for the same reason; the first one is file={printable(first_path)}{common}"
         )

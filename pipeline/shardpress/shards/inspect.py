@@ -135,6 +135,8 @@ def _describe(shards: Sequence[Shard], selection: Selection) -> FileGroup:
 
 
 def _reason_for_choice(shard: Shard, selection: Selection) -> str:
+    if shard.master is not None:
+        return f"the master file={printable(shard.master.path)} names it"
     if selection.dataset is not None:
         return "it is given by --dataset"
     if shard.dataset == "X":

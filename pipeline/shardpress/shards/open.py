@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from shardpress.base import signals
 from shardpress.base.errors import DataError, printable, quantity, short_list
@@ -25,16 +25,19 @@ from shardpress.settings.kinds import sufficient_percentage
 from shardpress.shards.appending import fit_extras
 from shardpress.shards.column_order import ColumnCheck
 from shardpress.shards.conversion import AS_STORED
-from shardpress.shards.damaged import MOST_NAMED, damage_error
+from shardpress.shards.damaged import damage_error
 from shardpress.shards.extras import log_extras, shorten, unify_extras
+from shardpress.shards.masters import NamedRows, Opened
 from shardpress.shards.sources import COPY_AGAIN, Source, find
-from shardpress.shards.vet import InputFile, Selection, vet
+from shardpress.shards.vet import InputFile, Master, Selection, vet
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 _MOST_THREADS = 8
 _FILES_PER_THREAD = 100  # minimum for another thread, because starting one takes as long as vetting some files
-_FILES_PER_BATCH = 1000  # maximum number of files to vet ahead, so that one bad file ends a run early
 _FILES_PER_TASK = 8  # passing a task to a thread takes half as long as vetting a file
 _DATASETS = 3  # datasets in a line of the log
 _EMPTY_SHARDS = 3  # files without rows in a line of the log
@@ -89,8 +92,7 @@ def open_sources(
     """
     selection = replace(selection, include=tuple(dict.fromkeys(selection.include)))
     refused = _BadFiles(on_bad_shard)
-    with closing(_open_all(sources, selection)) as opened:  # after an error, no more files are opened
-        files = _accept_fitting(sources, opened, refused, check)
+    files = _accept_fitting(_open_all(sources, selection), refused, check)
     if like is None:
         refused.check(len(files))
         shards = unify_extras(files, check.columns, selection.include, categories or {})
@@ -113,44 +115,54 @@ def check_any(shards: Sequence[Shard]) -> None:
 # -- each file ---------------------------------------------------------------------------------------------------
 
 
-def _open_all(sources: Sequence[Source], selection: Selection) -> Generator[InputFile | DataError, None, None]:
-    """Yield each file, or its error, in order."""
+def _open_all(sources: Sequence[Source], selection: Selection) -> list[Opened]:
+    """Open all files, and those that master files name. Masters are known only when all files are open."""
     parts: dict[Path, InputFile] = {}
-    n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_PER_THREAD)
+    files = _in_threads(partial(_opened, selection=selection, parts=parts), sources)
+    given = [(source.path, file) for source, file in zip(sources, files, strict=True)]
+    named = NamedRows(given, selection)
+    shards = named.shards(_in_threads(named.open, list(named.unopened.values())))
+    retire(n_kept=1)  # each thread may have started a child process
+    return shards
+
+
+def _in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Return the results of a function that opens a file, in the order of its arguments."""
+    results: list[R] = []
+    if not items:
+        return results
+    n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(items) // _FILES_PER_THREAD)
+    tasks = (items[i : i + _FILES_PER_TASK] for i in range(0, len(items), _FILES_PER_TASK))
     with (
-        Progress("input", len(sources), "files", is_minor=True) as progress,
+        Progress("input", len(items), "files", is_minor=True) as progress,
         ThreadPoolExecutor(n_threads, "vet") as pool,
     ):
-        for start in range(0, len(sources), _FILES_PER_BATCH):
-            batch = sources[start : start + _FILES_PER_BATCH]
-            tasks = (batch[i : i + _FILES_PER_TASK] for i in range(0, len(batch), _FILES_PER_TASK))
-            for files in pool.map(partial(_open_few, selection=selection, parts=parts), tasks):
-                progress.advance(len(files))
-                yield from files
-    retire(n_kept=1)  # each thread may have started a child process
+        for some in pool.map(lambda task: list(map(function, task)), tasks):
+            progress.advance(len(some))
+            results += some
+    return results
 
 
-def _open_few(
-    sources: Sequence[Source], selection: Selection, parts: dict[Path, InputFile]
-) -> list[InputFile | DataError]:
-    """Open some files. A part of a result is vetted once for all of its rows, and then kept in `parts`."""
-    opened: list[InputFile | DataError] = []
-    for source in sources:
-        try:
-            if source.rows is None:
-                opened.append(_vetted(source, selection))
-                continue
-            if source.path not in parts:  # a part can have many ranges of rows, and its digest takes time
-                parts[source.path] = _vetted(source, selection)
-            opened.append(parts[source.path].with_rows(*source.rows))
-        except DataError as error:  # the caller decides, in the order of the files, whether the error ends the run
-            opened.append(error)
-    return opened
+def _opened(source: Source, selection: Selection, parts: dict[Path, InputFile]) -> InputFile | Master | DataError:
+    """Open a file. A part of a result is vetted once for all of its rows, and then kept in `parts`."""
+    try:
+        if source.rows is None:
+            return _vetted(source, selection)
+        if source.path not in parts:  # a part can have many ranges of rows, and its digest takes time
+            part = _vetted(source, selection)
+            if isinstance(part, Master):
+                return DataError(f"file={printable(source.path)}: names rows of other files. {COPY_AGAIN}")
+            parts[source.path] = part
+        return parts[source.path].with_rows(*source.rows)
+    except DataError as error:  # the caller decides, in the order of the files, whether the error ends the run
+        return error
 
 
-def _vetted(source: Source, selection: Selection) -> InputFile:
+def _vetted(source: Source, selection: Selection) -> InputFile | Master:
     """Vet a file, and check that it is the one that the index names; the digest, which takes longest, comes last."""
     file = vet(source.path, selection)
+    if isinstance(file, Master):
+        return file
     where = f"file={printable(source.path)}"
     n_bytes = file.identity.size
     for n, expected, unit in ((n_bytes, source.n_bytes, "bytes"), (file.n_rows, source.n_rows, "rows")):
@@ -177,38 +189,28 @@ class _BadFiles:
         self._errors[path] = error
         if self._on_bad_shard is not None:
             self._on_bad_shard(Path(path), error)
-        elif len(self._errors) == MOST_NAMED:
-            raise self._error(None, None)
 
     def check(self, n_accepted: int) -> None:
         """Raise `DataError` if there are such files, unless `on_bad_shard` was called with them and others are left."""
         if self._errors and not (self._on_bad_shard and n_accepted):
             n_files = len(self._errors) + n_accepted
-            raise self._error(n_files, sufficient_percentage(len(self._errors), n_files))
-
-    def _error(self, n_files: int | None, percentage: int | None) -> DataError:
-        ends = {error.reason if isinstance(error, Refusal) else None for error in self._errors.values()}
-        common = ends.pop() if len(ends) == 1 else None
-        reasons = {path: str(error) for path, error in self._errors.items()}
-        return damage_error(reasons, n_files, percentage, common)
+            ends = {error.reason if isinstance(error, Refusal) else None for error in self._errors.values()}
+            common = ends.pop() if len(ends) == 1 else None
+            reasons = {path: str(error) for path, error in self._errors.items()}
+            raise damage_error(reasons, n_files, sufficient_percentage(len(self._errors), n_files), common)
 
 
-def _accept_fitting(
-    sources: Sequence[Source],
-    opened: Iterator[InputFile | DataError],
-    refused: _BadFiles,
-    check: ColumnCheck,
-) -> list[InputFile]:
+def _accept_fitting(opened: Sequence[Opened], refused: _BadFiles, check: ColumnCheck) -> list[InputFile]:
     """Return the files whose columns fit those of the files before them, and refuse the others, in their order."""
     files: list[InputFile] = []
-    for source, file in zip(sources, opened, strict=True):
+    for path, file in opened:
         signals.check()  # there may be many files
         try:
             if isinstance(file, DataError):
                 raise file
             files.append(check.accept(file))
         except DataError as error:
-            refused.add(str(source.path), error)
+            refused.add(str(path), error)
     return files
 
 

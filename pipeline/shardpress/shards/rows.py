@@ -135,7 +135,8 @@ def read_extras(
 
 def text_rows(shard: Shard, n_bytes: int) -> int:
     """Return a number of rows whose strings take `n_bytes` or less on average, because the file contains them all."""
-    return max(1, n_bytes * shard.n_rows // max(1, shard.identity.size))
+    n_in_files = shard.identity.size + (0 if shard.master is None else shard.master.identity.size)
+    return max(1, n_bytes * shard.n_rows // max(1, n_in_files))
 
 
 def read_in_pieces(block: Block, extra: Extra, check: Callable[[], object] = signals.check) -> Iterator[np.ndarray]:
@@ -214,6 +215,8 @@ def _read_extra(block: Block, extra: Extra, warns: bool) -> np.ndarray:
     field = extra.stored
     if field is None:
         return np.full(len(block), extra.resolved_fill, extra.dtype)
+    if extra.is_in_master:
+        block = _in_master(block)
     if extra.codes is None:
         values = _read_field(block, field, extra.dtype)
         if values.dtype.hasobject:
@@ -224,6 +227,15 @@ def _read_extra(block: Block, extra: Extra, warns: bool) -> np.ndarray:
     _check_codes(block, field, stored, len(extra.codes))
     codes = np.array([*extra.codes, -1], extra.dtype)  # the last entry maps -1 to -1
     return codes[stored]
+
+
+def _in_master(block: Block) -> Block:
+    """Return the block with the row numbers and the file of the extras in a master file."""
+    master = block.shard.master
+    if master is None:
+        raise DataError(f"{block.shard}: an extra is in a master file, expected a shard that such a file names.")
+    shard = replace(block.shard, path=master.path, identity=master.identity)
+    return Block(shard, block.start + master.shift, block.stop + master.shift)
 
 
 def _cut_off(texts: np.ndarray, block: Block, extra: Extra, warns: bool) -> None:

@@ -22,7 +22,16 @@ from shardpress.base.errors import DataError, ReadFailed, printable
 from shardpress.hdf5.child.ask import Refusal, ask
 from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.files import Identity, opened, translated_error, with_retries
-from shardpress.hdf5.shard import Description, Extra, LeftOut, Shard
+from shardpress.hdf5.shard import (
+    Description,
+    Extra,
+    FileContents,
+    LeftOut,
+    MasterContents,
+    MasterFile,
+    RowsElsewhere,
+    Shard,
+)
 from shardpress.hdf5.signature import check_signature
 
 log = logging.getLogger(__name__)
@@ -49,6 +58,7 @@ class InputFile:
     first_row: int
     n_rows: int
     order: np.ndarray | None = None  # as in `Shard`: the columns that are read, which can be some of those of the file
+    master: MasterFile | None = None  # that names the rows
 
     def __str__(self) -> str:
         return f"file={printable(self.path)} dataset={printable(self.description.dataset)}"
@@ -104,22 +114,50 @@ class InputFile:
             n_stored=None if self.n_stored == self.n_inputs else self.n_stored,
             left_out=tuple(left_out),
             first_row=self.first_row,
+            master=self.master,
         )
 
 
-def vet(path: Path, selection: Selection = Selection()) -> InputFile:
+@dataclass(frozen=True, eq=False)
+class Master:
+    """A file that names rows of other files."""
+
+    path: Path
+    identity: Identity
+    rows: tuple[RowsElsewhere, ...]
+
+
+def vet(path: Path, selection: Selection = Selection(), row_shape: tuple[int, ...] | None = None) -> InputFile | Master:
     """Check the structure of a file. No rows are read.
+
+    A dataset of the shape `row_shape`, if it is given, is one row.
 
     Raise `DataError` with the reason if the file cannot be a shard, and `NoInput`, `NotPermitted`, `ReadFailed` or
     `SystemLimit` if it cannot be read.
     """
     where = f"file={printable(path)}"
 
-    def read(descriptor: int, identity: Identity) -> InputFile:
-        rows = _described(descriptor, [selection.dataset, selection.orientation, list(selection.include)], where)
+    def read(descriptor: int, identity: Identity) -> InputFile | Master:
+        arguments = [selection.dataset, selection.orientation, list(selection.include), row_shape]
+        rows = _described(descriptor, arguments, where)
+        if isinstance(rows, list):
+            return Master(path, identity, tuple(rows))
         return InputFile(str(path), identity, rows, 0, rows.shape[0])
 
     return read_structure(path, read)
+
+
+def contents_of_master(master: Master, selection: Selection, shape: tuple[int, ...]) -> MasterContents:
+    """Return what a master file has for its rows, which have a shape together. The errors are those of `vet`."""
+    where = f"file={printable(master.path)}"
+    arguments = [selection.dataset, selection.orientation, list(selection.include), shape]
+
+    def read(descriptor: int, identity: Identity) -> MasterContents:
+        if identity != master.identity:
+            raise DataError(f"{where}: changed during the run. Run the same command again when no process writes it.")
+        return ask("describe_master", descriptor, arguments, MasterContents, where)
+
+    return read_structure(master.path, read)
 
 
 def read_structure(path: Path, read: Callable[[int, Identity], T]) -> T:
@@ -143,16 +181,16 @@ def read_structure(path: Path, read: Callable[[int, Identity], T]) -> T:
     return with_retries(read_once, where)
 
 
-def _described(descriptor: int, arguments: list[object], where: str) -> Description:
+def _described(descriptor: int, arguments: Sequence[object], where: str) -> Description | list[RowsElsewhere]:
     """Return what the child finds in a file, or its rows alone if the child fails because of the extras."""
     try:
-        return ask("describe", descriptor, arguments, Description, where)
+        return ask("describe", descriptor, arguments, FileContents, where).rows
     except DataError as error:
-        include = arguments[-1]
+        *_, include, _ = arguments
         if isinstance(error, Refusal) or include:
             raise
         try:
-            rows = ask("describe", descriptor, [*arguments, False], Description, where)
+            rows = ask("describe", descriptor, [*arguments, False], FileContents, where).rows
         except DataError:
             raise error from None
         log.warning("%s The rows are read without the datasets next to them.", error)

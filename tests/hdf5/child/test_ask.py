@@ -101,7 +101,7 @@ def test_a_signal_ends_an_answer_in_any_thread(path, child_runs):
 
 
 def test_rows_are_read_if_extras_crash_hdf5(path, child_runs):
-    child_runs("if len(wanted) == 2: ctypes.string_at(0)", HONEST)  # a third argument leaves the extras out
+    child_runs("if len(wanted) == 3: ctypes.string_at(0)", HONEST)  # a fourth argument leaves the extras out
     (shard,) = open_shards([path])
     assert (shard.shape, shard.extras) == ((3, 2), ())
 

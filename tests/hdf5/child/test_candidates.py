@@ -145,7 +145,6 @@ def test_sparse_matrix_requires_a_format_or_orientation(tmp_path):
         ({"indptr": h5py.Empty("i8")}, (3, 3), "indptr"),
         ({"data": np.ones(4, "c8")}, (3, 3), "part data"),
         ({"indices": np.zeros(4)}, (3, 3), "part indices"),
-        ({"indptr": h5py.ExternalLink("other.h5", "/X")}, (3, 3), "external link"),
     ],
 )
 def test_inconsistent_parts_of_a_sparse_matrix_are_refused(tmp_path, parts, shape, phrase):

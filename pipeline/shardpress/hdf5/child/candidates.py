@@ -3,25 +3,26 @@
 The pickles that pandas writes into some attributes are never opened.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import h5py
 from h5py.h5f import FileID
 from h5py.h5g import GroupID
 
 from shardpress.base.errors import short_list
+from shardpress.hdf5.child.elsewhere import is_master
 from shardpress.hdf5.child.find import (
     LISTED,
     Dataset,
     Item,
     Rejection,
-    is_stack,
-    link_of,
     listing,
     locate,
     member,
     objects,
+    own_dataset,
     resolve,
+    short_text,
 )
 from shardpress.hdf5.child.spread import could_be_samples, groups_of, is_line
 from shardpress.hdf5.forms.form import WRITE_ROWS, Candidate, RowDatasets
@@ -29,7 +30,7 @@ from shardpress.hdf5.forms.known import FORMS
 from shardpress.hdf5.forms.sparse import is_matlab_sparse
 from shardpress.hdf5.names import PREFERRED, split, text, under
 
-_STACKED = "(rows of other files)"
+_MASTER = "(rows of other files)"
 
 
 # -- searching ---------------------------------------------------------------------------------------------------
@@ -46,6 +47,8 @@ def choose(root: FileID, orientation: str | None) -> tuple[str, GroupID, Item]:
         return PREFERRED, parent, preferred
     candidates = _candidates_below(root)
     likely = _likely_candidates(candidates, orientation)
+    if len(likely) > 1:
+        likely = _plotted_masters(root, candidates, likely) or likely
     if len(likely) == 1:
         return likely[0], *locate(root, likely[0])
     place = _group_with_rows(root, {name: candidates[name] for name in likely})
@@ -76,6 +79,18 @@ def _candidates_below(group: GroupID) -> dict[str, Candidate]:
     return candidates
 
 
+def _plotted_masters(root: FileID, candidates: Mapping[str, Candidate], names: Sequence[str]) -> list[str]:
+    """Return the candidates with rows of other files that NeXus marks as data, and not as masks or calibration."""
+    plotted = []
+    for name in names:
+        if candidates[name].form == _MASTER:
+            parent, item = locate(root, name)
+            group = item if isinstance(item, GroupID) else parent
+            if short_text(group, b"NX_class") == "NXdata":
+                plotted.append(name)
+    return plotted
+
+
 def _group_with_rows(root: FileID, likely: Mapping[str, Candidate]) -> str | None:
     """Return the only group with a dataset for each sample or column, or None. It holds all `likely` candidates."""
     shapes = {name: candidate.shape for name, candidate in likely.items()}
@@ -101,8 +116,8 @@ def _no_choice(candidates: dict[str, Candidate], contents: str = "") -> Rejectio
 
 
 def _candidate(item: Item) -> Candidate | None:
-    if is_stack(item):  # checked first, because the only array stored in a detector file itself may be a pixel mask
-        return Candidate(_STACKED)
+    if is_master(item):  # checked first, because the only array stored in a detector file itself may be a pixel mask
+        return Candidate(_MASTER)
     return next((candidate for form in FORMS.values() if (candidate := form.candidate(item))), None)
 
 
@@ -115,7 +130,7 @@ def _likely_candidates(candidates: dict[str, Candidate], orientation: str | None
     oriented = {name: candidate.oriented(orientation) for name, candidate in candidates.items()}
     wider = {(split(name)[0], candidate.n_rows) for name, candidate in oriented.items() if candidate.n_inputs > 1}
     likely = [name for name, candidate in oriented.items() if _may_be_meant(name, candidate, wider)]
-    dense = [name for name in likely if oriented[name].form in ("dense", _STACKED)]
+    dense = [name for name in likely if oriented[name].form in ("dense", _MASTER)]
     if any(oriented[name].n_inputs != 1 for name in dense):
         return dense
     return [name for name in likely if oriented[name].form != "table"] or likely
@@ -146,11 +161,7 @@ def find(name: str, parent: GroupID, item: Item, orientation: str | None) -> Row
     frame = _frame(item)
     if frame is None:
         raise Rejection(_no_rows_in_group(item, name), name)
-    path = under(name, text(frame))
-    link = link_of(item, frame)
-    if link:
-        raise Rejection(f"{path} is {link}, expected an object in the file itself", path)
-    return find(path, item, member(item, frame), orientation)
+    return find(under(name, text(frame)), item, member(item, frame), orientation)
 
 
 # -- groups --------------------------------------------------------------------------------------------------------
@@ -158,11 +169,7 @@ def find(name: str, parent: GroupID, item: Item, orientation: str | None) -> Row
 
 def _frame(group: GroupID) -> bytes | None:
     """Return the name of the dataset with the rows of a pandas frame: a table, or its only block of columns."""
-    for name in (b"table", b"block0_values"):
-        # Return links as well, which are refused with a message.
-        if group.links.exists(name) and (link_of(group, name) or isinstance(member(group, name), Dataset)):
-            return name
-    return None
+    return next((name for name in (b"table", b"block0_values") if own_dataset(group, name) is not None), None)
 
 
 def _no_rows_in_group(group: GroupID, name: str) -> str:

@@ -10,17 +10,29 @@ import numpy as np
 from h5py.h5f import FileID
 
 from shardpress.hdf5.child.candidates import choose, find
-from shardpress.hdf5.child.find import Dataset, attribute, link_of, locate, names_in, objects
+from shardpress.hdf5.child.elsewhere import links_like, names_of_links, rows_elsewhere
+from shardpress.hdf5.child.find import (
+    Dataset,
+    Item,
+    LinkedElsewhere,
+    attribute,
+    link_of,
+    locate,
+    names_in,
+    objects,
+)
 from shardpress.hdf5.child.find_columns import find_columns
 from shardpress.hdf5.child.find_extras import find_extras, find_members, find_named, find_row_names, place_of
 from shardpress.hdf5.child.layouts import layout_of
 from shardpress.hdf5.child.places import check_apart
+from shardpress.hdf5.columns import NO_COLUMNS
 from shardpress.hdf5.filters.codecs import FILTERS
+from shardpress.hdf5.forms.dense import Dense, OneRow
 from shardpress.hdf5.forms.form import RowDatasets
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_LEFT_OUT
-from shardpress.hdf5.names import normal, text
-from shardpress.hdf5.shard import Description, Extra, LeftOut
+from shardpress.hdf5.names import normal, text, under
+from shardpress.hdf5.shard import Description, Extra, FileContents, LeftOut, MasterContents, RowsElsewhere
 
 _LONGEST = 200  # characters of a name or dtype
 _LAYOUTS = {h5py.h5d.COMPACT: "compact", h5py.h5d.CONTIGUOUS: "contiguous", h5py.h5d.CHUNKED: "chunked"}
@@ -34,9 +46,10 @@ def describe(
     dataset: str | None,
     orientation: str | None = None,
     include: Sequence[str] = (),
+    row_shape: Sequence[int] | None = None,
     has_extras: bool = True,
-) -> Description:
-    """Return the rows and their extras.
+) -> FileContents:
+    """Return the rows and their extras, or the rows in other files that the file names.
 
     Parameters
     ----------
@@ -46,16 +59,27 @@ def describe(
         ``rows`` if the rows are along the first axis, or ``columns`` if they are along the last one.
     include : sequence of str
         Absolute paths of additional extras, or of groups with extras.
+    row_shape : sequence of int, optional
+        Shape of a row, if a dataset of this shape is one row.
     has_extras : bool
         False to ignore the extras next to the rows, because they have exceeded the limits of the child.
     """
-    place = choose(root, orientation) if dataset is None else (dataset, *locate(root, dataset))
-    rows = find(*place, orientation)
+    try:
+        name, parent, item = _place(root, dataset, orientation)
+    except LinkedElsewhere as link:
+        return FileContents([RowsElsewhere(link.file, link.target)])
+    elsewhere = rows_elsewhere(name, item, orientation)
+    if elsewhere:
+        return FileContents(elsewhere)
+    if row_shape is not None and isinstance(item, Dataset) and item.shape == tuple(row_shape):
+        rows = OneRow().row(name, parent, item)
+    else:
+        rows = find(name, parent, item, orientation)
     layouts = [_without_members(layout_of(part, path)) for path, part in rows.all_parts()]
     fields = rows.form.fields(rows, layouts)
     extras, left_out = _extras(root, rows, layouts, include, has_extras)
     check_apart([*(field.layout for field in fields), *(extra.stored.layout for extra in extras if extra.stored)])
-    return Description(
+    described = Description(
         dataset=rows.name,
         shape=rows.shape,
         stored_dtype=rows.dtype.str,
@@ -69,6 +93,43 @@ def describe(
         left_out=tuple(left_out),
         is_mixed=rows.is_mixed,
     )
+    return FileContents(described)
+
+
+def describe_master(
+    root: FileID,
+    dataset: str | None,
+    orientation: str | None,
+    include: Sequence[str],
+    shape: Sequence[int],
+) -> MasterContents:
+    """Return what a master file has for the rows that it names, which have a shape together.
+
+    The other arguments are those of `describe`.
+    """
+    own_names: list[bytes] = []
+    parts: list[tuple[str, Dataset]] = []
+    try:
+        name, parent, item = _place(root, dataset, orientation)
+        if isinstance(item, Dataset):
+            parts = [(name, item)]
+        elif isinstance(item, h5py.h5g.GroupID):
+            parent = item
+            own_names = names_of_links(item)
+            name = under(name, text(own_names[0]))
+    except LinkedElsewhere as link:
+        own_names = links_like(link.parent, link.link)
+        name, parent = link.path, link.parent
+    number = np.dtype(np.float64)  # the dtype of the rows is known to their own files
+    rows = RowDatasets(name, parent, Dense(), parts, tuple(shape), number, own_names=frozenset(own_names))
+    extras, left_out = _extras(root, rows, [], include, has_extras=True)
+    columns = find_columns(root, rows) if parts else NO_COLUMNS
+    return MasterContents(tuple(extras), tuple(left_out), columns)
+
+
+def _place(root: FileID, dataset: str | None, orientation: str | None) -> tuple[str, h5py.h5g.GroupID, Item]:
+    """Return the path, the parent group and the object of the rows."""
+    return choose(root, orientation) if dataset is None else (dataset, *locate(root, dataset))
 
 
 def _without_members(layout: Layout) -> Layout:

@@ -1,7 +1,7 @@
 """Functions of the child that find objects in a file.
 
-Only hard links in the file itself are followed, and all searches have limits. External links, soft links, virtual
-datasets and external storage are reported, but never followed.
+All searches have limits, and follow hard links only. A soft link is followed if its path is given, or if it is next to
+the rows. No other file is opened: external links and virtual datasets say which files the caller has to open.
 """
 
 import re
@@ -37,7 +37,7 @@ _STORAGE_FAILED = re.compile(r"errno = \d")  # in HDF5's message if the storage 
 _UNKNOWN = np.dtype("V1")
 _SHORT = 1024  # bytes of an attribute that names a dataset or a scale
 _UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError)
-_MASTER = "this is a master file: give the files that hold the rows with --input"
+_MOST_SOFT = 16  # soft links that lead to each other
 _TOO_MANY_NAMES = "a group lists more names than fit into the file. The file is damaged or forged: do not use it."
 
 
@@ -47,6 +47,18 @@ class Rejection(Exception):
     def __init__(self, reason: str, dataset: str | None = None) -> None:
         super().__init__(reason)
         self.dataset = dataset  # path of the dataset that is the cause
+
+
+class LinkedElsewhere(Rejection):
+    """Raised if a path leads to another file. Such a path can be that of rows, but of nothing else."""
+
+    def __init__(self, name: str, path: str, parent: GroupID, link: bytes, file: str, target: str) -> None:
+        super().__init__(f"{path} is an external link to {file}:{target}, expected an object in the file itself", name)
+        self.path = path  # of the link
+        self.parent = parent  # group with the link
+        self.link = link  # name of the link
+        self.file = file  # as the link names it
+        self.target = target  # path in this file
 
 
 def reason_of(error: Exception) -> str:
@@ -77,14 +89,14 @@ class Dataset:
 
     @cached_property
     def place(self) -> str | None:
-        """Description of storage in other files, which is not allowed. None if the values are in the file itself.
+        """Description of storage in other files. None if the values are in the file itself.
 
         Check this before the shape, because HDF5 may open other files to determine the shape.
         """
         if self.layout == h5py.h5d.VIRTUAL:
-            return f"a virtual dataset (not allowed: its values are in other files; {_MASTER})"
+            return "a virtual dataset, whose values are in other files"
         if self.properties.get_external_count():
-            return f"external storage (not allowed: {text(self.properties.get_external(0)[0])})"
+            return f"external storage ({text(self.properties.get_external(0)[0])})"
         return None
 
     @property
@@ -176,21 +188,39 @@ def _question(root: FileID, name: str) -> str:
     return f" Did you mean {paths[near[0]]}?" if near else ""
 
 
-def resolve(root: FileID, name: str) -> tuple[GroupID, Item | None]:
-    """Return the parent group of an object, and the object. The object is None if it does not exist. Refuse links."""
+def resolve(root: GroupID, name: str, n_soft: int = 0) -> tuple[GroupID, Item | None]:
+    """Return the parent group of an object, and the object. The object is None if it does not exist.
+
+    Soft links are followed; `n_soft` have been followed before. Raise `LinkedElsewhere` for a path into another file.
+    """
     item = root
     parent = root
     parts = parts_of(name)
     for i, part in enumerate(parts):
         if not isinstance(item, h5py.h5g.GroupID) or not item.links.exists(part):
             return parent, None
-        link = link_of(item, part)
-        if link:
-            path = text(b"/".join(parts[: i + 1]))
-            raise Rejection(f"{path} is {link}, expected an object in the file itself", name)
         parent = item
-        item = member(parent, part)
+        kind = parent.links.get_info(part).type
+        if kind == h5py.h5l.TYPE_EXTERNAL:
+            file, target = parent.links.get_val(part)
+            target = text(b"/".join([target.rstrip(b"/"), *parts[i + 1 :]]))
+            raise LinkedElsewhere(name, text(b"/".join(parts[: i + 1])), parent, part, text(file), target)
+        item = reached(parent, part, n_soft)
     return parent, item
+
+
+def reached(group: GroupID, name: bytes, n_soft: int = 0) -> Item | None:
+    """Return the object that a name in a group leads to, through soft links. None if it leads nowhere."""
+    kind = group.links.get_info(name).type
+    if kind == h5py.h5l.TYPE_HARD:
+        return member(group, name)
+    if kind != h5py.h5l.TYPE_SOFT:
+        raise Rejection(f"{link_of(group, name)}, expected an object in the file itself")
+    if n_soft == _MOST_SOFT:
+        raise Rejection(f"{link_of(group, name)}, after {n_soft} other soft links, expected a dataset")
+    target = group.links.get_val(name)
+    start = h5py.h5g.open(group, b"/") if target.startswith(b"/") else group
+    return resolve(start, text(target), n_soft + 1)[1]
 
 
 def member(group: GroupID, name: bytes) -> Item:
@@ -236,11 +266,10 @@ def link_of(group: GroupID, part: bytes) -> str | None:
     if kind == h5py.h5l.TYPE_HARD:
         return None
     if kind == h5py.h5l.TYPE_EXTERNAL:
-        target = ":".join(map(text, group.links.get_val(part)))
-        return f"an external link (not allowed: {target}; {_MASTER})"
+        return f"an external link to {':'.join(map(text, group.links.get_val(part)))}"
     if kind == h5py.h5l.TYPE_SOFT:
-        return f"a soft link (not allowed: {text(group.links.get_val(part))})"
-    return f"a link of kind {kind} (not allowed)"
+        return f"a soft link to {text(group.links.get_val(part))}"
+    return f"a link of kind {kind}"
 
 
 def dtype_of(item: ObjectID) -> np.dtype | None:
@@ -251,11 +280,9 @@ def dtype_of(item: ObjectID) -> np.dtype | None:
         return None
 
 
-def is_stack(item: Item) -> bool:
-    """Return whether an object refers to rows in other files: external links in a group, or a virtual dataset."""
-    if isinstance(item, h5py.h5g.GroupID):
-        return bool(_first_names(item, 0, most_entries(item), h5py.h5l.TYPE_EXTERNAL))
-    return isinstance(item, Dataset) and len(item.virtual_shape) >= 2
+def external_links(group: GroupID, most: int) -> list[bytes]:
+    """Return the names of the first `most` + 1 external links in a group."""
+    return _first_names(group, most, most_entries(group), h5py.h5l.TYPE_EXTERNAL)
 
 
 # -- searching ---------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from shardpress.hdf5.child.find import (
     member,
     names_in,
     own_dataset,
+    reached,
     reason_of,
     resolve,
     short_text,
@@ -135,10 +136,7 @@ def find_members(rows: RowDatasets, layouts: Sequence[Layout], include: Sequence
 
 
 def _extra_in(parent: GroupID, name: bytes, shape: tuple[int, ...]) -> Dataset:
-    link = link_of(parent, name)
-    if link:
-        raise Rejection(link)
-    item = member(parent, name)
+    item = _object_in(parent, name)
     if not isinstance(item, Dataset):
         is_internal = name.startswith(INTERNAL) or h5py.h5a.exists(parent, b"pandas_type")
         raise _Unexpected(A_GROUP if isinstance(item, h5py.h5g.GroupID) and not is_internal else "")
@@ -146,6 +144,14 @@ def _extra_in(parent: GroupID, name: bytes, shape: tuple[int, ...]) -> Dataset:
     _check(item, shape)
     if not is_utf8(name):
         raise Rejection(NOT_UTF8)
+    return item
+
+
+def _object_in(group: GroupID, name: bytes) -> Item:
+    """Return an object in a group, also through a soft link."""
+    item = reached(group, name)
+    if item is None:
+        raise Rejection(f"{link_of(group, name)}, which does not exist")
     return item
 
 
@@ -287,12 +293,9 @@ def place_of(extra: Extra) -> str:
 
 
 def _member(group: GroupID, name: bytes, path: str, shape: tuple[int, ...]) -> Extra:
-    link = link_of(group, name)
-    if link:
-        raise Rejection(link)
     if not is_utf8(name):
         raise Rejection(NOT_UTF8)
-    item = member(group, name)
+    item = _object_in(group, name)
     if isinstance(item, h5py.h5g.GroupID) and not _is_column(item):
         raise _Unexpected(A_GROUP)
     return _named_extra(group, item, path, shape)

@@ -22,7 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from shardpress.hdf5.child.describe import describe, listed
+from shardpress.hdf5.child.describe import describe, describe_master, listed
 from shardpress.hdf5.child.find import Rejection
 from shardpress.hdf5.child.message import Failure, packed
 from shardpress.hdf5.child.read import chunks, values
@@ -34,6 +34,7 @@ LENGTH = struct.Struct("<Q")
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "describe": describe,
+    "describe_master": describe_master,
     "values": values,
     "chunks": chunks,
     "listed": listed,
@@ -168,7 +169,7 @@ def _warm_up() -> None:
         layout[:] = h5py.VirtualSource("parts/a.h5", "virtual", (4,))
         file.create_virtual_dataset("virtual", layout)
         file["X"] = np.zeros((4, 2))
-        for dataset in ("X", "nowhere", "\udcff\n"):
+        for dataset in ("X", "virtual", "nowhere", "\udcff\n"):
             _warm(describe, file.id, dataset)
         for dataset in ("strings", "enumeration"):
             _warm(values, file.id, dataset, 0, 4, 0, 4)

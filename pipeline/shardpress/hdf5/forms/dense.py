@@ -1,6 +1,7 @@
 """Rows in one dataset of numbers, along its first or its last axis. The other axes are flattened."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 import h5py
@@ -45,12 +46,7 @@ class Dense(Form):
                 "dataset with --dataset.",
                 name,
             )
-        if dtype is None or not is_number(dtype):  # types with unused bits are accepted, because HDF5 converts them
-            raise Rejection(
-                f"holds {_values_in_words(dtype)}, expected integers, bool, or floating-point numbers that fit into 64 "
-                "bits. Convert them to one of these types.",
-                name,
-            )
+        dtype = _number_dtype(dtype, name)
         if orientation is None and h5py.h5a.exists(item.id, _MATLAB):
             raise Rejection(_ask_for_orientation(shape), name)
         return RowDatasets(name, parent, self, [(name, item)], rows, dtype, is_transposed)
@@ -66,6 +62,42 @@ class Dense(Form):
         # A piece of each column is read, and reading a page takes as long as reading a number.
         piece_bytes = min(_PAGE, _MOST_READ // prod(shape[1:]))
         return max(1, piece_bytes // field.dtype.itemsize)
+
+
+class OneRow(Form):
+    """A dataset that is one row as a whole. Only a master file says so."""
+
+    name = "row"
+    words = "each a dataset of another file"
+
+    def candidate(self, item: Item) -> Candidate | None:
+        return None
+
+    def describe(self, name: str, parent: GroupID, item: Item, orientation: str | None) -> RowDatasets | None:
+        return None
+
+    def row(self, name: str, parent: GroupID, item: Dataset) -> RowDatasets:
+        """Return a dataset as one row."""
+        shape = _shape_of(item, name)
+        return RowDatasets(name, parent, self, [(name, item)], (1, *shape), _number_dtype(item.dtype, name))
+
+    def fields(self, rows: RowDatasets, layouts: Sequence[Layout]) -> list[Field]:
+        (layout,) = layouts
+        if layout.kind == "asked":  # from the child, which reads datasets as they are
+            raise Rejection("a row that only libhdf5 can read. Store plain numbers without special filters.", rows.name)
+        chunks = (1, *layout.chunks) if layout.chunks else ()
+        return [Field(replace(layout, shape=rows.shape, chunks=chunks), layout.dtype, prod(rows.shape[1:]))]
+
+
+def _number_dtype(dtype: np.dtype | None, name: str) -> np.dtype:
+    """Return the dtype of numbers. Refuse other values."""
+    if dtype is None or not is_number(dtype):  # types with unused bits are accepted, because HDF5 converts them
+        raise Rejection(
+            f"holds {_values_in_words(dtype)}, expected integers, bool, or floating-point numbers that fit into 64 "
+            "bits. Convert them to one of these types.",
+            name,
+        )
+    return dtype
 
 
 def _shape_of(item: Dataset, name: str) -> tuple[int, ...]:
