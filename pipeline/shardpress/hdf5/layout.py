@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)  # there can be 100,000
 class Layout:
     """Location of the bytes of a dataset."""
 

@@ -237,7 +237,9 @@ def _with_extras(file: InputFile, master: MasterFile, contents: MasterContents) 
     names = {extra.name for extra in extras}
     extras += [extra for extra in own.extras if extra.name not in names]
     names = {extra.name for extra in extras}
-    left_out = [dataset for dataset in (*contents.left_out, *own.left_out) if dataset.name not in names]
+    where = f"in the master file={printable(master.path)}"
+    left_out = [replace(dataset, reason=f"{dataset.reason}, {where}") for dataset in contents.left_out]
+    left_out = [dataset for dataset in (*left_out, *own.left_out) if dataset.name not in names]
     has_columns = bool(contents.columns.names) or contents.columns.values is not None
     description = replace(
         own,

@@ -45,13 +45,13 @@ def choose(root: FileID, orientation: str | None) -> tuple[str, GroupID, Item]:
     parent, preferred = resolve(root, PREFERRED)
     if preferred is not None and _candidate(preferred):
         return PREFERRED, parent, preferred
-    candidates = _candidates_below(root)
+    candidates, lines = _candidates_below(root)
     likely = _likely_candidates(candidates, orientation)
     if len(likely) > 1:
         likely = _plotted_masters(root, candidates, likely) or likely
     if len(likely) == 1:
         return likely[0], *locate(root, likely[0])
-    place = _group_with_rows(root, {name: candidates[name] for name in likely})
+    place = _group_with_rows({name: candidates[name].shape for name in likely}, lines)
     if place is not None:
         return place, *locate(root, place)
     if likely:
@@ -65,8 +65,10 @@ def choose(root: FileID, orientation: str | None) -> tuple[str, GroupID, Item]:
     raise _no_choice(candidates, listing(root))
 
 
-def _candidates_below(group: GroupID) -> dict[str, Candidate]:
+def _candidates_below(group: GroupID) -> tuple[dict[str, Candidate], dict[str, tuple[int, ...]]]:
+    """Return the candidates below a group, and the shapes of datasets that can be a column or a sample."""
     candidates = {}
+    lines = {}
     skipped = "/"  # prefix of the parts of a frame of pandas, which begins no path
     for name, item in objects(group):
         if name.startswith(skipped):
@@ -76,7 +78,9 @@ def _candidates_below(group: GroupID) -> dict[str, Candidate]:
             candidates[name] = candidate
         if isinstance(item, GroupID) and h5py.h5a.exists(item, b"pandas_type"):
             skipped = f"{name}/meta/" if candidate is None else f"{name}/"
-    return candidates
+        if isinstance(item, Dataset) and is_line(item):
+            lines[name] = item.shape or ()
+    return candidates, lines
 
 
 def _plotted_masters(root: FileID, candidates: Mapping[str, Candidate], names: Sequence[str]) -> list[str]:
@@ -91,12 +95,12 @@ def _plotted_masters(root: FileID, candidates: Mapping[str, Candidate], names: S
     return plotted
 
 
-def _group_with_rows(root: FileID, likely: Mapping[str, Candidate]) -> str | None:
-    """Return the only group with a dataset for each sample or column, or None. It holds all `likely` candidates."""
-    shapes = {name: candidate.shape for name, candidate in likely.items()}
-    if not shapes:
-        shapes = {name: item.shape or () for name, item in objects(root) if isinstance(item, Dataset) and is_line(item)}
-    places = groups_of(shapes)
+def _group_with_rows(likely: Mapping[str, tuple[int, ...]], lines: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Return the only group with a dataset for each sample or column, or None. It holds all `likely` candidates.
+
+    The arguments are the shapes of those, and of datasets in one dimension.
+    """
+    places = groups_of(likely or lines)
     if len(places) > 1 and not likely:
         listed = short_list(places, LISTED)
         raise Rejection(f"several groups hold one dataset for each column or sample ({listed}). Choose with --dataset.")
@@ -173,7 +177,7 @@ def _frame(group: GroupID) -> bytes | None:
 
 
 def _no_rows_in_group(group: GroupID, name: str) -> str:
-    candidates = _candidates_below(group)
+    candidates, _ = _candidates_below(group)
     listed = short_list((f"{under(name, path)} {candidate}" for path, candidate in candidates.items()), LISTED)
     if is_matlab_sparse(group):
         return f"a sparse matrix of MATLAB, expected a full matrix. {WRITE_ROWS} (full(X))."

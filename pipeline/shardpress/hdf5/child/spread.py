@@ -37,13 +37,35 @@ _EITHER = (
 class Piece(NamedTuple):
     """A dataset that is a column or a sample. It is opened when it is needed, because there can be 100,000 of them."""
 
-    name: str  # of the dataset in the group, or of its own group there
-    path: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    group: GroupID
+    kind: tuple[tuple[int, ...], np.dtype]  # shape and dtype
+    place: tuple[GroupID, str]  # the group and its path
     owner: bytes  # name in the group: of the dataset, or of its own group, whose attributes describe it
-    link: bytes  # path of the dataset in the group
+    inner: bytes = b""  # name of the dataset in its own group
+
+    @property
+    def name(self) -> str:
+        return text(self.owner)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.kind[0]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.kind[1]
+
+    @property
+    def group(self) -> GroupID:
+        return self.place[0]
+
+    @property
+    def link(self) -> bytes:
+        """Path of the dataset in the group."""
+        return self.owner + b"/" + self.inner if self.inner else self.owner
+
+    @property
+    def path(self) -> str:
+        return under(self.place[1], text(self.link))
 
     def open(self) -> Dataset:
         return Dataset(h5py.h5d.open(self.group, self.link))
@@ -62,7 +84,8 @@ def spread_in(group: GroupID, path: str, orientation: str | None) -> Spread | No
 
     Refuse datasets that can be either, unless the orientation is ``columns`` or ``rows``.
     """
-    pieces = list(_own_pieces(group, path))
+    names = sorted(names_in(group), key=lambda name: natural_key(text(name)))
+    pieces = list(_own_pieces(group, path, names))
     wide = [piece for piece in pieces if len(piece.shape) > 1]
     if wide:
         samples = _samples(wide)
@@ -73,7 +96,7 @@ def spread_in(group: GroupID, path: str, orientation: str | None) -> Spread | No
         if orientation is None and _differ_in_numbers(lines):
             raise Rejection(_EITHER.format(len(lines), lines[0].shape), path)
         return _samples(lines) if orientation == "rows" else Spread(False, lines, [])
-    nested = list(_nested_pieces(group, path))
+    nested = list(_nested_pieces(group, path, names))
     if parts_of(path)[-2:] == _COLUMNS:
         columns = _most_frequent(nested, [piece.shape for piece in nested])
         return Spread(False, columns, [piece for piece in nested if piece not in columns]) if columns else None
@@ -112,33 +135,42 @@ def _is_numeric(dataset: Dataset) -> bool:
     return is_plain and not dataset.place and dataset.size > 1
 
 
-def _own_pieces(group: GroupID, path: str) -> Iterator[Piece]:
-    for name in sorted(names_in(group), key=lambda name: natural_key(text(name))):
+def _own_pieces(group: GroupID, path: str, names: Sequence[bytes]) -> Iterator[Piece]:
+    place = (group, path)
+    kinds: dict[object, tuple[tuple[int, ...], np.dtype]] = {}  # which pieces share, because they take memory
+    for name in names:
+        if h5py.h5g.get_objinfo(group, name, follow_link=False).type != h5py.h5g.DATASET:
+            continue
         dataset = own_dataset(group, name)
         if dataset is not None and _is_numeric(dataset) and not is_dimension_scale(dataset):
-            yield _piece(dataset, path, group, name, name)
+            yield Piece(_kind_of(dataset, kinds), place, name)
 
 
-def _piece(dataset: Dataset, path: str, group: GroupID, owner: bytes, link: bytes) -> Piece:
+def _kind_of(
+    dataset: Dataset, kinds: dict[object, tuple[tuple[int, ...], np.dtype]]
+) -> tuple[tuple[int, ...], np.dtype]:
     assert dataset.dtype is not None
-    return Piece(text(owner), under(path, text(link)), dataset.shape or (), dataset.dtype, group, owner, link)
+    kind = (dataset.shape or (), dataset.dtype)
+    return kinds.setdefault(kind, kind)
 
 
-def _nested_pieces(group: GroupID, path: str) -> Iterator[Piece]:
+def _nested_pieces(group: GroupID, path: str, own_names: Sequence[bytes]) -> Iterator[Piece]:
     """Yield the dataset of each group in a group: the only one with several numbers, which has the same name in all."""
+    place = (group, path)
+    kinds: dict[object, tuple[tuple[int, ...], np.dtype]] = {}
     name: bytes | None = _DATA if parts_of(path)[-2:] == _COLUMNS else None
-    for own_name in sorted(names_in(group), key=lambda name: natural_key(text(name))):
+    for own_name in own_names:
         own_group = None if link_of(group, own_name) else member(group, own_name)
         if not isinstance(own_group, GroupID) or own_group.links.exists(_INDICES):
             continue
         if name is None:
-            names = [piece.name for piece in _own_pieces(own_group, "")]
+            names = [piece.owner for piece in _own_pieces(own_group, "", names_in(own_group))]
             if len(names) != 1:
                 return
-            name = names[0].encode("utf-8", "surrogateescape")
+            (name,) = names
         dataset = own_dataset(own_group, name)
         if dataset is not None and _is_numeric(dataset):
-            yield _piece(dataset, path, group, own_name, own_name + b"/" + name)
+            yield Piece(_kind_of(dataset, kinds), place, own_name, name)
 
 
 def _samples(pieces: Sequence[Piece]) -> Spread:
@@ -169,10 +201,9 @@ def extras_of(samples: Spread, path: str) -> Iterator[Extra]:
         normal(under(path, ROW_NAMES)), [piece.name.encode("utf-8", "surrogateescape") for piece in samples.pieces]
     )
     first = samples.pieces[0]
-    for name in _attribute_names(h5py.h5o.open(first.group, first.owner)):
-        values = _attribute_values(samples.pieces, name)
-        if values is not None:
-            yield _inline(normal(under(path, text(name))), values)
+    names = _attribute_names(h5py.h5o.open(first.group, first.owner))
+    for name, values in _attributes(samples.pieces, names).items():
+        yield _inline(normal(under(path, text(name))), values)
 
 
 def _inline(path: str, values: Sequence[Any]) -> Extra:
@@ -193,16 +224,18 @@ def _attribute_names(owner: ObjectID) -> list[bytes]:
     return names
 
 
-def _attribute_values(pieces: Sequence[Piece], name: bytes) -> list[Any] | None:
-    """Return the attribute of each sample: numbers, or texts as UTF-8. None if a sample has no such attribute."""
-    values = []
+def _attributes(pieces: Sequence[Piece], names: Sequence[bytes]) -> dict[bytes, list[Any]]:
+    """Return the attributes that all samples have, and their values: only numbers, or only texts as UTF-8."""
+    values: dict[bytes, list[Any]] = {name: [] for name in names}
     for piece in pieces:
-        value = attribute(h5py.h5o.open(piece.group, piece.owner), name, _is_short)
-        if value is None:
-            return None
-        values.append(value.item())
-    are_texts = {isinstance(value, bytes) for value in values}
-    return values if len(are_texts) == 1 else None
+        owner = h5py.h5o.open(piece.group, piece.owner)
+        for name in list(values):
+            value = attribute(owner, name, _is_short)
+            if value is None:
+                del values[name]
+            else:
+                values[name].append(value.item())
+    return {name: column for name, column in values.items() if len({isinstance(value, bytes) for value in column}) == 1}
 
 
 def _is_short(shape: tuple[int, ...], dtype: np.dtype) -> bool:
