@@ -117,6 +117,14 @@ def records(file: h5py.File) -> None:
     file["X"] = ROWS.view([("a", "<i4"), ("b", "<i4")]).reshape(-1)
 
 
+def records_with_texts(file: h5py.File, **options: Any) -> None:
+    fields = [("a", "<i4"), ("text", h5py.string_dtype()), ("b", "<f8"), ("values", h5py.vlen_dtype("f4")), ("s", "S3")]
+    rows = np.zeros(30, fields)
+    rows["text"] = [f"row {i}" for i in range(30)]
+    rows["values"] = [np.zeros(i % 3, "f4") for i in range(30)]
+    file.create_dataset("X", data=rows, **options)
+
+
 def frame(file: h5py.File, **options: Any) -> None:
     """Write a table as pandas does, with categories and lists of names in pickles."""
     blocks = [("values_block_0", "<f8", (2,)), ("values_block_1", "i1", (1,))]
@@ -174,6 +182,7 @@ LAYOUTS: list[dict[str, Any]] = [
 
 
 IN_PARTS = (
+    *(records_with_texts, partial(records_with_texts, chunks=(7,), **COMPRESSED)),
     *(frame, partial(frame, chunks=(7,), **COMPRESSED), frame_of_blocks),
     *(columns, partial(columns, group="g/", chunks=(7,), **COMPRESSED)),
     *(samples, partial(samples, name="g/s{}/data"), partial(samples, chunks=(4, 1), **COMPRESSED)),

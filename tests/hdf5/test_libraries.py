@@ -219,6 +219,25 @@ def h5py_rows(path: Path, rng: np.random.Generator) -> Contents:
         return Contents(rows, {each: group[each][()] for each in extras}, names, numbers, settings)
 
 
+def h5py_records(path: Path, rng: np.random.Generator) -> Contents:
+    """Write numbers and strings of variable length in any order."""
+    n_rows = int(rng.integers(1, 50))
+    columns = {f"c{i}": some_numbers(rng, (n_rows,), pick(rng, ANY_ORDER)) for i in range(2, 2 + rng.integers(1, 9))}
+    texts = {name: some_texts(rng, n_rows) for name in ("word", "note", "short")}
+    types = {name: values.dtype for name, values in columns.items()}
+    types |= {"word": h5py.string_dtype(), "note": h5py.string_dtype("ascii" if is_chosen(rng) else "utf-8")}
+    types["short"] = np.dtype("S20")
+    names = [str(name) for name in rng.permutation(sorted(types))]
+    records = np.zeros(n_rows, np.dtype([(name, types[name]) for name in names], align=is_chosen(rng)))
+    for name, values in (columns | texts).items():
+        records[name] = [text.encode() for text in values] if name in texts else values
+    with h5py.File(path, "w", libver=(pick(rng, ["earliest", "v108", "latest"]), "latest")) as file:
+        file.create_dataset("group/table", data=records, **some_storage(rng, records.shape, records.dtype))
+    with h5py.File(path) as file:
+        extras = {name: file["group/table"].fields(name)[:] for name in texts}
+    return side_by_side({name: columns[name] for name in names if name in columns}, extras)
+
+
 # -- AnnData -------------------------------------------------------------------------------------------------------
 
 
@@ -456,6 +475,30 @@ def netcdf(path: Path, rng: np.random.Generator) -> Contents:
         return Contents(group["rows"][:], {each: group[each][:] for each in extras}, names, numbers, fill_value=fill)
 
 
+def netcdf_columns(path: Path, rng: np.random.Generator) -> Contents:
+    """Write variables of one dimension, perhaps with a coordinate."""
+    import netCDF4
+
+    n_rows = int(rng.integers(2, 50))
+    columns = some_columns(rng, n_rows)
+    columns = {name: values for name, values in columns.items() if values.dtype.kind != "b"}
+    columns["third"] = some_numbers(rng, (n_rows,), "f8")
+    is_unlimited = is_chosen(rng)
+    with netCDF4.Dataset(path, "w") as file:
+        group = pick(rng, [file, file.createGroup("group")])
+        group.createDimension("time", None if is_unlimited else n_rows)
+        for name, values in columns.items():
+            options = {"zlib": is_chosen(rng), "endian": byte_order(values.dtype)}
+            variable = group.createVariable(name, values.dtype, ("time",), **options)
+            variable.set_auto_maskandscale(False)
+            variable[:] = values
+        times = np.arange(n_rows) / 4
+        if is_chosen(rng):
+            group.createVariable("time", "f8", ("time",))[:] = times
+        extras = {"time": times} if "time" in group.variables else {}
+    return side_by_side(columns, extras)
+
+
 # -- MATLAB --------------------------------------------------------------------------------------------------------
 
 
@@ -544,7 +587,19 @@ def h5py_samples(path: Path, rng: np.random.Generator) -> Contents:
 
 # -- the tests -----------------------------------------------------------------------------------------------------
 
-FORMS = [h5py_rows, anndata, pandas_fixed, pandas_table, pandas_mixed, pytables_array, pytables_table, netcdf, matlab]
+FORMS = [
+    h5py_rows,
+    h5py_records,
+    netcdf_columns,
+    anndata,
+    pandas_fixed,
+    pandas_table,
+    pandas_mixed,
+    pytables_array,
+    pytables_table,
+    netcdf,
+    matlab,
+]
 FORMS += [h5py_columns, vaex, h5py_samples]
 
 

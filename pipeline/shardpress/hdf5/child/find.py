@@ -19,7 +19,7 @@ from h5py._objects import ObjectID
 from h5py.h5f import FileID
 from h5py.h5g import GroupID
 from h5py.h5p import PropDCID
-from h5py.h5t import TypeID
+from h5py.h5t import TypeArrayID, TypeCompoundID, TypeID, TypeVlenID
 
 from shardpress.base.errors import short_list
 from shardpress.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
@@ -117,6 +117,28 @@ class Dataset:
         return dtype_of(self.id)
 
     @cached_property
+    def stored_dtype(self) -> np.dtype | None:
+        """The same, but records with values of variable length have references to these, which NumPy sees as bytes."""
+        if self.dtype is None or self.dtype.fields is None or not self.dtype.hasobject:
+            return self.dtype
+        return _stored_record(self.id.get_type(), self._reference_bytes) or self.dtype
+
+    @property
+    def stored_size(self) -> int:
+        """Bytes of a value in the file, which are fewer than in memory for types that NumPy lacks, such as bfloat16."""
+        if self.stored_dtype is not None and self.stored_dtype is not self.dtype:
+            return self.stored_dtype.itemsize
+        if self.dtype is not None and self.dtype.hasobject:
+            return self._reference_bytes
+        return int(self.id.get_type().get_size())
+
+    @property
+    def _reference_bytes(self) -> int:
+        """Bytes of a reference to a value of variable length: an address, and a length and an index of 4 bytes each."""
+        n_address, _ = h5py.h5i.get_file_id(self.id).get_create_plist().get_sizes()
+        return 8 + int(n_address)
+
+    @cached_property
     def chunks(self) -> tuple[int, ...]:
         return tuple(self.properties.get_chunk())
 
@@ -131,9 +153,9 @@ class Dataset:
     @cached_property
     def is_plain(self) -> bool:
         """True if NumPy can use the bytes in the file without conversion."""
-        if self.dtype is None or self.dtype.hasobject:
+        if self.stored_dtype is None or self.stored_dtype.hasobject:
             return False
-        return _is_plain(self.id.get_type(), self.dtype)
+        return self.stored_dtype is not self.dtype or _is_plain(self.id.get_type(), self.stored_dtype)
 
     @property
     def is_text(self) -> bool:
@@ -142,12 +164,45 @@ class Dataset:
     def read(self) -> np.ndarray:
         return h5py.Dataset(self.id)[...]
 
+    def stored_bytes(self) -> bytes:
+        """Return the bytes of a small dataset, with 0 for references to values of variable length."""
+        if self.stored_dtype is self.dtype or self.dtype is None:
+            return self.read().tobytes()
+        stored = np.zeros(self.shape or (), self.stored_dtype)
+        for name in self.dtype.names or ():
+            if not self.dtype[name].hasobject:
+                stored[name] = h5py.Dataset(self.id).fields(name)[()]
+        return stored.tobytes()
+
+
+def _stored_record(record: TypeCompoundID, reference_bytes: int) -> np.dtype | None:
+    """Return the dtype of records in the file: values of variable length are references, which NumPy sees as bytes.
+
+    Return None if there are others that NumPy cannot use without conversion.
+    """
+    names: list[str] = []
+    formats: list[np.dtype] = []
+    offsets: list[int] = []
+    n_more = 0  # bytes; libhdf5 gives sizes and offsets in memory, where a string is a pointer
+    for i in sorted(range(record.get_nmembers()), key=record.get_member_offset):
+        stored = record.get_member_type(i)
+        dtype = stored.dtype
+        offsets.append(record.get_member_offset(i) + n_more)
+        if isinstance(stored, TypeVlenID) or (dtype.hasobject and h5py.check_string_dtype(dtype)):
+            n_more += reference_bytes - stored.get_size()
+            dtype = np.dtype(f"V{reference_bytes}")
+        elif dtype.hasobject or not _is_plain_member(stored, dtype):
+            return None
+        names.append(text(record.get_member_name(i)))
+        formats.append(dtype)
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": record.get_size() + n_more})
+
 
 def _is_plain(stored: TypeID, dtype: np.dtype) -> bool:
     """Return whether bytes of a stored type are values of a dtype. PyTables writes other types of text and bool."""
     if stored.equal(h5py.h5t.py_create(dtype, logical=True)):
         return True
-    if not isinstance(stored, h5py.h5t.TypeCompoundID) or dtype.names is None:
+    if not isinstance(stored, TypeCompoundID) or dtype.names is None:
         return False
     members = [stored.get_member_type(i) for i in range(stored.get_nmembers())]
     offsets = [stored.get_member_offset(i) for i in range(len(members))]
@@ -158,7 +213,7 @@ def _is_plain(stored: TypeID, dtype: np.dtype) -> bool:
 
 
 def _is_plain_member(stored: TypeID, dtype: np.dtype) -> bool:
-    if isinstance(stored, h5py.h5t.TypeArrayID):
+    if isinstance(stored, TypeArrayID):
         return stored.get_array_dims() == dtype.shape and _is_plain_member(stored.get_super(), dtype.base)
     is_padded = isinstance(stored, h5py.h5t.TypeStringID) and stored.get_strpad() != h5py.h5t.STR_SPACEPAD
     is_bits = isinstance(stored, h5py.h5t.TypeBitfieldID)

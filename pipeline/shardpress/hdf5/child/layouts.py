@@ -29,7 +29,7 @@ _get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
 def layout_of(dataset: Dataset, name: str) -> Layout:
     """Return the location of the bytes of a dataset with a shape and a dtype. Refuse values that cannot be read."""
     shape = dataset.shape
-    dtype = dataset.dtype
+    dtype = dataset.stored_dtype
     assert shape is not None
     assert dtype is not None
     layout = _layout(dataset, Layout(name, shape, dtype, "asked"))
@@ -44,14 +44,13 @@ def _layout(dataset: Dataset, layout: Layout) -> Layout:
         kind = _kind_of_chunked(dataset, layout.name, filters)
         layout = replace(layout, kind=kind, chunks=dataset.chunks, filters=filters)
         return replace(layout, index=_index(dataset, layout))
-    # Use the size of the stored type: bfloat16 is read as float32, but takes only two bytes in the file.
-    n_bytes = prod(layout.shape) * dataset.id.get_type().get_size()
+    n_bytes = prod(layout.shape) * dataset.stored_size
     if n_bytes and dataset.layout == h5py.h5d.CONTIGUOUS:
         offset = _offset(dataset, layout, n_bytes)
         return replace(layout, kind="contiguous", offset=offset) if dataset.is_plain else layout
     if not dataset.is_plain:
         return layout
-    return replace(layout, kind="inline", data=dataset.read().tobytes())
+    return replace(layout, kind="inline", data=dataset.stored_bytes())
 
 
 def _offset(dataset: Dataset, layout: Layout, n_bytes: int) -> int:
@@ -110,8 +109,7 @@ def _check_stored_sizes(dataset: Dataset, layout: Layout, index: np.ndarray) -> 
     """Refuse chunks without filters that are too short, because libhdf5 would return memory that it never wrote."""
     every_filter = (1 << len(layout.filters)) - 1
     is_unfiltered = (index[2] & every_filter) == every_filter
-    # The stored type, because bfloat16 is read as float32, but takes only two bytes in the file.
-    n_bytes = prod(layout.chunks) * dataset.id.get_type().get_size()
+    n_bytes = prod(layout.chunks) * dataset.stored_size
     n_short = int((is_unfiltered & (index[1] < n_bytes)).sum())
     if n_short:
         raise Rejection(

@@ -127,7 +127,10 @@ def table(
 
 def field_of(member: Member, layouts: Sequence[Layout]) -> Field:
     """Return the place of the values of a member, given the layouts of the datasets."""
-    return Field(layouts[member.part], member.dtype, len(member.names), member.offset)
+    layout = layouts[member.part]
+    if member.dtype.hasobject:  # strings of variable length, which only the child can read
+        return Field(Layout(under(layout.name, member.names[0]), layout.shape, member.dtype, "asked"), member.dtype)
+    return Field(layout, member.dtype, len(member.names), member.offset)
 
 
 class Form(ABC):

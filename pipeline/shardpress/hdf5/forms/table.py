@@ -6,6 +6,7 @@ Records of one numeric type are a matrix. In others, numbers are columns, and st
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
+from operator import itemgetter
 
 import h5py
 import numpy as np
@@ -33,9 +34,9 @@ class Records(Form):
         if item.dtype is None or item.dtype.fields is None:
             return None
         records = f"records of {len(item.dtype.fields)} fields"
-        members, _ = _members_of(item.dtype)
+        members, _ = _members_of(item)
         n_columns = sum(len(member.names) for member in members.values() if member.is_column)
-        if len(item.shape) != 1 or item.dtype.hasobject or not n_columns:
+        if len(item.shape) != 1 or not n_columns:
             return Candidate("none", item.shape, records, *item.shape[:1])
         return Candidate("table" if _is_mixed(members) else self.name, item.shape, records, item.shape[0], n_columns)
 
@@ -46,24 +47,25 @@ class Records(Form):
             return None
         if orientation == "columns":
             raise Rejection("a table, which cannot be read by columns. Omit --orientation columns.", name)
-        if item.dtype.hasobject:
-            raise Rejection(f"{records_in_words(item.dtype)} of variable length. {WRITE_ROWS}.", name)
-        members, left_out = _members_of(item.dtype)
+        members, left_out = _members_of(item)
+        if item.stored_dtype is None or item.stored_dtype.hasobject:
+            raise Rejection(f"{records_in_words(item.dtype)}, some of them references. {WRITE_ROWS}.", name)
         rows = table(name, parent, self, [(name, item)], item.size, as_in_frame(parent, item, members))
         return replace(rows, is_mixed=_is_mixed(members), left_out=tuple(left_out))
 
 
-def _members_of(record: np.dtype) -> tuple[dict[str, Member], list[LeftOut]]:
-    """Return the usable fields of a record, in order. A leading field `index`, as pandas writes it, is an extra."""
+def _members_of(records: Dataset) -> tuple[dict[str, Member], list[LeftOut]]:
+    """Return the usable fields of records, in order. A leading field `index`, as pandas writes it, is an extra."""
     members: dict[str, Member] = {}
     left_out: list[LeftOut] = []
-    for i, (offset, name, stored) in enumerate(_fields_in_order(record)):
+    fields = _fields_in_order(records)
+    for i, (offset, name, stored) in enumerate(fields):
         dtype = stored.base
         is_time = dtype.kind in "mM"  # h5py stores times as opaque values
         if is_time:
             dtype = np.dtype(f"{dtype.byteorder}i8")
-        is_index = i == 0 and name == _INDEX and len(record.fields or ()) > 1
-        is_text = dtype.kind == "S" and 0 < dtype.itemsize <= MOST_ITEM
+        is_index = i == 0 and name == _INDEX and len(fields) > 1
+        is_text = h5py.check_string_dtype(dtype) is not None and 0 < dtype.itemsize <= MOST_ITEM
         if not prod(stored.shape) or not (is_number(dtype) or is_text):
             left_out.append(LeftOut(name, "neither numbers nor strings", is_missed=not is_index))
             continue
@@ -84,5 +86,11 @@ def _is_mixed(members: Mapping[str, Member]) -> bool:
     return len({member.dtype for member in rows}) > 1 or not all(member.is_column for member in rows)
 
 
-def _fields_in_order(record: np.dtype) -> list[tuple[int, str, np.dtype]]:
-    return sorted((offset, name, dtype) for name, (dtype, offset, *_) in (record.fields or {}).items())
+def _fields_in_order(records: Dataset) -> list[tuple[int, str, np.dtype]]:
+    """Return the offset, the name, and the dtype in memory of each field, in order of the offsets."""
+    assert records.dtype is not None
+    assert records.stored_dtype is not None
+    return sorted(
+        ((offset, name, records.dtype[name]) for name, (_, offset, *_) in (records.stored_dtype.fields or {}).items()),
+        key=itemgetter(0),
+    )
