@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -109,3 +110,19 @@ def test_labels_that_are_columns_are_refused_with_the_columns_to_choose(
         assert open_features(folder / name).extras["TP53"].compute().tolist() == rows[:, 4].tolist()
     assert empty.run_on([path], folder / "target", "--target", "TP53") == 0
     assert load_model(folder / "target").n_columns == 5
+
+
+@pytest.mark.process
+def test_datasets_that_can_be_columns_or_samples_are_those_of_the_model(empty: Workspace) -> None:
+    folder = empty.folder
+    values = np.random.default_rng(0).uniform(0, 9, (30, 30)).astype(np.float32)
+    with h5py.File(folder / "a.h5", "w") as file:
+        for i, own in enumerate(values):
+            file[f"d{i}"] = own
+    out = folder / "out"
+    assert empty.run_on([folder / "a.h5"], out) == 65
+    assert empty.run_on([folder / "a.h5"], out, "--orientation", "columns") == 0
+    assert empty.run_on([folder / "a.h5"], folder / "same", "--model", str(out)) == 0
+    assert features_in(folder / "same").tobytes() == features_in(out).tobytes()
+    assert empty.run_on([folder / "a.h5"], folder / "other", "--model", str(out), "--orientation", "rows") == 0
+    assert features_in(folder / "other").tobytes() != features_in(out).tobytes()

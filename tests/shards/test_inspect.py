@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+from shardpress.hdf5.limits import MOST_LEFT_OUT
 from shardpress.shards.inspect import Inspection, inspect_files
 from shardpress.shards.vet import Selection
 from tests.support.cases import case
@@ -45,6 +46,14 @@ def test_every_dataset_is_listed_as_h5py_has_it(tmp_path: Path) -> None:
     assert (facts["X"]["filters"], facts["X"]["dtype"]) == (["shuffle", "gzip"], "float32")
     assert facts["names"]["dtype"] == "text"
     assert "2 fields" in facts["records"]["dtype"]
+
+
+def test_a_list_that_is_too_long_ends_with_a_remark(tmp_path: Path) -> None:
+    for n, has_remark in ((MOST_LEFT_OUT - 1, False), (MOST_LEFT_OUT, True)):
+        path = write_shard(tmp_path / f"{n}.h5", numbered(40, 3), extras={f"y{i}": np.zeros(40) for i in range(n)})
+        (files,) = inspected(path).files
+        assert bool(files.datasets[-1]["what"]) == has_remark
+        assert sum(not dataset["what"] for dataset in files.datasets) == MOST_LEFT_OUT
 
 
 def test_files_that_differ_in_more_than_numbers_are_not_grouped(tmp_path: Path) -> None:

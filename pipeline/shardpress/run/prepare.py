@@ -50,6 +50,7 @@ def prepare(config: Config, journal: Journal | None = None) -> Task:
     extended = result if config.results.append else None
     if extended is None:
         model = _load_given_model(config)
+        config = _with_orientation_of(model, config)
     else:
         config = with_settings_of(config, extended)
         model = extended.model
@@ -109,6 +110,15 @@ def _load_given_model(config: Config) -> Model | None:
     if n_features is not None and model.is_nested and n_features < model.network.n_features:
         model = model.with_first_features(n_features)
     return model
+
+
+def _with_orientation_of(model: Model | None, config: Config) -> Config:
+    """Return the settings with the orientation of the rows that a given model was trained on, unless one is given."""
+    stored = None if model is None else model.about.config.get("orientation")
+    if stored not in ("rows", "columns") or config.inputs.orientation is not None:
+        return config
+    log.info("input: orientation %s, as for the rows of the model (--orientation chooses another)", stored)
+    return config.changed(orientation=stored)
 
 
 def _read_targets(settings: Settings, shards: Sequence[Shard], fitted: np.ndarray | None) -> Targets | None:

@@ -176,15 +176,17 @@ def listed(root: FileID) -> list[dict[str, Any]]:
 
     Each item has ``name`` and ``what``, a description of a link or of storage in other files. For a dataset in the
     file itself, ``what`` is empty, and ``shape``, ``dtype``, ``layout``, ``chunks``, ``filters`` and ``n_bytes`` (the
-    size in the file) follow.
+    size in the file) follow. If there are more, the last item says so.
     """
     items = _links_in_root(root)
     for name, item in objects(root):
-        if len(items) >= MOST_LEFT_OUT:
+        if len(items) > MOST_LEFT_OUT:
             break
         if isinstance(item, Dataset):
             items.append({"name": name[:_LONGEST], **_facts_of(item)})
-    return items[:MOST_LEFT_OUT]
+    if len(items) > MOST_LEFT_OUT:
+        items[MOST_LEFT_OUT:] = [{"name": "...", "what": "and others, which are not listed"}]
+    return items
 
 
 def _links_in_root(root: FileID) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ class Samples(Form):
     """Datasets of one shape and dtype, each of which is a row."""
 
     name = "samples"
-    words = "stored in one dataset for each sample"
+    words = "stored in one dataset for each sample: one dataset with all of them opens faster"
 
     def candidate(self, item: Item) -> Candidate | None:
         return None
