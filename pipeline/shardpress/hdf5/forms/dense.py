@@ -70,12 +70,6 @@ class OneRow(Form):
     name = "row"
     words = "each a dataset of another file"
 
-    def candidate(self, item: Item) -> Candidate | None:
-        return None
-
-    def describe(self, name: str, parent: GroupID, item: Item, orientation: str | None) -> RowDatasets | None:
-        return None
-
     def row(self, name: str, parent: GroupID, item: Dataset) -> RowDatasets:
         """Return a dataset as one row."""
         shape = _shape_of(item, name)

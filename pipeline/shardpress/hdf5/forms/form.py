@@ -1,6 +1,5 @@
 """Base class of the forms in which files store rows."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -133,20 +132,23 @@ def field_of(member: Member, layouts: Sequence[Layout]) -> Field:
     return Field(layout, member.dtype, len(member.names), member.offset)
 
 
-class Form(ABC):
-    """A form of rows. The child recognizes and describes rows with it, and the driver reads them."""
+class Form:
+    """A form of rows. The child recognizes and describes rows with it, and the driver reads them.
+
+    By default, no object is recognized.
+    """
 
     name: ClassVar[str]
     words: ClassVar[str] = ""  # for the log, if a user should know
     words_if_transposed: ClassVar[str] = ""
 
-    @abstractmethod
     def candidate(self, item: Item) -> Candidate | None:
         """Return what an object could hold in this form, at a glance."""
+        return None
 
-    @abstractmethod
     def describe(self, name: str, parent: GroupID, item: Item, orientation: str | None) -> RowDatasets | None:
         """Return the rows in an object of a group, or None if it has another form. Refuse rows that cannot be read."""
+        return None
 
     def fields(self, rows: RowDatasets, layouts: Sequence[Layout]) -> list[Field]:
         """Return the fields of the rows, given the layouts of the datasets."""

@@ -5,25 +5,18 @@ from dataclasses import replace
 from math import prod
 
 import numpy as np
-from h5py.h5g import GroupID
 
-from shardpress.hdf5.child.find import Item, Rejection
+from shardpress.hdf5.child.find import Rejection
 from shardpress.hdf5.fields import Field
-from shardpress.hdf5.forms.form import Candidate, Form, RowDatasets
+from shardpress.hdf5.forms.form import Form, RowDatasets
 from shardpress.hdf5.layout import Layout
 
 
 class Samples(Form):
-    """Datasets of one shape and dtype, each of which is a row."""
+    """Datasets of one shape and dtype, each of which is a row. `ColumnGroup` recognizes them."""
 
     name = "samples"
     words = "stored in one dataset for each sample: one dataset with all of them opens faster"
-
-    def candidate(self, item: Item) -> Candidate | None:
-        return None
-
-    def describe(self, name: str, parent: GroupID, item: Item, orientation: str | None) -> RowDatasets | None:
-        return None  # `ColumnGroup` recognizes samples
 
     def fields(self, rows: RowDatasets, layouts: Sequence[Layout]) -> list[Field]:
         return [Field(_joined(rows.name, layouts), rows.dtype, prod(rows.shape[1:]))]
