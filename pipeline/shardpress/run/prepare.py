@@ -141,9 +141,9 @@ def _read_targets(settings: Settings, shards: Sequence[Shard], fitted: np.ndarra
     return targets
 
 
-def _log_settings(config: Config, settings: Settings, given_model: Model | None) -> None:
+def _log_settings(config: Config, settings: Settings, model: Model | None) -> None:
     """Log all settings for debugging, and the number of replicas if it was reduced."""
-    if given_model is None and settings.training.replicas < (config.training.replicas or 1):
+    if model is None and settings.training.replicas < (config.training.replicas or 1):
         log.info(
             "replicas: using %d instead of %d, so that each has enough steps and its rows fit in memory",
             settings.training.replicas,
@@ -154,54 +154,54 @@ def _log_settings(config: Config, settings: Settings, given_model: Model | None)
 
 
 def _complaints(
-    settings: Settings, shards: Sequence[Shard], given_model: Model | None, fitted: np.ndarray | None
+    settings: Settings, shards: Sequence[Shard], model: Model | None, fitted: np.ndarray | None
 ) -> Iterator[Problem]:
     """Yield a problem for each conflict between the settings, the inputs and a given model."""
     first = shards[0]
-    if given_model is None:
+    if model is None:
         yield from conflicts_with_rows(settings, n_fitted_rows(shards, fitted), first.n_inputs)
     else:
-        model = model_name(settings)
-        if given_model.n_columns != first.n_inputs:
+        where = model_name(settings)
+        if model.n_columns != first.n_inputs:
             actual = f"found {first.n_inputs} in file={printable(first.path)}"
-            yield Problem(model, f"expects {given_model.n_columns} columns, {actual}")
+            yield Problem(where, f"expects {model.n_columns} columns, {actual}")
         n_features = settings.network.n_features
-        if given_model.network.n_features != n_features:
-            has = f"has {given_model.network.n_features} features"
-            if not given_model.is_nested:
+        if model.network.n_features != n_features:
+            has = f"has {model.network.n_features} features"
+            if not model.is_nested:
                 has += " and was trained without --nested"
-            yield Problem(model, f"{has}, found {n_features}", "Omit {n_features}")
-        yield from _contradictions(settings, given_model, model)
+            yield Problem(where, f"{has}, found {n_features}", "Omit {n_features}")
+        yield from _contradictions(settings, model, where)
     now = time.time()
     if (deadline_of(settings.training.finish_by, now) or now) < now:
         yield Problem(("finish_by",), f"{settings.training.finish_by} is in the past, expected a future time")
     yield from _inside_output(settings, shards)
 
 
-def _contradictions(settings: Settings, given_model: Model, model: str) -> Iterator[Problem]:
+def _contradictions(settings: Settings, model: Model, where: str) -> Iterator[Problem]:
     """Yield a problem for each setting that contradicts a given model."""
-    network = given_model.network
+    network = model.network
     layers = [
         ("hidden", network.widths[1:-1], settings.network.hidden),
         ("code_activation", network.code, settings.network.code_activation),
     ]
     for name, has, given in layers:
         if given != has:
-            yield Problem(model, f"has {name} {as_typed(has)}, found {as_typed(given)}", f"Omit {{{name}}}")
+            yield Problem(where, f"has {name} {as_typed(has)}, found {as_typed(given)}", f"Omit {{{name}}}")
     scaling = [
-        ("impute", given_model.scaler.fill is not None, settings.bad_data.impute),
-        ("clip_quantile", given_model.scaler.clips, settings.bad_data.clip_quantile),
-        ("missing_indicator", given_model.scaler.indicators is not None, settings.bad_data.missing_indicator),
+        ("impute", model.scaler.fill is not None, settings.bad_data.impute),
+        ("clip_quantile", model.scaler.clips, settings.bad_data.clip_quantile),
+        ("missing_indicator", model.scaler.indicators is not None, settings.bad_data.missing_indicator),
     ]
     for name, is_trained_with, value in scaling:
         if value and not is_trained_with:
-            yield Problem(model, f"was trained without {name}, found {as_typed(value)}", f"Omit {{{name}}}")
-    preparation = given_model.preparation or Preparation()
+            yield Problem(where, f"was trained without {name}, found {as_typed(value)}", f"Omit {{{name}}}")
+    preparation = model.preparation or Preparation()
     for name in ("row_scale", "transform"):
         value = getattr(settings.scaling, name)
         trained_with = getattr(preparation, name) or "none"
         if value not in ("auto", trained_with):
-            yield Problem(model, f"was trained with {name} {trained_with}, found {value}", f"Omit {{{name}}}")
+            yield Problem(where, f"was trained with {name} {trained_with}, found {value}", f"Omit {{{name}}}")
 
 
 def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[Problem]:
