@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from shardpress.shards.vet import _LIKE
 from tests.support.interpreters import run_python
 
 pytest_plugins = ["tests.support.session", "tests.support.scheduling"]
@@ -61,6 +62,12 @@ def same_environment() -> Iterator[None]:
 def _environment() -> dict[str, str]:
     """Return the environment variables, except for those that pytest and the first import of scikit-learn set."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_CURRENT", "KMP_"))}
+
+
+@pytest.fixture(autouse=True)
+def unknown_files() -> None:
+    """Forget the descriptions of the files of earlier tests."""
+    _LIKE.clear()
 
 
 @pytest.fixture

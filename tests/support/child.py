@@ -3,6 +3,7 @@
 import uuid
 
 from shardpress.hdf5.child import ask as ask_module
+from shardpress.shards import vet as vet_module
 
 # A child like the real one, except for the function that describes a file.
 MODIFIED_CHILD = """
@@ -37,6 +38,12 @@ def plant(monkeypatch, folder, source):
     (folder / f"{module}.py").write_text(source)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(ask_module, "_MODULE", module)
+
+
+def vet_by_child(path, *selection):
+    """Vet a file, although a child has described one like it before."""
+    vet_module._LIKE.clear()
+    return vet_module.vet(path, *selection)
 
 
 def child_pid():

@@ -21,6 +21,7 @@ from shardpress.hdf5.fields import Field, joined
 from shardpress.hdf5.files import Identity
 from shardpress.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
 from shardpress.hdf5.names import Category, group_of, under
+from shardpress.hdf5.seen import Seen
 
 _NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
 
@@ -137,6 +138,7 @@ class FileContents:
     """The answer of the child about a file: its rows, or those of other files that it names."""
 
     rows: Description | list[RowsElsewhere]
+    seen: Seen | None = None  # what decides a description; None if it is too much
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ import h5py
 import pytest
 
 from shardpress.hdf5.child.ask import ask
-from shardpress.shards.vet import vet
 from tests.support import hostile
 from tests.support.cases import case
-from tests.support.child import child_pid
+from tests.support.child import child_pid, vet_by_child
 from tests.support.interpreters import REPOSITORY
 
 pytestmark = pytest.mark.process
@@ -52,7 +51,7 @@ def test_child_cannot_open_create_or_remove_files(path, tmp_path, child_runs, mo
 def test_child_has_one_socket_no_privileges_and_a_clean_environment(path, fresh, monkeypatch):
     for name in ("HDF5_PLUGIN_PATH", "HDF5_VOL_CONNECTOR", "HDF5_VDS_PREFIX", "LD_PRELOAD", "LD_AUDIT", "PYTHONPATH"):
         monkeypatch.setenv(name, "" if name.startswith("LD") else "/tmp")
-    vet(Path(path))
+    vet_by_child(Path(path))
     process = Path(f"/proc/{child_pid()}")
     links = [os.readlink(entry) for entry in (process / "fd").iterdir()]
     assert len([link for link in links if link.startswith("socket")]) == 1

@@ -12,6 +12,7 @@ import pytest
 
 from shardpress.hdf5.child import ask
 from shardpress.hdf5.shard import Block
+from shardpress.shards import vet as vet_module
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from tests.support.cases import case, sample
@@ -118,6 +119,7 @@ def test_missing_package_is_named_if_no_other_can_be_used(path, tmp_path, fresh,
         stored = file["X"][:]
     for missing in (["zstandard"], ["zstandard", "hdf5plugin"]):
         ask.retire()
+        vet_module._LIKE.clear()
         hidden = f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n"
         plant(monkeypatch, tmp_path, f"{hidden}from shardpress.hdf5.child.server import main\n")
         if "hdf5plugin" in missing:

@@ -24,7 +24,7 @@ from shardpress.hdf5.child.find import (
 from shardpress.hdf5.child.find_columns import find_columns
 from shardpress.hdf5.child.find_extras import find_extras, find_members, find_named, find_row_names, place_of
 from shardpress.hdf5.child.layouts import layout_of
-from shardpress.hdf5.child.places import check_apart
+from shardpress.hdf5.child.places import places_apart
 from shardpress.hdf5.columns import NO_COLUMNS
 from shardpress.hdf5.filters.codecs import FILTERS
 from shardpress.hdf5.forms.dense import Dense, OneRow
@@ -32,6 +32,7 @@ from shardpress.hdf5.forms.form import RowDatasets
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_LEFT_OUT
 from shardpress.hdf5.names import normal, text, under
+from shardpress.hdf5.seen import Reads
 from shardpress.hdf5.shard import Description, Extra, FileContents, LeftOut, MasterContents, RowsElsewhere
 
 _LONGEST = 200  # characters of a name or dtype
@@ -48,6 +49,7 @@ def describe(
     include: Sequence[str] = (),
     row_shape: Sequence[int] | None = None,
     has_extras: bool = True,
+    reads: Reads | None = None,
 ) -> FileContents:
     """Return the rows and their extras, or the rows in other files that the file names.
 
@@ -63,6 +65,8 @@ def describe(
         Shape of a row, if a dataset of this shape is one row.
     has_extras : bool
         False to ignore the extras next to the rows, because they have exceeded the limits of the child.
+    reads : Reads, optional
+        Record of what libhdf5 has read from the file.
     """
     try:
         name, parent, item = _place(root, dataset, orientation)
@@ -78,7 +82,8 @@ def describe(
     layouts = [_without_members(layout_of(part, path)) for path, part in rows.all_parts()]
     fields = rows.form.fields(rows, layouts)
     extras, left_out = _extras(root, rows, layouts, include, has_extras)
-    check_apart([*(field.layout for field in fields), *(extra.stored.layout for extra in extras if extra.stored)])
+    stored = [extra.stored for extra in extras if extra.stored]
+    places = places_apart([field.layout for field in (*fields, *stored)])
     described = Description(
         dataset=rows.name,
         shape=rows.shape,
@@ -93,7 +98,7 @@ def describe(
         left_out=tuple(left_out),
         is_mixed=rows.is_mixed,
     )
-    return FileContents(described)
+    return FileContents(described, None if reads is None else reads.seen(places))
 
 
 def describe_master(

@@ -45,8 +45,11 @@ def check_place(layout: Layout, size: int) -> None:
         _check_sizes(layout, layout.index)
 
 
-def check_apart(layouts: Sequence[Layout]) -> None:
-    """Refuse a file in which the values of different datasets, or of different chunks, share bytes."""
+def places_apart(layouts: Sequence[Layout]) -> np.ndarray:
+    """Return the places of values, first bytes and numbers of bytes: (n, 2), int64, in order.
+
+    Refuse a file in which the values of different datasets, or of different chunks, share bytes.
+    """
     # Two names for one dataset share all places. Different datasets must not share any place.
     places: dict[object, Any] = {}
     for layout in layouts:
@@ -56,10 +59,12 @@ def check_apart(layouts: Sequence[Layout]) -> None:
         elif layout.kind == "contiguous":
             places[*key, layout.offset] = [(layout.offset, layout.n_bytes)]
     together = np.concatenate([np.empty((0, 2), np.int64), *places.values()])
-    offsets, sizes = together[together[:, 0].argsort(kind="stable")].T
+    together = together[together[:, 0].argsort(kind="stable")]
+    offsets, sizes = together.T
     overlaps = offsets[1:] < offsets[:-1] + sizes[:-1]
     if overlaps.any():
         raise Rejection(f"values overlap at byte {int(offsets[1:][overlaps][0])}. {_FORGED}")
+    return together
 
 
 def _check_sizes(layout: Layout, index: np.ndarray) -> None:

@@ -28,6 +28,7 @@ from shardpress.hdf5.child.message import Failure, packed
 from shardpress.hdf5.child.read import chunks, values
 from shardpress.hdf5.child.results import check_result
 from shardpress.hdf5.filters.plugins import decoders
+from shardpress.hdf5.seen import Reads
 
 LENGTH = struct.Struct("<Q")
 """Length of a message, which precedes it."""
@@ -78,10 +79,14 @@ class _File(io.FileIO):
     def __init__(self, descriptor: int, connection: socket.socket) -> None:
         super().__init__(descriptor, "rb")
         self._connection = connection
+        self.reads = Reads()
 
     def readinto(self, buffer: Any) -> int:
         try:
-            return super().readinto(buffer) or 0
+            start = self.tell()
+            n_bytes = super().readinto(buffer) or 0
+            self.reads.add(start, buffer[:n_bytes])
+            return n_bytes
         except OSError as error:
             _send(self._connection, *packed(Failure("failed", error.strerror or "", errno=error.errno)))
             os._exit(0)
@@ -112,7 +117,10 @@ def _answer(connection: socket.socket, request: dict[str, Any], opened: _File) -
     _limit(resource.RLIMIT_CPU, seconds, resource.RLIM_INFINITY)  # ends this process with SIGXCPU
     failure = None
     try:
-        pieces = packed(_reply(_FUNCTIONS[request["ask"]], opened, request["arguments"]))
+        arguments = request["arguments"]
+        if request["ask"] == "describe":
+            arguments.append(opened.reads)
+        pieces = packed(_reply(_FUNCTIONS[request["ask"]], opened, arguments))
     except BaseException as error:
         failure = _failure(error)
         pieces = packed(failure)
@@ -170,7 +178,7 @@ def _warm_up() -> None:
         file.create_virtual_dataset("virtual", layout)
         file["X"] = np.zeros((4, 2))
         for dataset in ("X", "virtual", "nowhere", "\udcff\n"):
-            _warm(describe, file.id, dataset)
+            _warm(describe, file.id, dataset, None, (), None, True, Reads())
         for dataset in ("strings", "enumeration"):
             _warm(values, file.id, dataset, 0, 4, 0, 4)
         _warm(listed, file.id)
