@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -135,16 +135,17 @@ def files_inside(directory: Path, paths: Sequence[Path]) -> list[Path]:
     identities = {_identity(folder) for folder in folders} - {None}
     resolved_directory = directory.resolve()
 
-    @cache
-    def is_own_folder(folder: Path) -> bool:
-        return _identity(folder) in identities
+    @cache  # many files are in few folders
+    def is_inside(folder: Path) -> bool:
+        folders = {path for start in (folder.absolute(), folder.resolve()) for path in (start, *start.parents)}
+        return resolved_directory in folders or any(_identity(path) in identities for path in folders)
 
-    inside = []
-    for path in paths:
-        parents = {*path.absolute().parents, *path.resolve().parents}
-        if resolved_directory in parents or any(map(is_own_folder, parents)):
-            inside.append(path)
-    return inside
+    def folders_of(path: Path) -> Iterator[Path]:
+        yield path.parent
+        if path.is_symlink():
+            yield path.resolve().parent
+
+    return [path for path in paths if any(map(is_inside, folders_of(path)))]
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -132,8 +132,9 @@ def draw_sample(
     samples = []
     for path, group in groupby(_by_part(parts, numbers), key=lambda some: parts[some.part].file):
         with _reading(path) as file:
+            datasets = _PartDatasets(file[FEATURES], file[VALID][:], _extras(file))
             for some in group:
-                sample = _sample_of_part(file, parts[some.part], some, stretch_of[some.positions], spec)
+                sample = _sample_of_part(datasets, parts[some.part], some, stretch_of[some.positions], spec)
                 if sample is not None:
                     samples.append(sample)
     if sum(len(sample.rows) for sample in samples) < 2:
@@ -165,16 +166,15 @@ def _joined(samples: Sequence[Sample]) -> Sample:
         stretches=join([sample.stretches for sample in samples]),
         trained=join([sample.trained for sample in samples]),
         fitted=join([sample.fitted for sample in samples]),
-        lost=_joined_losses(samples),
+        lost=_joined_losses([sample.lost for sample in samples], [len(sample.rows) for sample in samples]),
     )
 
 
-def _joined_losses(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
-    """Join the masks of lost values. A sample without a mask of an extra has lost no value of it."""
-    names = sorted({name for sample in samples for name in sample.lost})
-    nothing = [np.zeros(len(sample.rows), dtype=bool) for sample in samples]
+def _joined_losses(losses: Sequence[Mapping[str, np.ndarray]], sizes: Sequence[int]) -> dict[str, np.ndarray]:
+    """Join masks of lost values, given the numbers of rows. Without a mask of an extra, no value of it is lost."""
+    names = sorted({name for lost in losses for name in lost})
     return {
-        name: np.concatenate([sample.lost.get(name, none) for sample, none in zip(samples, nothing, strict=True)])
+        name: np.concatenate([lost.get(name, np.zeros(n, dtype=bool)) for lost, n in zip(losses, sizes, strict=True)])
         for name in names
     }
 
@@ -260,12 +260,12 @@ def labelled_stretches(
     masks = []
     for path, group in groupby(_by_part(parts, numbers), key=lambda some: parts[some.part].file):
         with _reading(path) as file:
-            for some in group:
-                part = parts[some.part]
-                runs = np.split(some.rows, np.flatnonzero(np.diff(some.rows) > 1) + 1)
-                needed = _extras(file).items()
-                extras = {name: _taken(item, part.first, runs) for name, item in needed if name in names}
-                masks.append(has_value(extras, _lost(part, some.rows)))
+            chosen = [(parts[some.part], some.rows) for some in group]
+            positions = np.concatenate([part.first + rows for part, rows in chosen])
+            runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
+            extras = {name: _taken(item, 0, runs) for name, item in _extras(file).items() if name in names}
+            losses = [_lost(part, rows) for part, rows in chosen]
+            masks.append(has_value(extras, _joined_losses(losses, [len(rows) for _, rows in chosen])))
     return _spread(numbers[np.concatenate(masks)], spec.sizes.n_labelled, parts, (spec.seed, _LABELLED))
 
 
@@ -313,11 +313,19 @@ def max_stretches(parts: Sequence[PartSource], max_reads: int = _MAX_READS) -> i
 # -- reading -------------------------------------------------------------------------------------------------------
 
 
+class _PartDatasets(NamedTuple):
+    """Datasets of a part. Finding them takes longer than reading a few rows."""
+
+    features: h5py.Dataset
+    valid: np.ndarray  # bool, of all rows in the file
+    extras: dict[str, h5py.Dataset]
+
+
 def _sample_of_part(
-    file: h5py.File, part: PartSource, some: _PartRows, stretches: np.ndarray, spec: SampleSpec
+    datasets: _PartDatasets, part: PartSource, some: _PartRows, stretches: np.ndarray, spec: SampleSpec
 ) -> Sample | None:
     """Return the good ones of some rows of a part, which belong to `stretches` (n_rows,). None if no row is good."""
-    valid = file[VALID][part.first : part.first + len(part.block)]
+    valid = datasets.valid[part.first : part.first + len(part.block)]
     is_good = valid[some.rows]
     numbers = some.rows[is_good]
     stretches = stretches[is_good]
@@ -327,11 +335,11 @@ def _sample_of_part(
     n_bad = np.cumsum(~valid)[numbers]
     is_apart = (np.diff(stretches) > 0) | (np.diff(numbers) > _MAX_GAP) | (np.diff(n_bad) > 0)
     reads = np.split(numbers, np.flatnonzero(is_apart) + 1)
-    features = _taken(file[FEATURES], part.first, reads)
+    features = _taken(datasets.features, part.first, reads)
     return Sample(
         scaled=_scaled_rows(part.block, reads, spec),
         features=features.astype(np.float32, copy=False),
-        extras={name: _taken(item, part.first, reads) for name, item in _extras(file).items()},
+        extras={name: _taken(item, part.first, reads) for name, item in datasets.extras.items()},
         sources=np.full(len(features), some.part),
         rows=part.block.shard.first_row + part.block.start + numbers,
         stretches=stretches,

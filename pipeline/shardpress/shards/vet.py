@@ -9,7 +9,6 @@ itself, and asks a child for the location of the rows. Then the rows can be read
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -40,9 +39,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Files with which later ones are compared, by their sizes and the arguments of the child.
-_LIKE = ProcessCache[tuple[int, str], FileContents](max_size=16)
-
 
 @dataclass(frozen=True)
 class Selection:
@@ -51,6 +47,10 @@ class Selection:
     dataset: str | None = None  # path of the rows. None: "X", or the only dataset that can hold rows
     orientation: str | None = None  # axis of the rows: "rows" (the first one) or "columns" (the last one)
     include: tuple[str, ...] = ()  # paths, from the root, of extras anywhere in the file, or of groups with extras
+
+
+# Files with which later ones are compared, by their sizes and what was asked of the child.
+_LIKE = ProcessCache[tuple[int, Selection, tuple[int, ...] | None], FileContents](max_size=16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +143,7 @@ def vet(path: Path, selection: Selection = Selection(), row_shape: tuple[int, ..
     where = f"file={printable(path)}"
 
     def read(descriptor: int, identity: Identity) -> InputFile | Master:
-        arguments = [selection.dataset, selection.orientation, list(selection.include), row_shape]
-        rows = _described(descriptor, identity.size, arguments, where)
+        rows = _described(descriptor, identity.size, selection, row_shape, where)
         if isinstance(rows, list):
             return Master(path, identity, tuple(rows))
         return InputFile(str(path), identity, rows, 0, rows.shape[0])
@@ -187,24 +186,24 @@ def read_structure(path: Path, read: Callable[[int, Identity], T]) -> T:
 
 
 def _described(
-    descriptor: int, n_bytes: int, arguments: Sequence[object], where: str
+    descriptor: int, n_bytes: int, selection: Selection, row_shape: tuple[int, ...] | None, where: str
 ) -> Description | list[RowsElsewhere]:
     """Return what is in a file of `n_bytes`, or its rows alone if the child fails because of the extras.
 
     A file like an earlier one has the same description, and the child is not asked.
     """
-    key = (n_bytes, json.dumps(arguments))
+    key = (n_bytes, selection, row_shape)
     like = _LIKE.get(key)
     if like is not None and like.seen is not None and like.seen.is_in(descriptor):
         return like.rows
+    arguments = [selection.dataset, selection.orientation, selection.include, row_shape]
     try:
         contents = ask("describe", descriptor, [*arguments, True], FileContents, where)
         if contents.seen is not None:
             _LIKE.put(key, contents)
         return contents.rows
     except DataError as error:
-        *_, include, _ = arguments
-        if isinstance(error, Refusal) or include:
+        if isinstance(error, Refusal) or selection.include:
             raise
         try:
             rows = ask("describe", descriptor, [*arguments, False], FileContents, where).rows
