@@ -39,7 +39,8 @@ def test_a_run_whose_directory_was_moved_stops_and_harms_no_run(workspace: Works
 
     assert workspace.run(out, *STEPS, disk=Losing()) == 75
     assert run_seen_by_readers(out) is not None
-    assert invalid_entries(out) == leftovers(out) == []
+    assert invalid_entries(out) == []
     assert workspace.run(out, *STEPS, *OTHER) == 0
+    assert leftovers(out) == []  # another thread of the first run may have written a part meanwhile
     assert workspace.run(old, *STEPS) == 0, "the moved run can be resumed"
     assert features_of(old) != features_of(out)

@@ -83,6 +83,7 @@ def test_rows_of_a_virtual_dataset_are_those_that_hdf5_reads(tmp_path, seed):
     rng = np.random.default_rng(seed)
     row_shape = [(4,), (2, 3)][rng.integers(2)]
     master = tmp_path / "m" / "master.h5"
+    master.parent.mkdir()
     files = [tmp_path / "m" / "a b.h5", tmp_path / "m" / "50%%.h5", tmp_path / "n" / "ä.h5", master]
     mappings = []
     first = 0
