@@ -43,13 +43,14 @@ _MAX_REASONS = 3  # refused files whose reasons are listed
 def run(options: argparse.Namespace) -> int:
     """Describe the files. Return 65 if a file is refused."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # the output already contains the warnings
+    from shardpress.settings.flags import parse_with_settings
+
+    config, own = parse_with_settings(_own_parser(), options.arguments, os.environ)  # before the slow imports: --help
     from shardpress.run.inputs import column_rule
     from shardpress.scan.look import form_of
-    from shardpress.settings.flags import parse_with_settings
     from shardpress.shards.inspect import inspect_files
     from shardpress.shards.vet import Selection
 
-    config, own = parse_with_settings(_own_parser(), options.arguments, os.environ)
     inputs = config.inputs
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
     inspection = inspect_files(own.shards or inputs.input, selection, column_rule(config, None))
