@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from shardpress.shards import kept
 from shardpress.shards.vet import _LIKE
 from tests.support.interpreters import run_python
 
@@ -65,9 +66,10 @@ def _environment() -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def unknown_files() -> None:
-    """Forget the descriptions of the files of earlier tests."""
+def described_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the descriptions of the files of earlier tests, and keep those of files that a test has just written."""
     _LIKE.clear()
+    monkeypatch.setattr(kept, "_SETTLED_NS", 0)
 
 
 @pytest.fixture

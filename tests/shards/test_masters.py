@@ -153,7 +153,7 @@ def test_files_that_a_master_names_are_read_through_it_only(tmp_path, caplog):
         file["entry/other"] = numbered(9)  # two candidates
     links(tmp_path / "data" / "x_master.h5", files[:2], y=range(11))
     (tmp_path / "link").symlink_to("data")
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "shardpress")
     shards = open_shards([str(tmp_path / "link")])
     expected = [tmp_path / "link" / files[i].name for i in (2, 0, 1)]
     assert [shard.path for shard in shards] == list(map(str, expected))

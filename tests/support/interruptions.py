@@ -53,12 +53,15 @@ def undisturbed_features(workspace: Workspace, *flags: str) -> bytes:
 
 
 def stamps(output: Path) -> dict[str, tuple[int, int]]:
-    """Return inode and modification time of every file, to see which files were rewritten."""
+    """Return inode and modification time of every file, to see which files were rewritten.
+
+    Descriptions of input files are written again when the files have become old enough.
+    """
     found = {str(path.relative_to(output)): path.stat() for path in output.rglob("*") if path.is_file()}
     return {
         name: (status.st_ino, status.st_mtime_ns)
         for name, status in found.items()
-        if name not in ("work/lock", "run.log")
+        if name not in ("work/lock", "run.log") and not name.startswith("work/descriptions-")
     }
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from shardpress.base.errors import NoInput
 from shardpress.base.formats import digest
+from shardpress.output.folder import DESCRIPTIONS
 from shardpress.report.page.build import is_current
 from shardpress.report.verify import verify
 from shardpress.result.features import open_features, reading
@@ -188,8 +189,9 @@ def unreferenced(output: Path) -> set[str]:
         named |= {*result.files}
     for result in _results(output)[:1]:
         named |= {f"generation-{each.generation}.h5" for each in result.facts.model.generations}
+    named |= {DESCRIPTIONS.format(result.digest) for result in _results(output)[:1]}
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
-    kinds = ("parts/", "work/scan", "work/model", "work/checkpoint", "generation-")
+    kinds = ("parts/", "work/scan", "work/model", "work/checkpoint", "work/descriptions", "generation-")
     return {name for name in found if name.endswith(".writing") or (name.startswith(kinds) and name not in named)}
 
 

@@ -54,7 +54,10 @@ class Identity:
 
     @classmethod
     def of(cls, descriptor: int) -> Self:
-        status = FILES.fstat(descriptor)
+        return cls.from_status(FILES.fstat(descriptor))
+
+    @classmethod
+    def from_status(cls, status: os.stat_result) -> Self:
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 

@@ -22,6 +22,8 @@ FOLDERS = (PARTS, WORK)
 REPORT = "report.html"
 BAD_ROWS = "bad_rows.jsonl"
 JOURNAL = f"{WORK}/journal.jsonl"
+DESCRIPTIONS = f"{WORK}/descriptions-{{}}.msgpack"
+"""Name of the file with the descriptions of the input files, by the digest of the index. Each run can do without."""
 MARKER = ".shardpress"
 LAST_GOOD = f"{WORK}/model-last-good.h5"
 """Model of the last finite parameters of a training run that diverged."""
@@ -42,8 +44,9 @@ _RESULT = re.compile(
     r"parts/part-[0-9-]*[0-9a-f]{32}\.h5|work/(scan|checkpoint|model|probe)-[0-9a-f]{32}\.(h5|npz|txt)"
     r"|work/model-last-good\.h5|generation-[0-9]+\.h5"
 )
+_DESCRIPTIONS = re.compile(DESCRIPTIONS.format("[0-9a-f]{64}"))
 _FIXED = r"index\.h5|report\.html|bad_rows\.jsonl|\.shardpress|work/journal\.jsonl"
-_TEMPORARY = re.compile(rf"({_FIXED}|{_RESULT.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
+_TEMPORARY = re.compile(rf"({_FIXED}|{_RESULT.pattern}|{_DESCRIPTIONS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
 
 
 def unique_name(stem: str, suffix: str) -> str:
@@ -66,7 +69,7 @@ def write_file(directory: Path, disk: Disk, name: str, data: bytes | memoryview 
 
 def is_ours(path: str) -> bool:
     """Return whether a relative path has the name of a result, of an earlier generation, or of a temporary file."""
-    return bool(_TEMPORARY.fullmatch(path) or _RESULT.fullmatch(path))
+    return any(pattern.fullmatch(path) for pattern in (_TEMPORARY, _RESULT, _DESCRIPTIONS))
 
 
 def is_result(path: str) -> bool:

@@ -7,7 +7,8 @@
     parts/              files with rows
     report.html, bad_rows.jsonl   derived from index.h5
     .shardpress         marks the directory as an output
-    work/               lock, journal.jsonl, and the model, scan and checkpoints of a run that is not finished
+    work/               lock, journal.jsonl, and the model, scan and checkpoints of a run that is not finished;
+                        descriptions of the input files, by the digest of the index, so that they need not be opened
 
 The protocol:
 
@@ -45,7 +46,16 @@ from shardpress.base.errors import DataError, NoInput, ShardpressError, printabl
 from shardpress.base.formats import digest
 from shardpress.hdf5.sealed import FORMAT
 from shardpress.output.disk import Disk, changing, publish, remove, sync_directory, write_all, write_error
-from shardpress.output.folder import FOLDERS, JOURNAL, PARTS, check_storage, is_ours, is_result, write_file
+from shardpress.output.folder import (
+    DESCRIPTIONS,
+    FOLDERS,
+    JOURNAL,
+    PARTS,
+    check_storage,
+    is_ours,
+    is_result,
+    write_file,
+)
 from shardpress.result.finished import GENERATION, INDEX, Result
 from shardpress.result.records import Entry, Part, Request, plain
 
@@ -291,6 +301,7 @@ class Journal:
                 )
             return
         yield from self.published.files
+        yield DESCRIPTIONS.format(self.published.digest)
         for earlier in self.published.facts.model.generations:
             name = GENERATION.format(earlier.generation)
             yield name

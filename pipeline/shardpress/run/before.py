@@ -11,6 +11,7 @@ from shardpress.base.errors import ConfigError, NoInput, printable
 from shardpress.hdf5.files import Identity
 from shardpress.hdf5.shard import Description, Extra
 from shardpress.output.disk import Disk
+from shardpress.output.folder import DESCRIPTIONS
 from shardpress.output.journal import Journal
 from shardpress.result.finished import INDEX, Result, given_name, load_model
 from shardpress.result.records import Request, with_digests
@@ -91,6 +92,14 @@ def earlier_rows(result: Result) -> InputFile:
     shape = (result.n_rows, result.n_features)
     rows = Description("features", shape, "<f4", extras=tuple(extras))
     return InputFile(str(result.path), Identity(0, 0, 0, 0), rows, 0, result.n_rows)
+
+
+def kept_content(result: Result) -> bytes:
+    """Return the descriptions of the input files of a result, or nothing if they cannot be read."""
+    try:
+        return (result.directory / DESCRIPTIONS.format(result.digest)).read_bytes()
+    except OSError:
+        return b""
 
 
 # -- settings ------------------------------------------------------------------------------------------------------

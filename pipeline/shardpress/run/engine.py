@@ -116,7 +116,7 @@ def _run_in(journal: Journal, task: Task, state: RunState, command: Sequence[str
     if result is not None and is_complete(result, task):
         if base is not None and task.request.shards != base.request.shards:
             journal.set_request(task.request)  # with the current times of the files, which no later run compares
-        write_derived(journal, result)
+        write_derived(journal, result, task.inputs.descriptions)
         state.end_stage("verification")
         report = report_of(result)
         summary = structs.replace(report.summary, seconds=state.seconds, compiling=0.0)

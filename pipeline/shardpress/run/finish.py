@@ -24,7 +24,7 @@ from shardpress.encoding.index import write_index
 from shardpress.encoding.partfile import row_shapes, stored_categories, stored_masks, stored_paths
 from shardpress.hdf5.shard import Block, Shard, UnreadableShard
 from shardpress.output.disk import publish, remove
-from shardpress.output.folder import BAD_ROWS, REPORT
+from shardpress.output.folder import BAD_ROWS, DESCRIPTIONS, REPORT
 from shardpress.output.journal import Journal
 from shardpress.report.overview import bad_data_facts, bad_shards, drift_facts, input_facts
 from shardpress.report.page.build import is_current, page_bytes
@@ -70,6 +70,7 @@ from shardpress.settings.config import Config
 from shardpress.settings.kinds import as_typed
 from shardpress.shards.conversion import digest_of_rows
 from shardpress.shards.extras import why_left_out
+from shardpress.shards.kept import KeptDescriptions
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +101,11 @@ def _changed(path: str) -> DataError:
     )
 
 
-def write_derived(journal: Journal, result: Result) -> None:
-    """Write the files that are derived from the published result, unless they are up to date."""
+def write_derived(journal: Journal, result: Result, descriptions: KeptDescriptions) -> None:
+    """Write the files that are derived from the published result, and descriptions of the input files.
+
+    Files that are up to date stay.
+    """
     if not is_current(journal.directory / REPORT, result.digest):
         publish(journal.disk, journal.directory / REPORT, page_bytes(result))
     lines = _bad_rows(result)
@@ -111,6 +115,9 @@ def write_derived(journal: Journal, result: Result) -> None:
             publish(journal.disk, journal.directory / BAD_ROWS, lines)
     elif stored is not None:
         remove(journal.disk, journal.directory / BAD_ROWS)
+    kept = journal.directory / DESCRIPTIONS.format(result.digest)
+    if descriptions and (descriptions.is_changed or not kept.exists()):
+        publish(journal.disk, kept, descriptions.data(), name_is_synced=False)
 
 
 def _content(path: Path) -> bytes | None:
@@ -461,7 +468,7 @@ def _publish(
     result = journal.commit(data, generations.keeps_published, scans)
     warn_if_late(context.state.ends_by)
     _warn_of_many_parts(len(encoding.parts))
-    write_derived(journal, result)
+    write_derived(journal, result, task.inputs.descriptions)
     journal.sweep()
     return result
 

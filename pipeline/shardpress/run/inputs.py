@@ -21,7 +21,7 @@ from shardpress.model.encoder import Model
 from shardpress.result.facts import BadFile
 from shardpress.result.finished import Result, given_name
 from shardpress.result.records import ShardFacts
-from shardpress.run.before import earlier_rows
+from shardpress.run.before import earlier_rows, kept_content
 from shardpress.run.budget import n_threads_of
 from shardpress.run.contents import Damage, damage_of, with_content, with_extras
 from shardpress.run.difference import Base, Matching, Place, needed_digests, places_of
@@ -30,6 +30,7 @@ from shardpress.settings.condition import Condition
 from shardpress.settings.config import BadDataSettings, Config, ResultSettings
 from shardpress.settings.kinds import n_allowed, sufficient_percentage
 from shardpress.shards.column_order import ColumnCheck, ColumnRule
+from shardpress.shards.kept import KeptDescriptions
 from shardpress.shards.open import check_any, open_sources
 from shardpress.shards.sources import Source, find
 from shardpress.shards.vet import InputFile, Selection
@@ -52,6 +53,7 @@ class Inputs:
     # Files whose rows stay in the result, although they, or some of their rows, cannot be read.
     uncompared: Sequence[BadFile]
     n_uncompared: int  # such rows
+    descriptions: KeptDescriptions  # for a later run
 
     @property
     def n_rows(self) -> int:
@@ -93,7 +95,8 @@ def open_inputs(config: Config, model: Model | None, base: Base | None, result: 
     like, categories = _extras_like(config, result)
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
     check = ColumnCheck(column_rule(config, model))
-    shards = open_sources(sources, selection, on_bad_shard, check, like, categories)
+    descriptions = KeptDescriptions(selection, b"" if result is None else kept_content(result))
+    shards = open_sources(sources, selection, on_bad_shard, check, like, categories, descriptions)
     _check_labels(config, shards[0])
     # Not before all files are opened, because a wrong --dataset would be a warning for each of them.
     for bad in refused:
@@ -104,7 +107,7 @@ def open_inputs(config: Config, model: Model | None, base: Base | None, result: 
     _check_width(shards[0])
     compares_digests = config.results.verify == "digests"
     facts = [facts_of(shard, compares_digests) for shard in shards]
-    opened = Inputs(shards, facts, refused, refused, (), 0)
+    opened = Inputs(shards, facts, refused, refused, (), 0, descriptions)
     if base is None or result is None:
         return opened
     matching = matching_of(config.results)._replace(unreadable=frozenset(absolute(bad.file) for bad in refused))

@@ -27,6 +27,7 @@ from shardpress.shards.column_order import ColumnCheck
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.damaged import damage_error
 from shardpress.shards.extras import log_extras, shorten, unify_extras
+from shardpress.shards.kept import KeptDescriptions
 from shardpress.shards.masters import NamedRows, Opened
 from shardpress.shards.sources import COPY_AGAIN, Source, find
 from shardpress.shards.vet import InputFile, Master, Selection, vet
@@ -84,15 +85,16 @@ def open_sources(
     check: ColumnCheck,
     like: InputFile | None = None,
     categories: Mapping[str, Sequence[Category]] | None = None,
+    kept: KeptDescriptions | None = None,
 ) -> tuple[Shard, ...]:
     """Vet files and describe the shards in the log, as `open_shards` does. Raise `DataError` if no file is left.
 
     If `like` has the rows of a finished run, the shards must have its extras: see `fit_extras`.
-    Otherwise, extras keep the codes of known `categories`, by their names.
+    Otherwise, extras keep the codes of known `categories`, by their names. Files that are `kept` are not opened.
     """
     selection = replace(selection, include=tuple(dict.fromkeys(selection.include)))
     refused = _BadFiles(on_bad_shard)
-    files = _accept_fitting(_open_all(sources, selection), refused, check)
+    files = _accept_fitting(_open_all(sources, selection, kept), refused, check)
     if like is None:
         refused.check(len(files))
         shards = unify_extras(files, check.columns, selection.include, categories or {})
@@ -115,10 +117,10 @@ def check_any(shards: Sequence[Shard]) -> None:
 # -- each file ---------------------------------------------------------------------------------------------------
 
 
-def _open_all(sources: Sequence[Source], selection: Selection) -> list[Opened]:
+def _open_all(sources: Sequence[Source], selection: Selection, kept: KeptDescriptions | None) -> list[Opened]:
     """Open all files, and those that master files name. Masters are known only when all files are open."""
     parts: dict[Path, InputFile] = {}
-    files = _in_threads(partial(_opened, selection=selection, parts=parts), sources)
+    files = _in_threads(partial(_opened, selection=selection, kept=kept, parts=parts), sources)
     given = [(source.path, file) for source, file in zip(sources, files, strict=True)]
     named = NamedRows(given, selection)
     shards = named.shards(_in_threads(named.open, list(named.unopened.values())))
@@ -143,13 +145,15 @@ def _in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
     return results
 
 
-def _opened(source: Source, selection: Selection, parts: dict[Path, InputFile]) -> InputFile | Master | DataError:
+def _opened(
+    source: Source, selection: Selection, kept: KeptDescriptions | None, parts: dict[Path, InputFile]
+) -> InputFile | Master | DataError:
     """Open a file. A part of a result is vetted once for all of its rows, and then kept in `parts`."""
     try:
         if source.rows is None:
-            return _vetted(source, selection)
+            return _vetted(source, selection, kept)
         if source.path not in parts:  # a part can have many ranges of rows, and its digest takes time
-            part = _vetted(source, selection)
+            part = _vetted(source, selection, kept)
             if isinstance(part, Master):
                 return DataError(f"file={printable(source.path)}: names rows of other files. {COPY_AGAIN}")
             parts[source.path] = part
@@ -158,9 +162,9 @@ def _opened(source: Source, selection: Selection, parts: dict[Path, InputFile]) 
         return error
 
 
-def _vetted(source: Source, selection: Selection) -> InputFile | Master:
+def _vetted(source: Source, selection: Selection, kept: KeptDescriptions | None) -> InputFile | Master:
     """Vet a file, and check that it is the one that the index names; the digest, which takes longest, comes last."""
-    file = vet(source.path, selection)
+    file = _described(source.path, selection, kept)
     if isinstance(file, Master):
         return file
     where = f"file={printable(source.path)}"
@@ -170,6 +174,17 @@ def _vetted(source: Source, selection: Selection) -> InputFile | Master:
             raise DataError(f"{where}: {n} {unit}, expected {expected} from the index. {COPY_AGAIN}")
     if source.blake3 is not None and file_digest(file.path, file.identity) != source.blake3:
         raise DataError(f"{where}: its content has changed: the BLAKE3 digest differs from the index. {COPY_AGAIN}")
+    return file
+
+
+def _described(path: Path, selection: Selection, kept: KeptDescriptions | None) -> InputFile | Master:
+    """Vet a file, unless its description is kept."""
+    known = None if kept is None else kept.find(path)
+    if known is not None:
+        return known
+    file = vet(path, selection)
+    if kept is not None and isinstance(file, InputFile):
+        kept.add(file)
     return file
 
 

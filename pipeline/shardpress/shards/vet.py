@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from shardpress.base.errors import DataError, ReadFailed, printable
 from shardpress.base.processcache import ProcessCache
-from shardpress.hdf5.child.ask import Refusal, ask
+from shardpress.hdf5.child.ask import Refusal, ask, asked, understood
 from shardpress.hdf5.columns import Columns
 from shardpress.hdf5.files import Identity, opened, translated_error, with_retries
 from shardpress.hdf5.shard import (
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_MOST_ANSWER = 2**16  # bytes of an answer that is kept
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -49,8 +51,15 @@ class Selection:
     include: tuple[str, ...] = ()  # paths, from the root, of extras anywhere in the file, or of groups with extras
 
 
+class _Described(NamedTuple):
+    """What a file contains."""
+
+    contents: FileContents
+    answer: bytes | None  # of the child, with the contents; None if it is long, or has failed because of the extras
+
+
 # Files with which later ones are compared, by their sizes and what was asked of the child.
-_LIKE = ProcessCache[tuple[int, Selection, tuple[int, ...] | None], FileContents](max_size=16)
+_LIKE = ProcessCache[tuple[int, Selection, tuple[int, ...] | None], _Described](max_size=16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +73,7 @@ class InputFile:
     n_rows: int
     order: np.ndarray | None = None  # as in `Shard`: the columns that are read, which can be some of those of the file
     master: MasterFile | None = None  # that names the rows
+    answer: bytes | None = None  # of the child, with the description; None if it cannot be used for a later run
 
     def __str__(self) -> str:
         return f"file={printable(self.path)} dataset={printable(self.description.dataset)}"
@@ -143,10 +153,11 @@ def vet(path: Path, selection: Selection = Selection(), row_shape: tuple[int, ..
     where = f"file={printable(path)}"
 
     def read(descriptor: int, identity: Identity) -> InputFile | Master:
-        rows = _described(descriptor, identity.size, selection, row_shape, where)
+        contents, answer = _described(descriptor, identity.size, selection, row_shape, where)
+        rows = contents.rows
         if isinstance(rows, list):
             return Master(path, identity, tuple(rows))
-        return InputFile(str(path), identity, rows, 0, rows.shape[0])
+        return InputFile(str(path), identity, rows, 0, rows.shape[0], answer=answer)
 
     return read_structure(path, read)
 
@@ -187,27 +198,29 @@ def read_structure(path: Path, read: Callable[[int, Identity], T]) -> T:
 
 def _described(
     descriptor: int, n_bytes: int, selection: Selection, row_shape: tuple[int, ...] | None, where: str
-) -> Description | list[RowsElsewhere]:
+) -> _Described:
     """Return what is in a file of `n_bytes`, or its rows alone if the child fails because of the extras.
 
     A file like an earlier one has the same description, and the child is not asked.
     """
     key = (n_bytes, selection, row_shape)
     like = _LIKE.get(key)
-    if like is not None and like.seen is not None and like.seen.is_in(descriptor):
-        return like.rows
+    if like is not None and like.contents.seen is not None and like.contents.seen.is_in(descriptor):
+        return like
     arguments = [selection.dataset, selection.orientation, selection.include, row_shape]
     try:
-        contents = ask("describe", descriptor, [*arguments, True], FileContents, where)
-        if contents.seen is not None:
-            _LIKE.put(key, contents)
-        return contents.rows
+        answer = asked("describe", descriptor, [*arguments, True], where)
+        is_short = len(answer) <= _MOST_ANSWER
+        described = _Described(understood(answer, FileContents, where), bytes(answer) if is_short else None)
+        if described.contents.seen is not None:
+            _LIKE.put(key, described)
+        return described
     except DataError as error:
         if isinstance(error, Refusal) or selection.include:
             raise
         try:
-            rows = ask("describe", descriptor, [*arguments, False], FileContents, where).rows
+            contents = ask("describe", descriptor, [*arguments, False], FileContents, where)
         except DataError:
             raise error from None
         log.warning("%s The rows are read without the datasets next to them.", error)
-        return rows
+        return _Described(contents, None)

@@ -221,9 +221,18 @@ def ask(function: str, descriptor: int, arguments: Sequence[Any], kind: type[T],
     SystemLimit
         If no child can be started.
     """
-    body = _answer_of_child({"ask": function, "arguments": arguments}, descriptor, where)
+    return understood(asked(function, descriptor, arguments, where), kind, where)
+
+
+def asked(function: str, descriptor: int, arguments: Sequence[Any], where: str) -> bytearray:
+    """Return the answer of the child as a message, for `understood`. The errors are those of `ask`."""
+    return _answer_of_child({"ask": function, "arguments": arguments}, descriptor, where)
+
+
+def understood(answer: bytearray, kind: type[T], where: str) -> T:
+    """Return an answer of the child as a `kind`. The errors are those of `ask`."""
     try:
-        reply = unpacked(body, kind)
+        reply = unpacked(answer, kind)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
             f"{where}: libhdf5 returned malformed data for this file ({printable(error)}). The file is damaged or "
