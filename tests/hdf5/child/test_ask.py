@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 
 from shardpress.base import signals
@@ -62,6 +64,18 @@ def test_failure_of_the_child_affects_only_this_file(path, child_runs):
         with case(act), refused(exit_code, f"file={path}", phrase):
             answer_about(path, act, limits)
         assert answer_about(path) == {}
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_small_objects(path):
+    """The cache of libhdf5 takes much more than it counts. With 100,000 groups, it exceeded the usual limit."""
+    with h5py.File(path, "w") as file:
+        for i in range(16_000):
+            sample = file.create_group(f"sample_{i}")
+            sample["x"] = np.zeros(4, "f4")
+            sample.attrs["person"] = f"p{i % 5}"
+    answer = answer_about(path, limits=replace(LIMITS, memory=160 * 2**20))
+    assert answer["rows"]["shape"] == [16_000, 4]
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ class _Limits:
     seconds: float = 120  # processor time
     patience: float = 1200  # elapsed seconds; much longer, so that a busy machine does not refuse intact files
     # Bytes of address space in addition to the size of the child when it starts. The largest chunk index takes 100 MB,
-    # and twice as much while it is sent. HDF5's metadata cache takes 32 MB, and one chunk takes 64 MiB before and after
+    # and twice as much while it is sent. HDF5's metadata cache takes 100 MB, and one chunk 64 MiB before and after
     # decompression.
     memory: int = 2**29
     answer_bytes: int = MOST_ANSWER_BYTES

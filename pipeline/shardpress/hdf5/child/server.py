@@ -41,6 +41,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "listed": listed,
     "check_result": check_result,
 }
+_MOST_CACHED = 2**23  # bytes of metadata as libhdf5 counts them. Small objects take more than ten times as much memory.
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWNET = 0x40000000
@@ -137,6 +138,9 @@ def _reply(function: Callable[..., Any], opened: _File, arguments: list[Any]) ->
     properties = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     properties.set_fileobj_driver(h5py.h5fd.fileobj_driver, opened)
     properties.set_fclose_degree(h5py.h5f.CLOSE_STRONG)  # closes the objects in the file, too
+    cache = properties.get_mdc_config()
+    cache.max_size = _MOST_CACHED
+    properties.set_mdc_config(cache)
     root = h5py.h5f.open(b"input", h5py.h5f.ACC_RDONLY, fapl=properties)
     try:
         return function(root, *arguments)
