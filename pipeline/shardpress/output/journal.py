@@ -131,7 +131,7 @@ class Journal:
 
     A run that `restarts` ignores earlier results and the earlier journal. A run that `extends` the published result
     uses it even if an interrupted run has ignored it. `check` raises `TryAgain` if the path no longer refers to the
-    directory whose lock is held.
+    directory whose lock is held. An `earlier` result of the directory is not read again if it is still published.
     """
 
     def __init__(
@@ -141,6 +141,7 @@ class Journal:
         restarts: bool = False,
         extends: bool = False,
         check: Callable[[], object] = lambda: None,
+        earlier: Result | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.directory = directory
@@ -151,7 +152,7 @@ class Journal:
         data = b"" if restarts else _content(directory / JOURNAL)
         lines, n_valid = _decoded(data)
         is_restart = bool(lines) and isinstance(lines[0], _Base) and lines[0].restarts
-        self.published = _published(directory, restarts or (is_restart and not extends))
+        self.published = _published(directory, restarts or (is_restart and not extends), earlier)
         self._begin(restarts)
         if not restarts:
             self._read(lines, is_whole=n_valid == len(data))
@@ -398,10 +399,10 @@ def _names_in(folder: Path) -> list[str]:
         return []
 
 
-def _published(directory: Path, restarts: bool) -> Result | None:
+def _published(directory: Path, restarts: bool, earlier: Result | None) -> Result | None:
     """Return the result in a directory, or None if there is none, or if it cannot be read and the run `restarts`."""
     try:
-        return Result.open(directory / INDEX)
+        return Result.open(directory / INDEX, earlier=earlier)
     except NoInput:
         return None
     except DataError:

@@ -28,6 +28,7 @@ from shardpress.hdf5.sealed import FORMAT
 from shardpress.output.disk import Disk, publish, sync_directory
 from shardpress.output.folder import FOLDERS, MARKER, WORK, check_limits, is_ours
 from shardpress.output.journal import Journal
+from shardpress.result.finished import Result
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,11 @@ LOCK = f"{WORK}/lock"
 
 @contextmanager
 def locked(
-    directory: Path, disk: Disk | None = None, restarts: bool = False, extends: bool = False
+    directory: Path,
+    disk: Disk | None = None,
+    restarts: bool = False,
+    extends: bool = False,
+    earlier: Result | None = None,
 ) -> Iterator[Journal]:
     """Create, mark and lock an output directory for as long as the context lasts.
 
@@ -74,7 +79,7 @@ def locked(
         raise CannotCreate(f"{where}: {words}. Choose another --output.") from error
     check = partial(_check_lock, directory, descriptor)
     try:
-        yield Journal(directory, disk, restarts, extends, check)
+        yield Journal(directory, disk, restarts, extends, check, earlier)
     except ShardpressError as error:
         # The error may come from a directory that replaced this one; if so, report the replacement.
         try:

@@ -13,7 +13,7 @@ from shardpress.base.errors import DataError, printable, quantity
 from shardpress.report.baselines import MIN_TEST_ROWS
 from shardpress.report.recompute import read_features, select_rows
 from shardpress.result.finished import Result, Use
-from shardpress.result.records import Part, Range, ShardFacts, with_digests
+from shardpress.result.records import Part, Range, ShardFacts
 
 _MIN_ROWS = 6  # to hold out two of them
 _ROWS = 4096
@@ -41,7 +41,7 @@ class EncodedRows:
             ranges=result.ranges,
             n_features=result.n_features,
             encoder=result.encoder,
-            shards=with_digests(result.shards, result.parts),
+            shards=result.shards_with_digests,
             use=result.use(),
             is_supervised=result.model.target is not None,
         )

@@ -8,7 +8,7 @@ from shardpress.base.errors import DataError, NoInput
 from shardpress.hdf5.shard import Block, Shard
 from shardpress.report.recompute import Preprocessing
 from shardpress.result.finished import Result
-from shardpress.result.records import ShardFacts, Stat, with_digests
+from shardpress.result.records import ShardFacts, Stat
 from shardpress.shards.column_order import ColumnCheck, ColumnRule
 from shardpress.shards.conversion import digest_of_rows
 from shardpress.shards.vet import Master, Selection, vet
@@ -26,7 +26,7 @@ class InputShards:
     """Input shards of a run, which are opened at the paths in its result."""
 
     def __init__(self, result: Result) -> None:
-        self._shards = {shard.id: shard for shard in with_digests(result.shards, result.parts)}
+        self._shards = {shard.id: shard for shard in result.shards_with_digests}
         self._model = result.model
 
     def shard(self, shard_id: str) -> Shard:

@@ -25,7 +25,17 @@ from shardpress.hdf5.sealed import GROUP, digest_of, read_sealed, reading_group,
 from shardpress.model.encoder import Model
 from shardpress.model.modelfile import read_model
 from shardpress.result.alignment import LinearMap
-from shardpress.result.records import Part, Range, RunFacts, ShardFacts, from_json, in_order, plain, to_json
+from shardpress.result.records import (
+    Part,
+    Range,
+    RunFacts,
+    ShardFacts,
+    from_json,
+    in_order,
+    plain,
+    to_json,
+    with_digests,
+)
 from shardpress.settings.config import Config
 
 INDEX = "index.h5"
@@ -69,10 +79,11 @@ class Result:
     parts: list[Part]
 
     @classmethod
-    def open(cls, path: str | Path, is_foreign: bool = False) -> Result:
+    def open(cls, path: str | Path, is_foreign: bool = False, earlier: Result | None = None) -> Result:
         """Read and check the result in an output directory, or in a file such as ``generation-1.h5``.
 
-        A file that may come from somebody else (`is_foreign`) is first opened in a child process.
+        A file that may come from somebody else (`is_foreign`) is first opened in a child process. If the file is still
+        that of an `earlier` result, this is returned.
 
         Raises
         ------
@@ -88,6 +99,8 @@ class Result:
         file = file_of(path)
         where = f"result={printable(file)}"
         data = read_sealed(file, where, is_foreign)
+        if earlier is not None and (file, data) == (earlier.path, earlier.data):
+            return earlier
         with reading_group(data, where) as group:
             if "run" not in group:
                 raise NoInput(f"{where}: contains only a model, expected the result of a finished run")
@@ -142,6 +155,10 @@ class Result:
     def shards(self) -> list[ShardFacts]:
         """The input files, without digests of their rows."""
         return self.facts.rows.request.shards
+
+    @cached_property
+    def shards_with_digests(self) -> list[ShardFacts]:
+        return with_digests(self.shards, self.parts)
 
     @property
     def n_rows(self) -> int:

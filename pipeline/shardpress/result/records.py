@@ -262,8 +262,10 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
         return fingerprint("features", self.scan, encoding, model, extras)
 
 
-def _total(digests: Iterable[str | None]) -> str | None:
+def _total(digests: Sequence[str | None]) -> str | None:
     """Return the digest of the rows of several ranges: the sum of theirs; None if one of them is unknown."""
+    if len(digests) == 1:
+        return digests[0]
     known = []
     for digest in digests:
         if digest is None:
@@ -280,8 +282,9 @@ def with_digests(shards: Sequence[ShardFacts], parts: Iterable[Part]) -> list[Sh
             ranges[rows.shard].append(rows)
     known = []
     for shard in shards:
-        rows_digest = _total(rows.rows for rows in ranges[shard.id])
-        extras_digest = _total(rows.extras for rows in ranges[shard.id])
+        own = ranges[shard.id]
+        rows_digest = _total([rows.rows for rows in own])
+        extras_digest = _total([rows.extras for rows in own])
         known.append(structs.replace(shard, rows=rows_digest, extras=extras_digest))
     return known
 

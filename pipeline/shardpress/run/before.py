@@ -14,7 +14,7 @@ from shardpress.output.disk import Disk
 from shardpress.output.folder import DESCRIPTIONS
 from shardpress.output.journal import Journal
 from shardpress.result.finished import INDEX, Result, given_name, load_model
-from shardpress.result.records import Request, with_digests
+from shardpress.result.records import Request
 from shardpress.run.difference import Base
 from shardpress.settings.config import Config
 from shardpress.settings.conflicts import conflicts_with_finished, refuse, with_finished
@@ -59,9 +59,9 @@ def base_of(journal: Journal | None) -> Base | None:
         return None
     result = journal.base
     facts = result.facts
-    shards = with_digests(facts.rows.request.shards, result.parts)
-    request = structs.replace(facts.rows.request, shards=shards)
-    request = _with_later_stats(request, journal.request)
+    request = structs.replace(facts.rows.request, shards=result.shards_with_digests)
+    if journal.request is not None:
+        request = _with_later_stats(request, journal.request)
     return Base(
         request,
         facts.model.key,
@@ -71,9 +71,9 @@ def base_of(journal: Journal | None) -> Base | None:
     )
 
 
-def _with_later_stats(request: Request, later: Request | None) -> Request:
+def _with_later_stats(request: Request, later: Request) -> Request:
     """Return the request with the stats of files in which a later run has found the same content."""
-    stats = {} if later is None else {shard.id: shard.stat for shard in later.shards if shard.rows is not None}
+    stats = {shard.id: shard.stat for shard in later.shards if shard.rows is not None}
     shards = [structs.replace(shard, stat=stats.get(shard.id, shard.stat)) for shard in request.shards]
     return structs.replace(request, shards=shards)
 

@@ -88,9 +88,11 @@ def run(
     with collect_warnings() as warnings, watching(n_device_calls, is_compiling) as watch:
         state = RunState(warnings, watch)
         results = config.results
-        task = prepare(config, open_readonly(config))
+        before = open_readonly(config)
+        task = prepare(config, before)
         output = Path(results.output)
-        with locked(output, disk, results.restart, results.append or results.retrain) as journal:
+        earlier = None if before is None else before.published
+        with locked(output, disk, results.restart, results.append or results.retrain, earlier) as journal:
             on_locked(journal.directory)
             return _run_in(journal, task, state, command)
 

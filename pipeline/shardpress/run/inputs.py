@@ -25,7 +25,7 @@ from shardpress.run.before import earlier_rows, kept_content
 from shardpress.run.budget import n_threads_of
 from shardpress.run.contents import Damage, damage_of, with_content, with_extras
 from shardpress.run.difference import Base, Matching, Place, needed_digests, places_of
-from shardpress.run.request import absolute, facts_of
+from shardpress.run.request import absolute, facts_of, real_folder
 from shardpress.settings.condition import Condition
 from shardpress.settings.config import BadDataSettings, Config, ResultSettings
 from shardpress.settings.kinds import n_allowed, sufficient_percentage
@@ -174,10 +174,10 @@ def _in_order(sources: Sequence[Source], base: Base) -> list[Source]:
 def _log_new_folders(sources: Sequence[Source], base: Base) -> None:
     """Log the folders of files from which the result has no rows. Earlier runs may have been given other folders."""
     known = {os.path.dirname(shard.path) for shard in base.request.shards}
-    folders = [source.path.parent for source in sources if os.path.dirname(absolute(str(source.path))) not in known]
-    counts = Counter(folders).items()
-    if folders:
-        listed = short_list((f"{printable(folder)} ({quantity(n, 'file')})" for folder, n in counts), _FOLDERS)
+    counts = Counter(os.path.dirname(source.path) for source in sources)
+    new = {folder: n for folder, n in counts.items() if real_folder(folder) not in known}
+    if new:
+        listed = short_list((f"{printable(folder)} ({quantity(n, 'file')})" for folder, n in new.items()), _FOLDERS)
         log.info("input: the result has no rows of files in %s", listed)
 
 

@@ -128,7 +128,12 @@ def _names_digest(columns: Columns) -> str:
 def absolute(path: str) -> str:
     """Return the path of a file from the root. A link as the last component stays, because its name identifies it."""
     folder, name = os.path.split(path)
-    return os.path.join(_real_folder(folder, os.getcwd()), name)
+    return os.path.join(real_folder(folder), name)
+
+
+def real_folder(folder: str) -> str:
+    """Return the path of a folder from the root, without links."""
+    return _real_folder(folder, os.getcwd())
 
 
 @cache
