@@ -39,13 +39,13 @@ plugin_path = libraries.plugin_path  # a fixture
 def asked(monkeypatch):
     """List the functions that a child is asked for."""
     functions = []
-    ask = vet_module.ask
+    answer = vet_module.asked
 
     def noted(function, *arguments):
         functions.append(function)
-        return ask(function, *arguments)
+        return answer(function, *arguments)
 
-    monkeypatch.setattr(vet_module, "ask", noted)
+    monkeypatch.setattr(vet_module, "asked", noted)
     return functions
 
 

@@ -111,7 +111,7 @@ def test_short_reads_change_nothing(tmp_path, calls):
 @pytest.mark.parametrize(
     ("name", "number", "exit_code", "advice"),
     [
-        ("stat", errno.ESTALE, 74, "4 times"),
+        ("fstat", errno.ESTALE, 74, "4 times"),
         ("preadv", errno.EIO, 74, "4 times"),
         ("open", errno.EMFILE, 71, "ulimit -n"),
         ("open", errno.EACCES, 77, "chmod"),

@@ -72,8 +72,10 @@ class BadData:
 
         Raise `DataError` if the settings do not allow a row.
         """
-        known = [row.start for row in judged.bad]
-        overflown = np.setdiff1d(numbers[bad_rows(features)], known)
+        not_finite = bad_rows(features)
+        if not len(not_finite):
+            return []
+        overflown = np.setdiff1d(numbers[not_finite], [row.start for row in judged.bad])
         if len(overflown) > 0 and self.on_bad_data == "raise":
             first = block.shard.first_row + overflown[0]
             raise DataError(

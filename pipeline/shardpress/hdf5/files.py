@@ -74,12 +74,13 @@ def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, I
     OSError
         If a system call fails, or if the file's ctime changes during the read. `with_retries` then repeats the read.
     """
-    # Check before opening the file, because opening a device can have side effects.
-    _check_regular(path, FILES.stat(path))
+    if expected is None:  # check before opening the file, because opening a device can have side effects
+        _check_regular(path, FILES.stat(path))
     descriptor = FILES.open(path)
     try:
-        _check_regular(path, FILES.fstat(descriptor))
-        identity = Identity.of(descriptor)
+        status = FILES.fstat(descriptor)
+        _check_regular(path, status)
+        identity = Identity.from_status(status)
         _check_same(path, identity, expected or identity)
         try:
             yield descriptor, identity
