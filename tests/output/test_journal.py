@@ -318,8 +318,9 @@ def test_linked_paths_of_an_output_are_inside(journal: Journal, tmp_path: Path) 
     foreign = tmp_path / "foreign.h5"
     foreign.write_bytes(b"foreign")
     folder = tmp_path / "folder"
-    paths = [part, tmp_path / "other.h5", tmp_path / "output/parts" / part.name, folder / part.name, folder / "gone.h5"]
+    inside = [part, tmp_path / "other.h5", tmp_path / "output/parts" / part.name]
+    paths = list(map(str, [*inside, folder / part.name, folder / "gone.h5"]))
     for directory in (journal.directory, tmp_path / "output"):
-        assert files_inside(directory, [foreign, *paths]) == paths
+        assert files_inside(directory, [str(foreign), *paths]) == paths
     for directory in (tmp_path / "nowhere", foreign):
         assert files_inside(directory, paths) == []

@@ -128,7 +128,7 @@ def _difference(descriptor: int, entry: Entry, digests: bool) -> str | None:
     return None
 
 
-def files_inside(directory: Path, paths: Sequence[Path]) -> list[Path]:
+def files_inside(directory: Path, paths: Sequence[str]) -> list[str]:
     """Return the paths that a run in `directory` could remove or replace.
 
     A file is inside if one of its parent directories is the output directory or a folder of the output directory. These
@@ -139,14 +139,15 @@ def files_inside(directory: Path, paths: Sequence[Path]) -> list[Path]:
     resolved_directory = directory.resolve()
 
     @cache  # many files are in few folders
-    def is_inside(folder: Path) -> bool:
-        folders = {path for start in (folder.absolute(), folder.resolve()) for path in (start, *start.parents)}
+    def is_inside(folder: str) -> bool:
+        starts = (Path(folder).absolute(), Path(folder).resolve())
+        folders = {path for start in starts for path in (start, *start.parents)}
         return resolved_directory in folders or any(_identity(path) in identities for path in folders)
 
-    def folders_of(path: Path) -> Iterator[Path]:
-        yield path.parent
-        if path.is_symlink():
-            yield path.resolve().parent
+    def folders_of(path: str) -> Iterator[str]:
+        yield os.path.dirname(path)
+        if os.path.islink(path):
+            yield os.path.dirname(os.path.realpath(path))
 
     return [path for path in paths if any(map(is_inside, folders_of(path)))]
 

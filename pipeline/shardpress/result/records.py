@@ -185,7 +185,7 @@ class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     extras: _Digest | None = None  # digest of the extras
     is_transposed: bool = False  # whether the rows are along the last axis, or are the columns of a sparse matrix
     append_id: int = 0  # number of the append that brought the rows, from 1 on; 0 for the run that trained the model
-    # What identifies the content in addition to the stat: an ETag, or the digest of a listing. Issue AE fills it.
+    # What identifies the content in addition to the stat: an ETag, or the digest of a listing. None for files.
     source: str | None = None
     # Digest of the names of the columns, if they are some of a table.
     fields: str | None = None

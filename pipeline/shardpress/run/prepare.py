@@ -208,12 +208,12 @@ def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[Prob
     """Yield a problem for each input and model in the output directory, where the run could remove it."""
     output = Path(settings.results.output)
     where = f"output={printable(output)}"
-    inputs = files_inside(output, [Path(shard.path) for shard in shards])
+    inputs = files_inside(output, [shard.path for shard in shards])
     if inputs:
         yield Problem(where, f"contains the input file={printable(inputs[0])}", "Choose another {output}")
     if settings.inputs.model:
         model = Path(settings.inputs.model)
         if model.is_dir():
             model = model / INDEX
-        if files_inside(output, [model]):
+        if files_inside(output, [str(model)]):
             yield Problem(where, "contains the given model and the results of its training", "Choose another {output}")

@@ -68,8 +68,8 @@ def request_of(
     if model is not None and model.scaler.fill is not None:
         scan["filled"] = True  # rows with missing values are not bad if the model fills these in
     encoding = {**fingerprint_values(settings, "features"), "format": _ENCODING}
-    request = Request(list(shards), scan, training, encoding)
-    return from_json(to_json(request), Request)  # with lists instead of tuples, as it is read from a file
+    request = from_json(to_json(Request([], scan, training, encoding)), Request)  # with lists, as in a file
+    return structs.replace(request, shards=list(shards))
 
 
 def _training_request(settings: Settings) -> dict[str, Any]:
