@@ -106,6 +106,13 @@ class Autoencoder:
         """Return whether our Ops support rows of this dtype; bool and float16 need Theano's graph."""
         return self._uses_ops and dtype.name in ops.DTYPES
 
+    def ignores_positions(self, dtype: np.dtype) -> bool:
+        """Return whether the bits of a row never depend on its position among the rows of a call.
+
+        Each row has its own sums in our Ops, whereas other libraries may use different functions at the end of a tile.
+        """
+        return self.uses_ops(dtype)
+
     def _functions(self, dtype: np.dtype) -> OpFunctions | GraphFunctions:
         if self.uses_ops(dtype):
             return self._op_functions
@@ -124,7 +131,7 @@ class Autoencoder:
         -------
         ndarray of shape (n_rows, n_outputs), float32
             The bits of a row's features do not depend on other rows, if calls start at multiples of `TILE_ROWS` rows
-            of the same shard.
+            of the same shard, or if `ignores_positions`.
         """
         if out is None:
             out = np.empty((len(rows), self.network.n_outputs), dtype=np.float32)

@@ -37,9 +37,19 @@ from tests.support.helpers import names, numbered, refused, write_shard
 from tests.support.logged import mentions
 
 
-def double(rows: np.ndarray, out: np.ndarray) -> None:
-    """Encode rows without a device: the two features are twice the first two columns."""
-    out[:] = 2 * rows[:, :2]
+class Double:
+    """Encoder without a device: the two features are twice the first two columns."""
+
+    network = Network((2, 2))
+
+    def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> None:
+        out[:] = 2 * rows[:, :2]
+
+    def errors(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
+        raise AssertionError("errors of rows are computed, but not requested")
+
+    def ignores_positions(self, dtype: np.dtype) -> bool:
+        return True
 
 
 def model_of(n_inputs: int, n_features: int = 2) -> Model:
@@ -47,10 +57,6 @@ def model_of(n_inputs: int, n_features: int = 2) -> Model:
     shapes = {"W": (n_inputs, n_features), "b_hidden": (n_features,), "b_output": (n_inputs,)}
     parameters = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     return Model(Scaler(np.full(n_inputs, -5.0), np.full(n_inputs, 200.0)), Network((n_inputs, 2)), parameters)
-
-
-def no_errors(rows: np.ndarray, features: np.ndarray) -> np.ndarray:
-    raise AssertionError("errors of rows are computed, but not requested")
 
 
 def settings_of(folder: Path, block_rows: int, part_rows: int, **more: Any) -> EncodeSettings:
@@ -72,7 +78,7 @@ def encode(
     by_id = {str(i): shard for i, shard in enumerate(shards)}
     pieces = plan_parts(by_id, [], PartSize(settings.part_rows, 100, settings.block_rows))
     model = model_of(shards[0].n_inputs)
-    with serving(settings, model, double, Disk(), no_errors), threads(2) as pool:
+    with serving(settings, model, Double(), Disk()), threads(2) as pool:
         parts = compute([(encode_parts, EncodeTask(part, settings)) for part in pieces], pool, 2)
     return [part for parts_of_task in parts for part in parts_of_task]
 
@@ -229,7 +235,7 @@ def various_shards(folder: Path) -> tuple[Shard, ...]:
 def encoded(pieces: Sequence[PartRows], settings: EncodeSettings) -> tuple[Part, dict[str, Any]]:
     """Return the record of a part, and the values in its file."""
     model = model_of(pieces[0].source.shard.n_inputs)
-    with serving(settings, model, double, Disk(), no_errors):
+    with serving(settings, model, Double(), Disk()):
         (part,) = encode_parts(EncodeTask(pieces, settings, {"3": "broken"}))
     with h5py.File(Path(settings.directory) / part.file) as file:
         return part, {name: (item.dtype, item[:]) for name, item in file.items()}

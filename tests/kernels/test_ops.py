@@ -473,6 +473,7 @@ def test_row_has_the_same_bits_next_to_any_rows(rng, network, kind):
     parameters = random_parameters(rng, network)
     rows, _ = random_rows(rng, 611, network, kind)
     first = autoencoder_of(network, parameters, scaling_of(network, kind), n_threads=1)
+    assert first.ignores_positions(rows.dtype)
     features = first.encode(rows)
     errors = first.errors(rows)
     decoded = first.errors(rows, features)

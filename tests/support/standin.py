@@ -81,6 +81,9 @@ class Autoencoder:
             out[:] = self.code_of_scaled(self.scaled(rows))
         return out
 
+    def ignores_positions(self, dtype: np.dtype) -> bool:
+        return True
+
     def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
         self.encode(rows, out)
         assert self._limits is not None

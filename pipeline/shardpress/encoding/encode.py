@@ -7,7 +7,7 @@ rows of a part and of a block start at a tile boundary of their shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 
 from shardpress.base.errors import DataError
 from shardpress.cluster.threads import check
-from shardpress.encoding.bad_data import NO_POSITIONS, BadData, RowFacts
+from shardpress.encoding.bad_data import BadData, RowFacts
 from shardpress.encoding.partfile import part_file, stored_categories
 from shardpress.encoding.parts import PartRows
 from shardpress.encoding.worker import EncodeSettings, Worker, worker_of
@@ -170,11 +170,12 @@ def _encode_part(worker: Worker, task: EncodeTask, number: int, sections: Sequen
     arrays = _Arrays(worker.features(n_rows), np.ones(n_rows, dtype=bool), errors)
     with worker.readers:  # released before the part is written, because writing waits for the disk
         for section in sections:
-            reason = task.unreadable.get(section.shard)
-            if reason is None:
-                _encode_rows(worker, task, section, arrays.at(section.rows))
-            else:
-                _mark_unreadable(section, reason, arrays.at(section.rows))
+            if section.shard in task.unreadable:
+                _mark_unreadable(section, task.unreadable[section.shard], arrays.at(section.rows))
+        readable = [section for section in sections if section.shard not in task.unreadable]
+        encoding = _RowEncoding(worker, task.settings)
+        for pieces in encoding.pieces_at_once(readable):
+            encoding.encode(pieces, arrays)
     stored, error = worker.stored(arrays.features)
     stem = f"{PARTS}/{task.name}-{number:04d}"
     entry = _write_part(worker, settings, stem, sections, arrays._replace(features=stored))
@@ -210,50 +211,129 @@ def _mark_unreadable(section: _Section, reason: str, arrays: _Arrays) -> None:
     section.facts.bad.append(BadValues(section.source.start, section.source.stop, [], reason))
 
 
-def _encode_rows(worker: Worker, task: EncodeTask, section: _Section, arrays: _Arrays) -> None:
-    """Encode the rows of a section, and mark bad rows."""
-    source = section.source
-    model = worker.model
-    bad_data = _bad_data(model, task.settings)
-    conversion = Conversion(model.offset, model.preparation)
-    cleaning = Cleaning(model.scaler, bad_data.missing, bad_data.clips_drift)
-    # The encoder cannot find bad rows if a finite number marks missing values, or if rows are cleaned before encoding.
-    finds_suspects = bad_data.missing is None and not cleaning.scaler.cleans
-    for block in source.cut(task.settings.block_rows):
-        check()  # a part can take seconds, but a signal should stop the run at once
-        out = arrays.at(slice(block.start - source.start, block.stop - source.start))
-        try:
-            memory = worker.block_memory(conversion.row_bytes(block.shard))
-            rows = conversion.read(block, memory, section.digest)
-        except DataError as error:
-            if bad_data.on_bad_data != "raise":
-                raise
-            advice = "To continue without the rows of damaged files, use --on-bad-data skip --max-bad 100%."
-            raise DataError(f"{error} {advice}") from error
-        filled = cleaning.filled(rows, block.shard.stored_dtype)
-        # Rows outside the range are first reported, and then clipped.
+class _Piece(NamedTuple):
+    """Rows of a section that are read at once."""
+
+    section: _Section
+    block: Block
+
+    @property
+    def first(self) -> int:
+        """Position of the first row in the part."""
+        return self.section.first + self.block.start - self.section.source.start
+
+
+class _RowEncoding:
+    """Encoding of the rows of a part, several megabytes at a time."""
+
+    def __init__(self, worker: Worker, settings: EncodeSettings) -> None:
+        model = worker.model
+        bad_data = _bad_data(model, settings)
+        self._worker = worker
+        self._block_rows = settings.block_rows
+        self._bad_data = bad_data
+        self._conversion = Conversion(model.offset, model.preparation)
+        self._cleaning = Cleaning(model.scaler, bad_data.missing, bad_data.clips_drift)
+        # The encoder cannot find bad rows if a finite number marks missing values, or if rows are cleaned before.
+        self._finds_suspects = bad_data.missing is None and not model.scaler.cleans
+
+    def pieces_at_once(self, sections: Iterable[_Section]) -> Iterator[list[_Piece]]:
+        """Yield the pieces that are encoded together: one block of a large shard, or all rows of several small ones."""
+        pieces: list[_Piece] = []
+        room = 0
+        for section in sections:
+            for block in section.source.cut(self._block_rows):
+                piece = _Piece(section, block)
+                if pieces and (len(block) > room or not self._follows(pieces[-1], piece)):
+                    yield pieces
+                    pieces = []
+                if not pieces:
+                    room = self._block_rows
+                pieces.append(piece)
+                room -= len(block)
+        if pieces:
+            yield pieces
+
+    def _follows(self, last: _Piece, piece: _Piece) -> bool:
+        """Return whether a piece can be encoded together with the one before it."""
+        before = last.block.shard
+        shard = piece.block.shard
+        dtype = self._conversion.dtype_of(shard)
+        return (
+            piece.first == last.first + len(last.block)  # an unreadable shard can be between them
+            and shard.stored_dtype == before.stored_dtype
+            and self._worker.encoder.ignores_positions(self._cleaning.dtype_of(dtype))
+        )
+
+    def encode(self, pieces: Sequence[_Piece], arrays: _Arrays) -> None:
+        """Encode pieces, and mark bad rows. Rows outside the range are first reported, and then clipped."""
+        bad_data = self._bad_data
+        encoder = self._worker.encoder
+        cleaning = self._cleaning
+        rows = self._read(pieces)
+        out = arrays.at(slice(pieces[0].first, pieces[0].first + len(rows)))
+        filled = cleaning.filled(rows, pieces[0].block.shard.stored_dtype)
         cleaned = filled if bad_data.clips_drift else cleaning.clipped(filled)
-        suspects = worker.encode(cleaned, out.features)
-        if not finds_suspects:
+        suspects = encoder.encode_checked(cleaned, out.features)
+        if not self._finds_suspects:
             suspects = None
-        bad = NO_POSITIONS
-        if suspects is None or len(suspects) > 0:
-            selected = slice(None) if suspects is None else suspects  # a slice makes no copy
-            numbers = np.arange(block.start, block.stop)[selected]
-            judged = bad_data.judge(block, numbers, rows[selected], cleaned[selected])
-            if judged.n_outside > 0 and bad_data.clips_drift:
-                # Encode all rows again: clipping does not change rows inside the range. This case is rare, whereas a
-                # check before the first encoding would take time for every block.
-                worker.encode(cleaning.clipped(cleaned), out.features)
-            judged.bad += bad_data.overflown(block, numbers, out.features[selected], judged)
-            bad = np.array([row.start - block.start for row in judged.bad], dtype=np.int64)
-            out.features[bad] = np.nan
-            out.valid[bad] = False
-            section.facts.add(judged)
+        judgments = [
+            (piece, numbers, selected, bad_data.judge(piece.block, numbers, rows[selected], cleaned[selected]))
+            for piece, numbers, selected in _selected(pieces, suspects)
+        ]
+        if bad_data.clips_drift and any(judged.n_outside for *_, judged in judgments):
+            # Encode all rows again: clipping does not change rows inside the range. This case is rare, whereas a check
+            # before the first encoding would take time for every block.
+            encoder.encode_checked(cleaning.clipped(cleaned), out.features)
+        bad = []
+        for piece, numbers, selected, judged in judgments:
+            judged.bad += bad_data.overflown(piece.block, numbers, out.features[selected], judged)
+            shift = piece.first - pieces[0].first - piece.block.start
+            bad += [shift + row.start for row in judged.bad]
+            piece.section.facts.add(judged)
+        out.features[bad] = np.nan
+        out.valid[bad] = False
         if out.errors is not None:
             # The features are those of clipped rows, but the error is that of the rows before.
-            out.errors[:] = worker.errors(filled, out.features)
+            out.errors[:] = encoder.errors(filled, out.features)
             out.errors[bad] = np.nan
+
+    def _read(self, pieces: Sequence[_Piece]) -> np.ndarray:
+        """Return the rows of pieces: (n_rows, n_columns), in the dtype of their shards' rows."""
+        shard = pieces[0].block.shard
+        row_bytes = self._conversion.row_bytes(shard)
+        memory = self._worker.block_memory(row_bytes)
+        n_rows = 0
+        for section, block in pieces:
+            check()  # a part can take seconds, but a signal should stop the run at once
+            try:
+                self._conversion.read(block, memory[n_rows * row_bytes :], section.digest)
+            except DataError as error:
+                if self._bad_data.on_bad_data != "raise":
+                    raise
+                advice = "To continue without the rows of damaged files, use --on-bad-data skip --max-bad 100%."
+                raise DataError(f"{error} {advice}") from error
+            n_rows += len(block)
+        return np.ndarray((n_rows, shard.n_inputs), self._conversion.dtype_of(shard), memory)
+
+
+def _selected(
+    pieces: Sequence[_Piece], suspects: np.ndarray | None
+) -> Iterator[tuple[_Piece, np.ndarray, np.ndarray | slice]]:
+    """Yield each piece with the rows to judge: their numbers in the shard, and their positions among all rows.
+
+    These are the suspects, in ascending order, or all rows if None.
+    """
+    start = 0
+    for piece in pieces:
+        stop = start + len(piece.block)
+        if suspects is None:
+            yield piece, np.arange(piece.block.start, piece.block.stop), slice(start, stop)  # a slice makes no copy
+        elif len(suspects):
+            own = suspects[slice(*np.searchsorted(suspects, [start, stop]))]
+            if len(own):
+                yield piece, own + (piece.block.start - start), own
+        start = stop
 
 
 def _bad_data(model: Model, settings: EncodeSettings) -> BadData:

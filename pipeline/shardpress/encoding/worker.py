@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,20 +20,12 @@ from shardpress.base.errors import ReadFailed
 from shardpress.base.processcache import ProcessCache
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.storage import PLAIN, Storage
-from shardpress.model.device import DeviceAutoencoder, autoencoder_of, n_cores, start_device
+from shardpress.model.device import DeviceAutoencoder, RowEncoder, autoencoder_of, n_cores, start_device
 from shardpress.model.encoder import Model, finite_errors
 from shardpress.output.disk import PAGE, Disk
 from shardpress.output.folder import fault_of
 from shardpress.result.finished import read_model_file
 from shardpress.result.records import Entry
-
-Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
-"""Thread-safe function that writes the features of rows (n, n_inputs) into an array (n, n_features). It can return the
-positions of suspect rows. In that case all other rows contain only finite numbers in the model's range."""
-
-ErrorFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Thread-safe function that returns the mean squared errors (n,), float32 and finite, of filled rows (n, n_inputs) that
-are reconstructed from features (n, n_features)."""
 
 IN_MEMORY = Entry("", 0, "")
 """Placeholder for the model file in tasks of the process that has the model in memory (see `serving`)."""
@@ -77,13 +69,17 @@ class Encoders:
         self._by_scaling: dict[np.dtype, DeviceAutoencoder] = {}  # of the scaled values
 
     def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray | None:
-        """Write the features of rows into `out`. Return the positions of suspect rows, as in `Encoder`."""
+        """Write the features of rows into `out`. Return the positions of suspect rows, as in `RowEncoder`."""
         suspects: np.ndarray | None = self._encoder_for(rows.dtype).encode_checked(rows, out)
         return suspects
 
     def errors(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """Return the errors of rows, as in `ErrorFunction`."""
+        """Return the errors of rows, as in `RowEncoder`."""
         return finite_errors(np.asarray(self._encoder_for(rows.dtype).errors(rows, features)))
+
+    def ignores_positions(self, dtype: np.dtype) -> bool:
+        """Return whether the bits of a row never depend on its position, as in `RowEncoder`."""
+        return self._encoder_for(dtype).ignores_positions(dtype)
 
     def _encoder_for(self, dtype: np.dtype) -> DeviceAutoencoder:
         with self._lock:
@@ -103,12 +99,9 @@ class Encoders:
 class Worker:
     """Model, device and memory of a process that encodes."""
 
-    def __init__(
-        self, settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk, errors: ErrorFunction
-    ) -> None:
+    def __init__(self, settings: EncodeSettings, model: Model, encoder: RowEncoder, disk: Disk) -> None:
         self.model = model
-        self.encode = encode
-        self.errors = errors  # needed with `row_error` only
+        self.encoder = encoder
         self.disk = disk
         # Without this limit, all threads would soon wait for the disk at the same time.
         self.readers = threading.Semaphore(settings.n_readers or n_cores())
@@ -172,8 +165,7 @@ def worker_of(settings: EncodeSettings) -> Worker:
 def _new_worker(settings: EncodeSettings) -> Worker:
     model = _load_model(settings)
     start_device()
-    encoders = Encoders(model)
-    return Worker(settings, model, encoders.encode_checked, Disk(), encoders.errors)
+    return Worker(settings, model, Encoders(model), Disk())
 
 
 def _load_model(settings: EncodeSettings) -> Model:
@@ -189,11 +181,9 @@ def _load_model(settings: EncodeSettings) -> Model:
 
 
 @contextmanager
-def serving(
-    settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk, errors: ErrorFunction
-) -> Iterator[None]:
+def serving(settings: EncodeSettings, model: Model, encoder: RowEncoder, disk: Disk) -> Iterator[None]:
     """Let this process encode with an existing model and encoder within the context, so that nothing is recompiled."""
-    _workers.put(settings.key, Worker(settings, model, encode, disk, errors))
+    _workers.put(settings.key, Worker(settings, model, encoder, disk))
     try:
         yield
     finally:

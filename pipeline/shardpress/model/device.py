@@ -67,6 +67,12 @@ class RowEncoder(Protocol):
     def errors(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Return the mean squared errors (n_rows,) of rows that are reconstructed from features."""
 
+    def ignores_positions(self, dtype: np.dtype) -> bool:
+        """Return whether the bits of a row of this dtype do not depend on its position among the rows of a call.
+
+        Otherwise, a call should start at a multiple of `TILE_ROWS` of the rows of one shard.
+        """
+
 
 class DeviceAutoencoder(RowEncoder, Protocol):
     """Parameters on the CPU or a card. `shardpress_kernels.autoencoder` describes shapes, dtypes and errors."""

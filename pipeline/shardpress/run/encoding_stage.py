@@ -164,7 +164,7 @@ class EncodingStage:
                 parts[-1].append(PartRows(task.request.shards[stretch.number].id, block))
                 room -= len(block)
         _compile_encoder(encoder, self.fit, settings.row_error)
-        with serving(settings, self.fit.model, encoder.encode_checked, disk, encoder.errors):
+        with serving(settings, self.fit.model, encoder, disk):
             tasks = [(encode_parts, EncodeTask(pieces, settings)) for pieces in parts]
             return measure_tasks(tasks, task.budget.n_writers, lambda parts: sum(part.n_rows for part in parts))
 
@@ -305,7 +305,7 @@ class EncodingStage:
         stats = context.pool.stats
         parts: list[Part] = []
         with (
-            serving(settings, self.fit.model, encoder.encode_checked, context.journal.disk, encoder.errors),
+            serving(settings, self.fit.model, encoder, context.journal.disk),
             Progress(self.name, sum(sizes), "rows", task.inputs.shards[0].row_bytes) as progress,
             context.pool.executor(task.budget.n_writers) as (executor, n_at_once),
         ):
