@@ -112,12 +112,14 @@ def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: Run
         from shardpress.hdf5.child.ask import start_early
 
         start_early()
-        import dask
-
         from shardpress.run.engine import run
 
-    # Ignore the user's Dask configuration files and environment variables, which could change how Dask works.
-    dask.config.refresh(paths=[], env={})
+        if config.cluster.has_workers:
+            import dask
+
+            # Ignore the user's Dask configuration files and environment variables, which could change how workers run.
+            dask.config.refresh(paths=[], env={})
+
     return run(config, command, disk, run_log.start)
 
 

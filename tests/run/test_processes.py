@@ -26,6 +26,21 @@ from shardpress.base.signals import leave
 leave(main())
 """
 
+LOADED = """
+import sys
+from scripts.extract import main
+from shardpress.base.signals import leave
+code = main()
+print("loaded:", sorted({"theano", "dask", "yaml", "jinja2"} & set(sys.modules)))
+leave(code)
+"""
+
+
+def test_a_repeated_run_loads_no_library_that_it_does_not_use(small: Small, tmp_path: Path) -> None:
+    program = patch_program(small, LOADED)
+    assert program.run(tmp_path / "out").has_line(r"^loaded: \['dask', .*'theano'.*\]$")
+    assert program.run(tmp_path / "out").has_line(r"^loaded: \[\]$")
+
 
 def test_clock_and_environment_change_no_features(small: Small, tmp_path: Path) -> None:
     """The clock runs backwards, and variables configure the libraries in other ways."""

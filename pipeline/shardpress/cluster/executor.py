@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from dask.local import get_async
-
 from shardpress.base import signals
 from shardpress.cluster.stats import process_name
 from shardpress.cluster.threads import stop
@@ -171,6 +169,8 @@ def _run(
     done: Callable[[_Result], object] | None,
     n_small: int,
 ) -> Sequence[_Result]:
+    from dask.local import get_async  # takes a tenth of a second, and a repeated run needs no tasks
+
     run = _GraphRun(graph, executor, done)
     n_remote_threads = getattr(executor, "n_remote_threads", 0)
     # Pass all options, even the cache, because environment variables DASK_... set options that are omitted. Signals are

@@ -68,8 +68,7 @@ def open_pool(
     `requires_device`, each worker must use its configured device. Raise `ConfigError` if workers could compute
     different results from this process, and `DeviceError`, `SystemLimit` or `TryAgain` if they cannot be used.
     """
-    has_local_workers = settings.workers or settings.devices
-    if not has_local_workers and not settings.scheduler:
+    if not settings.has_workers:
         yield _LocalPool()
         return
     # These modules import distributed, which a run with threads does not need.
@@ -77,9 +76,9 @@ def open_pool(
     from shardpress.cluster.workers import cluster_pool, existing_cluster
 
     context: AbstractContextManager[Cluster]
-    if has_local_workers:
-        context = local_cluster(settings, n_threads, requires_device)
-    else:
+    if settings.scheduler:
         context = nullcontext(existing_cluster(settings))
+    else:
+        context = local_cluster(settings, n_threads, requires_device)
     with context as cluster, cluster_pool(cluster, probe, start_device, requires_device) as pool:
         yield pool

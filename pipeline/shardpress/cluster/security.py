@@ -8,8 +8,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import dask.config
-
 from shardpress.base.errors import ConfigError, Problem, printable
 
 if TYPE_CHECKING:
@@ -66,6 +64,8 @@ def dask_security(address: str) -> Security:
     This process ignores the rest of Dask's configuration.
     """
     # Imported here, because runs without a cluster check settings but do not connect.
+    import dask.config
+
     from shardpress.cluster.tls import IsolatedSecurity
 
     if not address.startswith("tls://"):

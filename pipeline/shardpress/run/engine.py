@@ -157,8 +157,7 @@ def _compute(journal: Journal, task: Task, earlier: EarlierResults, state: RunSt
     # Theano takes seconds to start, and a finished run does not need it.
     with activity("device: loading Theano", "a few seconds"):
         device = start_device(config.machine.require_device)
-    has_workers = config.cluster.workers or config.cluster.devices or config.cluster.scheduler
-    if config.machine.require_device and device.requested == "cpu" and not has_workers:
+    if config.machine.require_device and device.requested == "cpu" and not config.cluster.has_workers:
         log.warning("--require-device checks nothing on the CPU. Name a device: THEANO_FLAGS=device=cuda.")
     output = str(journal.directory.absolute())
     inputs = (task.inputs.shards[0].path, task.inputs.shards[-1].path)

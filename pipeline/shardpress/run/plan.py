@@ -234,7 +234,7 @@ class _PlannedRun:
         if task.source == "trained":
             stages.append(training_bytes(task, resident and on_host))
         needed = taken_bytes() + LIBRARY_BYTES + max(stages)
-        if task.settings.cluster.workers or task.settings.cluster.scheduler:
+        if task.settings.cluster.has_workers:
             needed += CLUSTER_BYTES
         available = available_bytes()
         if 0 < available < needed:

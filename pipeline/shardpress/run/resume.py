@@ -110,7 +110,9 @@ class EarlierResults:
         n_per_task = 1 if self._compares_digests else _SIZES_PER_TASK
         batches = [unchecked[start : start + n_per_task] for start in range(0, len(unchecked), n_per_task)]
         faults: list[str | None] = []
-        if batches:  # starting a pool takes as long as comparing many sizes
+        if len(batches) == 1:  # starting a pool takes as long as comparing many sizes
+            faults = check(batches[0])
+        elif batches:
             with threads(self._n_threads) as pool:
                 results = compute([(check, batch) for batch in batches], pool, self._n_threads)
             faults = [fault for batch in results for fault in batch]

@@ -417,6 +417,11 @@ class ClusterSettings:
         requires=("scheduler",),
     )
 
+    @property
+    def has_workers(self) -> bool:
+        """Return whether other processes do the work, which Dask's distributed scheduler manages."""
+        return bool(self.workers or self.devices or self.scheduler)
+
 
 @dataclass(frozen=True)
 class ResultSettings:

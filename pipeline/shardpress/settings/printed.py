@@ -6,8 +6,6 @@ import math
 import textwrap
 from collections.abc import Iterator
 
-import yaml
-
 from shardpress.base.errors import printable, short_list
 from shardpress.settings.config import SETTINGS, Config, Setting, in_groups
 from shardpress.settings.kinds import Kind, as_typed
@@ -76,6 +74,8 @@ def _lines_of_setting(setting: Setting, value: object, *, is_default: bool) -> I
 
 def _yaml_lines(name: str, value: object) -> list[str]:
     """Return lines of YAML; characters that libyaml can interpret as the end of a line are escaped."""
+    import yaml
+
     values = value if isinstance(value, list) else [value]
     is_plain = all(str(item).isprintable() for item in values)
     return yaml.safe_dump({name: value}, allow_unicode=is_plain, width=math.inf).splitlines(keepends=True)
