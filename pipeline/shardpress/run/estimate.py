@@ -65,6 +65,8 @@ def stretches(shards: Sequence[Shard], task: Task) -> list[ScanBlock]:
 
 def measure_tasks(tasks: Sequence[Any], n_at_once: int, n_rows_of: Callable[[Any], int]) -> tuple[Pace, list[Any]]:
     """Run tasks for a limited time; return the pace and the results, whose rows `n_rows_of` returns."""
+    import dask.local  # noqa: F401 - the first `compute` would load it, and the pace would include the time
+
     results: list[Any] = []
     start = time.monotonic()
     with threads(n_at_once) as pool:
