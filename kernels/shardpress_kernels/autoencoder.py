@@ -155,9 +155,9 @@ class Autoencoder:
         Returns
         -------
         ndarray of int64
-            Positions of the rows that contain NaN, Inf or a value outside the range, and of the rows whose features
-            are not finite. Very large weights in a linear code or in hidden layers can cause such features. Rows with
-            a negative zero may be included.
+            Positions, in ascending order, of the rows that contain NaN, Inf or a value outside the range, and of the
+            rows whose features are not finite. Very large weights in a linear code or in hidden layers can cause such
+            features. Rows with a negative zero may be included.
 
         Raises
         ------

@@ -40,8 +40,6 @@ from tests.support.logged import mentions
 class Double:
     """Encoder without a device: the two features are twice the first two columns."""
 
-    network = Network((2, 2))
-
     def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> None:
         out[:] = 2 * rows[:, :2]
 

@@ -2,7 +2,8 @@
 
 A task is a plain value that any thread or process can run. The number of concurrent tasks limits the memory. While one
 task encodes, another one reads rows or waits for the disk. The features of a row depend only on that row, because all
-rows of a part and of a block start at a tile boundary of their shard.
+rows of a part and of a block start at a tile boundary of their shard. If the encoder ignores positions, the rows of
+several small shards are encoded in one call.
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ class RowEncoder(Protocol):
     def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray | None:
         """Write features into `out` (n_rows, n_outputs), float32; return the positions of rows that may be bad.
 
-        All other rows contain only finite numbers in the model's range. None means that this is not known of any row.
+        They are in ascending order. All other rows contain only finite numbers in the model's range. None means that
+        this is not known of any row.
         """
 
     def errors(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:

@@ -84,7 +84,7 @@ def _merge(flags: dict[str, object], variables: dict[str, str]) -> Config:
     path = os.path.expanduser(str(flags.pop("config", from_variable)))
     values: dict[str, object] = {}
     if path:
-        from shardpress.settings.configfile import read_configuration
+        from shardpress.settings.configfile import read_configuration  # loads PyYAML
 
         values |= convert_settings(read_configuration(path), f"config={printable(path)}: key ", ConfigError)
     values |= convert_settings(variables, "environment: ", ConfigError, lambda name: _ENVIRONMENT_PREFIX + name.upper())

@@ -74,7 +74,7 @@ def _lines_of_setting(setting: Setting, value: object, *, is_default: bool) -> I
 
 def _yaml_lines(name: str, value: object) -> list[str]:
     """Return lines of YAML; characters that libyaml can interpret as the end of a line are escaped."""
-    import yaml
+    import yaml  # only --print-config needs it
 
     values = value if isinstance(value, list) else [value]
     is_plain = all(str(item).isprintable() for item in values)
