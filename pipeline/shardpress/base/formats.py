@@ -30,6 +30,7 @@ _ABOUT = "about"
 _DIRECTORY_ENTRY = b"PK\1\2"  # signature of an entry in the central directory of a ZIP archive
 _MOST_MEMBERS = 10_000
 _MAX_QUOTED = 500  # maximum number of characters that a message quotes
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -86,8 +87,7 @@ def missing_value(dtype: np.dtype) -> Any:
 
 def fingerprint(*content: object) -> str:
     """Return the SHA-256 digest of plain values, which are first converted to canonical JSON."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return sha256(text.encode()).hexdigest()
+    return sha256(_CANONICAL.encode(content).encode()).hexdigest()
 
 
 def sum_of_digests(values: Iterable[int]) -> str:

@@ -26,6 +26,7 @@ _LAYERS = b"layers"  # AnnData's group of other matrices with the same columns a
 _SAME_ROWS = (_LAYERS, b"obsm", b"raw")  # AnnData's groups of other matrices with the same rows as `X`
 _BLOCK = "_values"  # suffix of a dataset with a block of a pandas frame in fixed format
 _ITEMS = "_items"  # suffix of the dataset with the column names of that block
+_DIGITS = re.compile(r"(\d+)")
 _COORDINATES = frozenset(
     [
         *("wave", "wavelength", "wavelengths", "lambda", "lam", "loglam", "wavenumber", "wavenumbers", "raman_shift"),
@@ -51,15 +52,13 @@ def normal(path: str) -> str:
     return text(b"/".join(parts_of(path)))
 
 
-def natural_key(path: str) -> list[list[tuple[bool, int, str]]]:
+def natural_key(path: str) -> list[list[str | tuple[int, str]]]:
     """Return the key for the natural order of paths, component by component: 9 before 10."""
-    return [[_natural_part(part) for part in re.split(r"(\d+)", name)] for name in path.split("/")]
-
-
-def _natural_part(part: str) -> tuple[bool, int, str]:
-    # The flag prevents comparisons of numbers with words. The spelling comes last, to distinguish 010 from 10.
-    is_number = part.isdecimal()
-    return is_number, int(part) if is_number else 0, part
+    keys = []
+    for name in path.split("/"):
+        parts = enumerate(_DIGITS.split(name))  # words, and the numbers between them
+        keys.append([(int(part), part) if i % 2 else part for i, part in parts])  # the spelling tells 010 from 10
+    return keys
 
 
 def split(path: str) -> tuple[str, str]:

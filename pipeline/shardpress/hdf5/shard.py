@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -210,16 +210,21 @@ class Shard:
             return 0
         return band_bytes(self.fields[0].layout, self.fields[0].axis)
 
-    @cached_property
+    @property
     def dtype(self) -> np.dtype:
         """Dtype in which rows are read: in native byte order, and supported by devices."""
-        name = np.dtype(self.stored_dtype).name
-        return np.dtype(_READ_AS.get(name, name))
+        return _dtype_read(self.stored_dtype)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row as it is read."""
         return self.n_inputs * self.dtype.itemsize
+
+
+@cache  # many shards have the same one
+def _dtype_read(stored: str) -> np.dtype:
+    name = np.dtype(stored).name
+    return np.dtype(_READ_AS.get(name, name))
 
 
 @dataclass(frozen=True)

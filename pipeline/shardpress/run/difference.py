@@ -40,13 +40,12 @@ _FACTS = attrgetter(
 
 @dataclass(frozen=True)
 class Base:
-    """The content of an output directory."""
+    """The content of an output directory, without its parts."""
 
     request: Request
     model: str  # fingerprint of everything that determines the model
     encoder: str  # fingerprint of the model itself
     features: str  # fingerprint of everything else that determines the features of a row
-    parts: tuple[Part, ...] = ()  # intact ones
     n_appends: int = 0
 
 
@@ -78,7 +77,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Change:
-    """The work of a run."""
+    """The work of a run. `keeping` says which parts stay."""
 
     places: tuple[Place, ...]  # of the result, in the order of the rows
     gone: tuple[int, ...] = ()  # positions in the base
@@ -111,7 +110,7 @@ class Change:
             i
             for i, place in enumerate(self.places)
             if place.is_same and place.base is not None and place.wanted is not None
-            if before[place.base].place != now[place.wanted].place
+            if _PLACE(before[place.base]) != _PLACE(now[place.wanted])
         ]
 
     @property
@@ -130,16 +129,27 @@ def difference(base: Base | None, wanted: Wanted) -> Change:
     reached = {place.base for place in places}
     gone = tuple(i for i in range(len(base.request.shards)) if i not in reached)
     trains = _trains(base, wanted, places)
-    is_encoded_alike = not trains and base.features == wanted.features(base.encoder)
     return Change(
         places=places,
         gone=gone,
         relabelled=tuple(_relabelled(base, wanted, places)),
         trains=trains,
         settings=_changed_settings(base.request, wanted.request),
-        encodes_again=not trains and not is_encoded_alike,
-        kept=_kept(base, places) if is_encoded_alike else (),
+        encodes_again=not trains and base.features != wanted.features(base.encoder),
     )
+
+
+def keeping(change: Change, base: Base, parts: Iterable[Part]) -> Change:
+    """Return the change in which all `parts` stay, with the ranges whose rows do."""
+    if change.trains or change.encodes_again:
+        return change
+    ids = {base.request.shards[place.base].id for place in change.places if place.is_same and place.base is not None}
+    kept = []
+    for part in parts:
+        ranges = [rows for rows in part.ranges if rows.shard in ids]
+        if ranges:
+            kept.append(structs.replace(part, ranges=ranges))
+    return replace(change, kept=tuple(kept))
 
 
 def compacted(change: Change, n_missing: int, part_rows: int) -> Change:
@@ -226,13 +236,17 @@ def _changed_settings(before: Request, now: Request) -> dict[str, tuple[Any, Any
 
 def places_of(before: Sequence[ShardFacts], now: Sequence[ShardFacts], matching: Matching) -> tuple[Place, ...]:
     """Match the shards of the base with those of the input. Their order is that of the base; new shards are last."""
-    at_place = _pairs(before, now, range(len(now)), _PLACE)
-    same = {i: j for i, j in at_place.items() if _is_same(before[j], now[i], matching.compares_digests)}
+    # Most shards of an append have the same facts at the same position, which takes the least time to find out.
+    pairs = enumerate(zip(before, now, strict=False))
+    same = {i: i for i, (earlier, shard) in pairs if _FACTS(earlier) == _FACTS(shard)}
+    rest = [i for i in range(len(now)) if i not in same]
+    at_place = _pairs(before, now, rest, _PLACE, set(same))
+    same |= {i: j for i, j in at_place.items() if _is_same(before[j], now[i], matching.compares_digests)}
     keys: list[Callable[[ShardFacts], Hashable]] = [_named_stat_key if matching.compares_digests else _name_key]
     if matching.compares_digests:
         keys.append(_content_key)
     for key in keys:
-        rest = [i for i in range(len(now)) if i not in same]
+        rest = [i for i in rest if i not in same]
         same |= _pairs(before, now, rest, key, set(same.values()))
     matched = dict(same)
     taken = set(same.values())
@@ -252,16 +266,18 @@ def places_of(before: Sequence[ShardFacts], now: Sequence[ShardFacts], matching:
 def _pairs(
     before: Sequence[ShardFacts],
     now: Sequence[ShardFacts],
-    positions: Iterable[int],
+    positions: Sequence[int],
     key: Callable[[ShardFacts], Hashable],
     taken: Collection[int] = (),
 ) -> dict[int, int]:
     """Pair shards with equal keys, each one once and in order. Shards whose key is None stay alone."""
+    pairs: dict[int, int] = {}
+    if not positions:
+        return pairs
     free: dict[Hashable, list[int]] = defaultdict(list)
     for j in reversed(range(len(before))):
         if j not in taken:
             free[key(before[j])].append(j)
-    pairs = {}
     for i in positions:
         value = key(now[i])
         if value is not None and free[value]:
@@ -272,8 +288,6 @@ def _pairs(
 def _is_same(before: ShardFacts, now: ShardFacts, compares_digests: bool) -> bool:
     if not compares_digests:
         return _name_key(before) == _name_key(now)
-    if _FACTS(before) == _FACTS(now):  # most shards, and much faster
-        return True
     return _stat_key(before) == _stat_key(now) or _content_key(before) == _content_key(now) is not None
 
 
@@ -319,14 +333,3 @@ def _trains(base: Base, wanted: Wanted, places: Sequence[Place]) -> bool:
         shard = wanted.request.shards[place.wanted]
         known.append(structs.replace(shard, rows=base.request.shards[place.base].rows))
     return structs.replace(wanted.request, shards=known).of_model() != base.model
-
-
-def _kept(base: Base, places: Sequence[Place]) -> tuple[Part, ...]:
-    """Return the parts with the ranges whose rows stay."""
-    ids = {base.request.shards[place.base].id for place in places if place.is_same and place.base is not None}
-    kept = []
-    for part in base.parts:
-        ranges = [rows for rows in part.ranges if rows.shard in ids]
-        if ranges:
-            kept.append(structs.replace(part, ranges=ranges))
-    return tuple(kept)

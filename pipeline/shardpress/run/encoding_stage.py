@@ -31,7 +31,7 @@ from shardpress.output.disk import Disk
 from shardpress.output.folder import WORK
 from shardpress.output.journal import Journal, PartRecord
 from shardpress.report.overview import bad_shards
-from shardpress.result.records import Entry, Part, Range, in_order
+from shardpress.result.records import Entry, Part, Range, ShardFacts, in_order, with_digests
 from shardpress.run.budget import extras_bytes
 from shardpress.run.context import RunContext
 from shardpress.run.estimate import Pace, measure_tasks
@@ -62,6 +62,16 @@ class Encoding:
     fit: Fit
     parts: list[Part]
     new: list[Part]  # those with rows that no earlier result has
+
+    @cached_property
+    def ranges(self) -> list[tuple[Part, Range]]:
+        """All ranges of rows with their parts, in the order of the rows."""
+        return in_order(self.parts, self.fit.task.positions)
+
+    @cached_property
+    def shards(self) -> list[ShardFacts]:
+        """The shards with the digests of their content."""
+        return with_digests(self.fit.request.shards, self.parts)
 
     @property
     def n_rows(self) -> int:
@@ -104,7 +114,9 @@ class EncodingStage:
                 written.append(structs.replace(record.part, ranges=ranges))
             if not record.is_copy:
                 new_files.add(record.part.file)
-        parts = without_overlaps([*change.kept, *written, *change.copied], self.task.by_id)
+        parts = [*change.kept, *written, *change.copied]
+        if written:
+            parts = without_overlaps(parts, self.task.by_id)
         return self._encoding(parts, [part for part in parts if part.file in new_files])
 
     def make(self, context: RunContext) -> Encoding:
@@ -126,7 +138,7 @@ class EncodingStage:
     def check(self, encoding: Encoding) -> None:
         """Raise `DataError` if too many rows or shards are bad; warn if many rows differ from the training rows."""
         limited = set(self.task.ids_of(self.task.limited))
-        ranges = [rows for _, rows in in_order(encoding.parts, self.task.positions)]
+        ranges = [rows for _, rows in encoding.ranges]
         limited_ranges = [rows for rows in ranges if rows.shard in limited]
         self._check_bad_rows(limited_ranges)
         self._check_bad_shards(limited_ranges)
@@ -363,8 +375,8 @@ def encoding_bytes(task: Task) -> int:
 def _compile_encoder(encoder: RowEncoder, fit: Fit, row_error: bool) -> None:
     """Compile the encoder and, if it is needed, the error of rows for the dtypes of rows, by encoding no rows."""
     network = encoder.network
-    for dtype in sorted({fit.conversion.dtype_of(shard).name for shard in fit.task.inputs.shards}):
-        nothing = np.empty((0, network.n_inputs), np.dtype(dtype))
+    for dtype in dict.fromkeys(map(fit.conversion.dtype_of, fit.task.inputs.shards)):
+        nothing = np.empty((0, network.n_inputs), dtype)
         features = np.empty((0, network.n_outputs), dtype=np.float32)
         encoder.encode_checked(nothing, features)
         if row_error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -133,7 +132,7 @@ def _run_in(journal: Journal, task: Task, state: RunState, command: Sequence[str
 
 
 def compared(journal: Journal, task: Task, is_readonly: bool = False) -> tuple[Task, EarlierResults]:
-    """Return the run with the change that the intact results of the directory leave to it, and these results.
+    """Return the task with the intact parts of the result that stay, and all intact results of the directory.
 
     If it `is_readonly`, files are compared by their sizes only.
     """
@@ -141,13 +140,10 @@ def compared(journal: Journal, task: Task, is_readonly: bool = False) -> tuple[T
     n_threads = task.budget.n_threads
     compares_digests = config.results.verify == "digests" and not is_readonly
     earlier = EarlierResults(journal, n_threads, compares_digests, is_readonly)
-    base = base_of(journal)
-    if base is not None:
-        # An append would take long to read all parts of the result, which can be far larger than its files.
-        reads_parts = compares_digests and not config.results.append
-        published = EarlierResults(journal, n_threads, reads_parts, is_readonly)
-        base = replace(base, parts=published.published_parts())
-    return task.compared_with(base, journal.base), earlier
+    # An append would take long to read all parts of the result, which can be far larger than its files.
+    reads_parts = compares_digests and not config.results.append
+    published = EarlierResults(journal, n_threads, reads_parts, is_readonly)
+    return task.keeping(published.published_parts()), earlier
 
 
 def _compute(journal: Journal, task: Task, earlier: EarlierResults, state: RunState, command: Sequence[str]) -> Outcome:

@@ -53,7 +53,6 @@ from shardpress.result.records import (
     in_order,
     plain,
     stretches_of,
-    with_digests,
 )
 from shardpress.run.context import RunContext, RunState, versions
 from shardpress.run.deadline import warn_if_late
@@ -84,7 +83,7 @@ _MAX_VALUE = 200  # characters of a setting
 def check_same_rows(journal: Journal, encoding: Encoding) -> None:
     """Raise `DataError` if the rows of a shard have changed since the scan. Then withdraw the scan and its model."""
     request = encoding.fit.request
-    for known, encoded in zip(request.shards, with_digests(request.shards, encoding.parts), strict=True):
+    for known, encoded in zip(request.shards, encoding.shards, strict=True):
         if None not in (known.rows, encoded.rows) and known.rows != encoded.rows:
             stale = journal.records("scan")  # its file can have the same size and times as now
             if encoding.fit.task.source == "trained":

@@ -96,7 +96,7 @@ def open_inputs(config: Config, model: Model | None, base: Base | None, result: 
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
     check = ColumnCheck(column_rule(config, model))
     descriptions = KeptDescriptions(selection, b"" if result is None else kept_content(result))
-    shards = open_sources(sources, selection, on_bad_shard, check, like, categories, descriptions)
+    shards = open_sources(sources, selection, on_bad_shard, check, descriptions, like, categories)
     _check_labels(config, shards[0])
     # Not before all files are opened, because a wrong --dataset would be a warning for each of them.
     for bad in refused:
@@ -168,7 +168,7 @@ def _check_width(first: Shard) -> None:
 def _in_order(sources: Sequence[Source], base: Base) -> list[Source]:
     """Return the files of the base first, in its order."""
     positions = {shard.path: i for i, shard in reversed(list(enumerate(base.request.shards)))}
-    return sorted(sources, key=lambda source: positions.get(absolute(str(source.path)), len(positions)))
+    return sorted(sources, key=lambda source: positions.get(absolute(source.path), len(positions)))
 
 
 def _log_new_folders(sources: Sequence[Source], base: Base) -> None:

@@ -18,7 +18,7 @@ from shardpress.report.overview import sample_facts
 from shardpress.report.sampling import PartSource, SampleSpec
 from shardpress.result.facts import SampleFacts, Verdict
 from shardpress.result.finished import Result, Use, load_statistics, stored_name
-from shardpress.result.records import Part, Range, RunFacts, in_order, with_digests
+from shardpress.result.records import Part, Range, RunFacts
 from shardpress.run.encoding_stage import Encoding
 from shardpress.run.fitted import name_of_extra
 from shardpress.run.new_rows import reference_of, verdict_on
@@ -34,10 +34,10 @@ class ResultRows:
         self._task = encoding.fit.task
         self._fit = encoding.fit
         self._model = encoding.fit.model
-        self._parts = encoding.parts
         self._folder = folder  # the output directory
-        self.ranges = in_order(encoding.parts, self._task.positions)
-        self.use = use_of_rows(encoding.fit, encoding.parts)
+        self._shards = encoding.shards
+        self.ranges = encoding.ranges
+        self.use = use_of_rows(encoding.fit, encoding.shards)
         settings = self._task.settings
         self.spec = SampleSpec(
             self._model,
@@ -99,7 +99,7 @@ class ResultRows:
             self.ranges,
             self._model.n_features,
             self._model.fingerprint,
-            with_digests(self._fit.request.shards, self._parts),
+            self._shards,
             self.use,
             self._model.target is not None,
         )

@@ -14,9 +14,9 @@ from msgspec import structs
 from shardpress.hdf5.shard import Shard
 from shardpress.model.encoder import Model
 from shardpress.result.finished import Result
-from shardpress.result.records import Request
+from shardpress.result.records import Part, Request
 from shardpress.run.budget import Budget
-from shardpress.run.difference import Base, Change, Wanted, compacted, difference, resulting_shards
+from shardpress.run.difference import Base, Change, Wanted, compacted, difference, keeping, resulting_shards
 from shardpress.run.inputs import Inputs
 from shardpress.scan.ranges import Scan, n_fitted_rows
 from shardpress.settings.kinds import n_allowed
@@ -160,15 +160,20 @@ class Task:
         change = difference(base, self.wanted)
         if base is None or result is None:
             return replace(self, result=None, base=None, change=change)
-        n_missing = self.inputs.n_rows - sum(part.n_live for part in change.kept)
-        facts = resulting_shards(base, self.wanted, change)
-        change = compacted(change, n_missing, self.budget.part_rows)
-        request = structs.replace(self.request, shards=facts)
+        request = structs.replace(self.request, shards=resulting_shards(base, self.wanted, change))
         wanted = replace(self.wanted, request=request)
         model = self.model
         if model is None and not change.trains:
             model = result.model
         return replace(self, result=result, base=base, change=change, wanted=wanted, model=model)
+
+    def keeping(self, parts: Iterable[Part]) -> Task:
+        """Return the task in which these parts of the result stay, unless most of their rows do not."""
+        if self.base is None:
+            return self
+        change = keeping(self.change, self.base, parts)
+        n_missing = self.inputs.n_rows - sum(part.n_live for part in change.kept)
+        return replace(self, change=compacted(change, n_missing, self.budget.part_rows))
 
     def request_after(self, scan: Scan) -> Request:
         """Return the request with the digests of the rows of the scanned shards."""

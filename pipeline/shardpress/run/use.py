@@ -9,18 +9,18 @@ import numpy as np
 
 from shardpress.hdf5.shard import first_rows
 from shardpress.result.finished import Result, Use
-from shardpress.result.records import Part, with_digests
+from shardpress.result.records import ShardFacts
 from shardpress.run.difference import Base
 from shardpress.run.task import Fit, Task
 from shardpress.scan.ranges import Scan, readable
 from shardpress.training.fit import validation_rows
 
 
-def use_of_rows(fit: Fit, parts: Sequence[Part]) -> np.ndarray:
-    """Return the `Use` of each row, uint8 (n_rows,), in the order of the rows."""
+def use_of_rows(fit: Fit, shards: Sequence[ShardFacts]) -> np.ndarray:
+    """Return the `Use` of each row, uint8 (n_rows,), in the order of the rows. The digests of the shards are known."""
     task = fit.task
     if task.kept is not None and task.base is not None:
-        return _with_later_rows(task, task.base, parts, task.kept)
+        return _with_later_rows(task, task.base, shards, task.kept)
     use = np.full(task.inputs.n_rows, Use.TRAINING, np.uint8)
     if task.source == "trained" and fit.scan is not None:
         use[_validation_numbers(task, fit.scan)] = Use.VALIDATION
@@ -45,7 +45,7 @@ def _validation_numbers(task: Task, scan: Scan) -> np.ndarray:
     return numbers - starts[shard_of] + shifts[shard_of]
 
 
-def _with_later_rows(task: Task, base: Base, parts: Sequence[Part], result: Result) -> np.ndarray:
+def _with_later_rows(task: Task, base: Base, shards: Sequence[ShardFacts], result: Result) -> np.ndarray:
     """Return the use of rows of which some arrived after the training.
 
     If rows of the training are unknown, or are no longer in the files as they were, all rows that arrived later can be
@@ -54,7 +54,6 @@ def _with_later_rows(task: Task, base: Base, parts: Sequence[Part], result: Resu
     before = result.use()
     earlier = base.request.shards
     starts = np.cumsum([0, *(shard.shape[0] for shard in earlier)])
-    shards = with_digests(task.request.shards, parts)
     trained = Counter(result.facts.model.trained)
     pieces = []
     for place, shard in zip(task.change.places, shards, strict=True):

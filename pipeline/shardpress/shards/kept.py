@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from functools import cache
-from pathlib import Path
 
 import h5py
 import msgspec
@@ -16,9 +15,10 @@ from blake3 import blake3
 
 from shardpress.base.packages import version_of
 from shardpress.hdf5.child.message import unpacked
-from shardpress.hdf5.files import FILES, Identity
+from shardpress.hdf5.files import Identity
 from shardpress.hdf5.shard import Description, FileContents
-from shardpress.shards.vet import InputFile, Selection
+from shardpress.shards.sources import Source
+from shardpress.shards.vet import InputFile, Master, Selection
 
 _SETTLED_NS = 2 * 10**9  # a file that is older has other times after its next change, even with coarse times
 _MOST_BYTES = 2**27  # of all answers, which are in memory during a run
@@ -62,26 +62,21 @@ class KeptDescriptions:
     def __bool__(self) -> bool:
         return bool(self._used)
 
-    def find(self, path: Path) -> InputFile | None:
+    def find(self, source: Source) -> InputFile | None:
         """Return a file that has not changed since it was described, or None."""
-        key = os.path.abspath(path)
+        key = os.path.abspath(source.path)
         known = self._known.get(key)
-        if known is None:
+        if known is None or source.identity is None or _stat_of(source.identity) != known.stat:
             return None
-        try:
-            status = FILES.stat(path)
-        except OSError:  # it is reported when the file is opened
-            return None
-        identity = Identity.from_status(status)
-        description = self._described(known.answer) if _stat_of(identity) == known.stat else None
+        description = self._described(known.answer)
         if description is None:
             return None
         self._used[key] = (known.stat, self._answers[known.answer])
-        return InputFile(str(path), identity, description, 0, description.shape[0])
+        return InputFile(source.path, source.identity, description, 0, description.shape[0])
 
-    def add(self, file: InputFile) -> None:
+    def add(self, file: InputFile | Master) -> None:
         """Keep the description of a file that has just been opened, unless the file may still be changing."""
-        answer = file.answer
+        answer = file.answer if isinstance(file, InputFile) else None
         if answer is None or self._n_bytes > _MOST_BYTES:
             return
         times = (file.identity.mtime_ns, file.identity.ctime_ns)

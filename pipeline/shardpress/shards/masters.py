@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _NAMED = 3  # files in a line of the log
 
-Opened: TypeAlias = tuple[Path, InputFile | DataError]
+Opened: TypeAlias = tuple[str, InputFile | DataError]
 """The path of a file, and its rows or the reason why it is refused."""
 _FileKey: TypeAlias = tuple[int, int] | str
 
@@ -44,7 +44,7 @@ class NamedRows:
     A given file that a master names is read through the master only.
     """
 
-    def __init__(self, given: Sequence[tuple[Path, InputFile | Master | DataError]], selection: Selection) -> None:
+    def __init__(self, given: Sequence[tuple[str, InputFile | Master | DataError]], selection: Selection) -> None:
         self._given = given
         self._selection = selection
         self._paths: dict[_FileKey, Path] = {}  # by which the user knows files
@@ -55,9 +55,10 @@ class NamedRows:
             return
         files: dict[_FileKey, InputFile] = {}
         for path, file in given:
-            self._paths[_key_of(path)] = path
+            key = _key_of(path)
+            self._paths[key] = Path(path)
             if isinstance(file, InputFile):
-                files[_key_of(path)] = file
+                files[key] = file
         for master in self._masters:
             for rows in master.rows:
                 self._add(master, rows, files)
@@ -101,8 +102,8 @@ class NamedRows:
         self._datasets.update(zip(self.unopened, files, strict=True))
         named = {key for key, *_ in self._datasets}
         opened: list[Opened] = []
-        skipped: list[Path] = []
-        ranges: dict[tuple[_FileKey, str], list[tuple[int, int, Path]]] = defaultdict(list)
+        skipped: list[str] = []
+        ranges: dict[tuple[_FileKey, str], list[tuple[int, int, str]]] = defaultdict(list)
         for path, file in self._given:
             if isinstance(file, Master):
                 own = list(self._rows_of(file))
@@ -125,9 +126,9 @@ class NamedRows:
         for rows in master.rows:
             key = self._key(master, rows)
             file = self._datasets[key]
-            yield self._paths[key[0]], _cut(file, rows, master) if isinstance(file, InputFile) else file
+            yield str(self._paths[key[0]]), _cut(file, rows, master) if isinstance(file, InputFile) else file
 
-    def _log(self, skipped: Sequence[Path]) -> None:
+    def _log(self, skipped: Sequence[str]) -> None:
         if not self._masters:
             return
         n = sum(len(master.rows) for master in self._masters)
@@ -138,7 +139,7 @@ class NamedRows:
             log.info("input: read only through a master that names them: %s", listed)
 
 
-def _key_of(path: Path) -> _FileKey:
+def _key_of(path: str | Path) -> _FileKey:
     """Return a key that is equal for all names of a file."""
     try:
         status = os.stat(path)
@@ -187,7 +188,7 @@ def _cut(file: InputFile, rows: RowsElsewhere, master: Master) -> InputFile | Da
     )
 
 
-def _check_once(path: Path, dataset: str, places: list[tuple[int, int, Path]]) -> None:
+def _check_once(path: Path, dataset: str, places: list[tuple[int, int, str]]) -> None:
     """Refuse rows of a dataset that are named twice: start, stop, and the master that names them."""
     places.sort()
     for (_, stop, master), (start, _, other) in pairwise(places):
@@ -215,7 +216,7 @@ def _with_contents(master: Master, opened: Sequence[Opened], selection: Selectio
     try:
         contents = contents_of_master(master, selection, (sum(known), *files[0].description.shape[1:]))
     except DataError as error:
-        return [(master.path, error)]
+        return [(str(master.path), error)]
     with_extras: list[Opened] = []
     first = 0
     for (path, file), n in zip(opened, known, strict=True):

@@ -70,10 +70,9 @@ def open_shards(
     NoInput, NotPermitted, ReadFailed, SystemLimit
         If a file cannot be read.
     """
-    sources = find(patterns)
-    shards = open_sources(
-        sources, Selection(dataset, orientation, tuple(include)), on_bad_shard, check or ColumnCheck()
-    )
+    selection = Selection(dataset, orientation, tuple(include))
+    nothing = KeptDescriptions(selection)
+    shards = open_sources(find(patterns), selection, on_bad_shard, check or ColumnCheck(), nothing)
     check_any(shards)
     return shards
 
@@ -83,14 +82,15 @@ def open_sources(
     selection: Selection,
     on_bad_shard: Callable[[Path, DataError], object] | None,
     check: ColumnCheck,
+    kept: KeptDescriptions,
     like: InputFile | None = None,
     categories: Mapping[str, Sequence[Category]] | None = None,
-    kept: KeptDescriptions | None = None,
 ) -> tuple[Shard, ...]:
     """Vet files and describe the shards in the log, as `open_shards` does. Raise `DataError` if no file is left.
 
-    If `like` has the rows of a finished run, the shards must have its extras: see `fit_extras`.
-    Otherwise, extras keep the codes of known `categories`, by their names. Files that are `kept` are not opened.
+    Files whose descriptions are `kept` are not opened, and the descriptions of others are added. If `like` has the
+    rows of a finished run, the shards must have its extras: see `fit_extras`. Otherwise, extras keep the codes of known
+    `categories`, by their names.
     """
     selection = replace(selection, include=tuple(dict.fromkeys(selection.include)))
     refused = _BadFiles(on_bad_shard)
@@ -117,11 +117,13 @@ def check_any(shards: Sequence[Shard]) -> None:
 # -- each file ---------------------------------------------------------------------------------------------------
 
 
-def _open_all(sources: Sequence[Source], selection: Selection, kept: KeptDescriptions | None) -> list[Opened]:
+def _open_all(sources: Sequence[Source], selection: Selection, kept: KeptDescriptions) -> list[Opened]:
     """Open all files, and those that master files name. Masters are known only when all files are open."""
-    parts: dict[Path, InputFile] = {}
-    files = _in_threads(partial(_opened, selection=selection, kept=kept, parts=parts), sources)
-    given = [(source.path, file) for source, file in zip(sources, files, strict=True)]
+    known = [kept.find(source) for source in sources]
+    unknown = [source for source, file in zip(sources, known, strict=True) if file is None]
+    parts: dict[str, InputFile] = {}
+    opened = iter(_in_threads(partial(_opened, selection=selection, kept=kept, parts=parts), unknown))
+    given = [(source.path, file or next(opened)) for source, file in zip(sources, known, strict=True)]
     named = NamedRows(given, selection)
     shards = named.shards(_in_threads(named.open, list(named.unopened.values())))
     retire(n_kept=1)  # each thread may have started a child process
@@ -146,25 +148,28 @@ def _in_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 
 def _opened(
-    source: Source, selection: Selection, kept: KeptDescriptions | None, parts: dict[Path, InputFile]
+    source: Source, selection: Selection, kept: KeptDescriptions, parts: dict[str, InputFile]
 ) -> InputFile | Master | DataError:
     """Open a file. A part of a result is vetted once for all of its rows, and then kept in `parts`."""
     try:
-        if source.rows is None:
-            return _vetted(source, selection, kept)
+        if source.blake3 is None:
+            file = vet(Path(source.path), selection)
+            kept.add(file)
+            return file
         if source.path not in parts:  # a part can have many ranges of rows, and its digest takes time
-            part = _vetted(source, selection, kept)
+            part = _vetted(source, selection)
             if isinstance(part, Master):
                 return DataError(f"file={printable(source.path)}: names rows of other files. {COPY_AGAIN}")
             parts[source.path] = part
-        return parts[source.path].with_rows(*source.rows)
+        part = parts[source.path]
+        return part if source.rows is None else part.with_rows(*source.rows)
     except DataError as error:  # the caller decides, in the order of the files, whether the error ends the run
         return error
 
 
-def _vetted(source: Source, selection: Selection, kept: KeptDescriptions | None) -> InputFile | Master:
-    """Vet a file, and check that it is the one that the index names; the digest, which takes longest, comes last."""
-    file = _described(source.path, selection, kept)
+def _vetted(source: Source, selection: Selection) -> InputFile | Master:
+    """Vet a part, and check that it is the one that the index names; the digest, which takes longest, comes last."""
+    file = vet(Path(source.path), selection)
     if isinstance(file, Master):
         return file
     where = f"file={printable(source.path)}"
@@ -172,19 +177,8 @@ def _vetted(source: Source, selection: Selection, kept: KeptDescriptions | None)
     for n, expected, unit in ((n_bytes, source.n_bytes, "bytes"), (file.n_rows, source.n_rows, "rows")):
         if expected not in (None, n):
             raise DataError(f"{where}: {n} {unit}, expected {expected} from the index. {COPY_AGAIN}")
-    if source.blake3 is not None and file_digest(file.path, file.identity) != source.blake3:
+    if file_digest(file.path, file.identity) != source.blake3:
         raise DataError(f"{where}: its content has changed: the BLAKE3 digest differs from the index. {COPY_AGAIN}")
-    return file
-
-
-def _described(path: Path, selection: Selection, kept: KeptDescriptions | None) -> InputFile | Master:
-    """Vet a file, unless its description is kept."""
-    known = None if kept is None else kept.find(path)
-    if known is not None:
-        return known
-    file = vet(path, selection)
-    if kept is not None and isinstance(file, InputFile):
-        kept.add(file)
     return file
 
 
@@ -225,7 +219,7 @@ def _accept_fitting(opened: Sequence[Opened], refused: _BadFiles, check: ColumnC
                 raise file
             files.append(check.accept(file))
         except DataError as error:
-            refused.add(str(path), error)
+            refused.add(path, error)
     return files
 
 
@@ -236,7 +230,7 @@ def _log_shards(shards: Sequence[Shard]) -> None:
     """Log facts about rows and extras, and possible problems, with few lines for any number of shards."""
     first = shards[0]
     n_rows = sum(shard.n_rows for shard in shards)
-    n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)
+    n_bytes = n_rows * first.n_inputs * AS_STORED.dtype(shards).itemsize
     log.info(
         "input: %s, %s x %d columns %s, %.1f MB",
         quantity(len(shards), "shard"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardpress.base.errors import DataError, NoInput, NotPermitted, printable, short_list
-from shardpress.hdf5.files import FILES, translated_error
+from shardpress.hdf5.files import FILES, Identity, translated_error
 from shardpress.hdf5.names import natural_key
 from shardpress.hdf5.otherformats import describe_path
 from shardpress.hdf5.signature import signature_at
@@ -33,7 +33,8 @@ COPY_AGAIN = "Copy the directory again, or repeat the run that made it."
 class Source:
     """A file to open, with facts from the index of an output directory."""
 
-    path: Path
+    path: str
+    identity: Identity | None  # when it was found; None if its facts cannot be read
     rows: tuple[int, int] | None = None  # the first one to read, and their number; None for all rows
     n_rows: int | None = None
     n_bytes: int | None = None
@@ -59,11 +60,13 @@ def find(patterns: Sequence[str]) -> list[Source]:
     DataError
         If a file is found twice, because its rows would be counted twice.
     """
-    given: dict[object, tuple[Path, int]] = {}
+    given: dict[object, tuple[str, int]] = {}
     sources = []
     for number, pattern in enumerate(patterns):
         for source in _matches(pattern):
-            key = _file_key(source.path)
+            # All names of a file, hard links and symbolic links, have the same key.
+            found = source.identity
+            key = os.path.realpath(source.path) if found is None else (found.device, found.inode)
             if key in given:
                 earlier_path, earlier_number = given[key]
                 is_next_piece = source.rows is not None and earlier_number == number  # of a part with dead rows
@@ -77,18 +80,17 @@ def find(patterns: Sequence[str]) -> list[Source]:
     return sources
 
 
-def _file_key(path: Path) -> object:
-    """Return a key that is equal for all names of one file: hard links and symbolic links."""
+def _identity_at(path: str) -> Identity | None:
+    """Return the identity of a file, or None if the system fails, which is reported when the file is opened."""
     try:
-        status = os.stat(path)
+        return Identity.from_status(FILES.stat(path))
     except OSError as error:
         if os.path.islink(path) and error.errno == errno.ENOENT:
             raise NoInput(
                 f"file={printable(path)}: a link to {printable(os.readlink(path))}, which does not exist. Fetch the "
                 "file (git annex get, dvc pull), or remove the link."
             ) from error
-        return os.path.realpath(path)  # the failure is reported when the file is opened
-    return status.st_dev, status.st_ino
+        return None
 
 
 def _matches(pattern: str) -> list[Source]:
@@ -124,9 +126,9 @@ def _sources_at(path: str) -> list[Source]:
     # The marker exists from the start of a run, so nothing is read from an unfinished one.
     if os.path.lexists(os.path.join(directory, _MARKER)):
         return _parts(Path(directory))
-    if os.path.isdir(path):
-        return [Source(Path(path, name)) for name in _search(path)]
-    return [Source(Path(path))]
+    clean = str(Path(path))  # without double slashes
+    paths = [os.path.join(clean, name) for name in _search(path)] if os.path.isdir(path) else [clean]
+    return [Source(path, _identity_at(path)) for path in paths]
 
 
 def _check_reachable(pattern: str) -> None:
@@ -271,5 +273,6 @@ def _parts(directory: Path) -> list[Source]:
     sources = []
     for part, first, n_rows in stretches_of(result.ranges):
         rows = None if n_rows == part.n_rows else (first, n_rows)
-        sources.append(Source(directory / part.file, rows, part.n_rows, part.entry.n_bytes, part.entry.blake3))
+        path = str(directory / part.file)
+        sources.append(Source(path, _identity_at(path), rows, part.n_rows, part.entry.n_bytes, part.entry.blake3))
     return sources

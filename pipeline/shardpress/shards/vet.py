@@ -112,6 +112,7 @@ class InputFile:
     def shard(self, columns: Columns, extras: tuple[Extra, ...], left_out: Sequence[LeftOut]) -> Shard:
         """Return the shard with what the comparison of all files has found."""
         rows = self.description
+        reads_all = self.order is None or len(self.order) == self.n_stored
         return Shard(
             path=self.path,
             dataset=rows.dataset,
@@ -126,7 +127,7 @@ class InputFile:
             is_transposed=rows.is_transposed,
             fields=rows.fields,
             order=self.order,
-            n_stored=None if self.n_stored == self.n_inputs else self.n_stored,
+            n_stored=None if reads_all else self.n_stored,
             left_out=tuple(left_out),
             first_row=self.first_row,
             master=self.master,
