@@ -34,10 +34,10 @@ T = TypeVar("T")
 _MODULE = "shardpress.hdf5.child.server"
 _UNSAFE_VARIABLES = ("HDF5_", "LD_AUDIT", "LD_PRELOAD")  # prefixes of environment variables
 _LENGTH_BYTES = 8  # of the length that precedes each message
-_PIECE = 2**20  # bytes that are received at once
+_PIECE = 2**16  # bytes that are received at once; the kernel passes on few more, and memory for them takes longer
 _TRUNCATED = re.compile(r"truncated file: eof = (\d+), .*base_addr = (\d+), stored_eof = (\d+)")  # in libhdf5's message
 _MOST_WORDS = 2000  # characters of the child's message to quote
-_MOST_ANSWERS = 1000  # of one child, because libhdf5 may leak memory with each damaged file
+_MOST_ANSWERS = 20_000  # of one child, in case that libhdf5 leaks memory
 _SECONDS_AT_LEAST = 10.0  # processor time
 _SECONDS_OF_VALUES = 2.0  # the same for values: at most `ANSWER_BYTES`, which usually take milliseconds
 _SECONDS_AFTER_FAILURES = 1.0  # the same at the least, because other values of a damaged file can be intact
@@ -119,29 +119,28 @@ class _Child:
             self._is_ready = True
         self._n_answers += 1
         body = json.dumps({**request, "seconds": limits.seconds}).encode()
+        message = len(body).to_bytes(_LENGTH_BYTES, "little") + body
         try:
-            socket.send_fds(self._connection, [len(body).to_bytes(_LENGTH_BYTES, "little")], [descriptor])
-            self._connection.sendall(body)
+            n_sent = socket.send_fds(self._connection, [message], [descriptor])
+            self._connection.sendall(message[n_sent:])
         except OSError:
             raise self._death(limits) from None
         return self._received(limits, where)
 
     def _received(self, limits: _Limits, where: str) -> bytearray:
-        """Return the next message of the child."""
+        """Return the next message of the child, which sends no other one before the next request."""
         message = bytearray()
-        n_bytes = _LENGTH_BYTES
         for _ in self._arrivals(limits, where):
             piece = b""
             with suppress(ConnectionError):  # the child has ended before it received the request
-                piece = self._connection.recv(min(_PIECE, n_bytes - len(message)))
+                piece = self._connection.recv(_PIECE)
             if not piece:
                 raise self._death(limits)
             message += piece
-            if len(message) == _LENGTH_BYTES:
-                n_bytes = _LENGTH_BYTES + int.from_bytes(message, "little")
-                if n_bytes > _LENGTH_BYTES + limits.answer_bytes:
-                    raise _Died("libhdf5 returned more metadata than allowed for this file")
-            if len(message) == n_bytes:
+            n_bytes = int.from_bytes(message[:_LENGTH_BYTES], "little")
+            if len(message) >= _LENGTH_BYTES and n_bytes > limits.answer_bytes:
+                raise _Died("libhdf5 returned more metadata than allowed for this file")
+            if len(message) >= _LENGTH_BYTES + n_bytes:
                 break
         return message[_LENGTH_BYTES:]
 

@@ -45,10 +45,12 @@ def choose(root: FileID, orientation: str | None) -> tuple[str, GroupID, Item]:
     parent, preferred = resolve(root, PREFERRED)
     if preferred is not None and _candidate(preferred):
         return PREFERRED, parent, preferred
-    candidates, lines = _candidates_below(root)
+    candidates, lines, first = _candidates_below(root)
     likely = _likely_candidates(candidates, orientation)
     if len(likely) > 1:
         likely = _plotted_masters(root, candidates, likely) or likely
+    if first is not None and likely == [first[0]]:
+        return first
     if len(likely) == 1:
         return likely[0], *locate(root, likely[0])
     place = _group_with_rows({name: candidates[name].shape for name in likely}, lines)
@@ -65,22 +67,29 @@ def choose(root: FileID, orientation: str | None) -> tuple[str, GroupID, Item]:
     raise _no_choice(candidates, listing(root))
 
 
-def _candidates_below(group: GroupID) -> tuple[dict[str, Candidate], dict[str, tuple[int, ...]]]:
-    """Return the candidates below a group, and the shapes of datasets that can be a column or a sample."""
-    candidates = {}
+def _candidates_below(
+    group: GroupID,
+) -> tuple[dict[str, Candidate], dict[str, tuple[int, ...]], tuple[str, GroupID, Item] | None]:
+    """Return the candidates below a group, the shapes of datasets that can be a column or a sample, and the first one.
+
+    The first candidate, with its path and its parent, is often the only one, and need not be opened again.
+    """
+    candidates: dict[str, Candidate] = {}
     lines = {}
+    first = None
     skipped = "/"  # prefix of the parts of a frame of pandas, which begins no path
-    for name, item in objects(group):
+    for name, parent, item in objects(group):
         if name.startswith(skipped):
             continue
         candidate = _candidate(item)
         if candidate is not None:
+            first = first or (name, parent, item)
             candidates[name] = candidate
         if isinstance(item, GroupID) and h5py.h5a.exists(item, b"pandas_type"):
             skipped = f"{name}/meta/" if candidate is None else f"{name}/"
         if isinstance(item, Dataset) and is_line(item):
             lines[name] = item.shape or ()
-    return candidates, lines
+    return candidates, lines, first
 
 
 def _plotted_masters(root: FileID, candidates: Mapping[str, Candidate], names: Sequence[str]) -> list[str]:
@@ -177,7 +186,7 @@ def _frame(group: GroupID) -> bytes | None:
 
 
 def _no_rows_in_group(group: GroupID, name: str) -> str:
-    candidates, _ = _candidates_below(group)
+    candidates, _, _ = _candidates_below(group)
     listed = short_list((f"{under(name, path)} {candidate}" for path, candidate in candidates.items()), LISTED)
     if is_matlab_sparse(group):
         return f"a sparse matrix of MATLAB, expected a full matrix. {WRITE_ROWS} (full(X))."

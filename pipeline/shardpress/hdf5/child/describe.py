@@ -184,7 +184,7 @@ def listed(root: FileID) -> list[dict[str, Any]]:
     size in the file) follow. If there are more, the last item says so.
     """
     items = _links_in_root(root)
-    for name, item in objects(root):
+    for name, _, item in objects(root):
         if len(items) > MOST_LEFT_OUT:
             break
         if isinstance(item, Dataset):

@@ -19,6 +19,7 @@ from h5py._objects import ObjectID
 from h5py.h5f import FileID
 from h5py.h5g import GroupID
 from h5py.h5p import PropDCID
+from h5py.h5s import SpaceID
 from h5py.h5t import TypeArrayID, TypeCompoundID, TypeID, TypeVlenID
 
 from shardpress.base.errors import short_list
@@ -107,9 +108,25 @@ class Dataset:
         return tuple(self.properties.get_virtual_vspace(0).shape)
 
     @cached_property
+    def _space(self) -> SpaceID:
+        return self.id.get_space()
+
+    @cached_property
     def shape(self) -> tuple[int, ...] | None:
         """Shape, or None for a null dataspace."""
-        return self.id.shape
+        is_null = self._space.get_simple_extent_type() == h5py.h5s.NULL
+        return None if is_null else tuple(self._space.get_simple_extent_dims())
+
+    @property
+    def has_usual_order(self) -> bool:
+        """Whether HDF5 lists correct positions of the chunks.
+
+        They are wrong if the only unlimited axis is not the first one. HDF5 1.10 to 2.0 then numbers the chunks along
+        that axis first, but lists positions as if the numbers were in C order.
+        """
+        most_shape = self._space.get_simple_extent_dims(True)
+        unlimited = [axis for axis, most in enumerate(most_shape) if most == h5py.h5s.UNLIMITED]
+        return len(unlimited) != 1 or unlimited[0] == 0
 
     @cached_property
     def dtype(self) -> np.dtype | None:
@@ -237,7 +254,7 @@ def _question(root: FileID, name: str) -> str:
     """Return a question about the object whose path is like a wrong one; empty if there is none."""
     paths: dict[str, str] = {}
     with suppress(Rejection):
-        for path, _ in islice(objects(root), _COMPARED):
+        for path, _, _ in islice(objects(root), _COMPARED):
             paths.setdefault(path.lower(), path)
     near = get_close_matches(name.strip("/").lower(), paths, n=1, cutoff=0.7)
     return f" Did you mean {paths[near[0]]}?" if near else ""
@@ -337,18 +354,21 @@ def dtype_of(item: ObjectID) -> np.dtype | None:
 
 def external_links(group: GroupID, most: int) -> list[bytes]:
     """Return the names of the first `most` + 1 external links in a group."""
-    return _first_names(group, most, most_entries(group), h5py.h5l.TYPE_EXTERNAL)
+    return _first_names(group, most, most_entries(file_bytes(group)), h5py.h5l.TYPE_EXTERNAL)
 
 
 # -- searching ---------------------------------------------------------------------------------------------------
 
 
-def objects(root: GroupID) -> Iterator[tuple[str, Item]]:
-    """Yield the path and the object of each object below a group, depth first. Skip internal groups and repetitions."""
+def objects(root: GroupID) -> Iterator[tuple[str, GroupID, Item]]:
+    """Yield the path, the parent group and the object of each object below a group, depth first.
+
+    Internal groups and repetitions are skipped.
+    """
     seen = {_identity(root)}  # a group may contain itself or its parents
     n_names = 1
 
-    def below(group: GroupID, prefix: bytes, depth: int) -> Iterator[tuple[str, Item]]:
+    def below(group: GroupID, prefix: bytes, depth: int) -> Iterator[tuple[str, GroupID, Item]]:
         nonlocal n_names
         names = names_in(group, n_names)
         n_names += len(names)  # total over all groups, because forged groups may share one list of names
@@ -361,7 +381,7 @@ def objects(root: GroupID) -> Iterator[tuple[str, Item]]:
             if address in seen or (is_group and _is_internal(name, item)):
                 continue
             seen.add(address)
-            yield text(prefix + name), item
+            yield text(prefix + name), group, item
             if is_group:
                 if depth == MOST_DEPTH:
                     raise Rejection(f"groups are nested more than {MOST_DEPTH} deep. Choose a dataset with --dataset.")
@@ -377,7 +397,7 @@ def _is_internal(name: bytes, group: GroupID) -> bool:
 
 def names_in(group: GroupID, n_seen: int = 0) -> list[bytes]:
     """Return the names in a group, in order. The limits include `n_seen` names of other groups."""
-    most_links = most_entries(group)
+    most_links = most_entries(file_bytes(group))
     names = _first_names(group, MOST_OBJECTS - n_seen, most_links)
     if n_seen + len(names) > MOST_OBJECTS:
         raise Rejection(f"more than {MOST_OBJECTS} objects to search. Write the rows to a separate file or group.")
@@ -407,9 +427,15 @@ def _first_names(group: GroupID, most: int, most_links: int, kind: int | None = 
     return names
 
 
-def most_entries(item: ObjectID) -> int:
-    """Return the number of links or chunks that fit into the file. A longer index must list the same bytes twice."""
-    return int(h5py.h5i.get_file_id(item).get_filesize()) // _LEAST_ENTRY_BYTES
+def file_bytes(item: ObjectID) -> int:
+    """Return the size of the file with an object."""
+    file = item if isinstance(item, FileID) else h5py.h5i.get_file_id(item)
+    return int(file.get_filesize())
+
+
+def most_entries(n_bytes: int) -> int:
+    """Return how many links or chunks fit into a file of `n_bytes`. A longer index must list the same bytes twice."""
+    return n_bytes // _LEAST_ENTRY_BYTES
 
 
 def _identity(item: Item) -> tuple[object, object]:
@@ -422,7 +448,7 @@ def _identity(item: Item) -> tuple[object, object]:
 def listing(root: FileID) -> str:
     names = []
     try:
-        for name, _ in objects(root):
+        for name, _, _ in objects(root):
             names.append(name)
     except Rejection:
         return short_list(names[:LISTED], LISTED) + " and others"

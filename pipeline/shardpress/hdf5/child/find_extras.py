@@ -15,6 +15,7 @@ from shardpress.hdf5.child.find import (
     Dataset,
     Item,
     Rejection,
+    file_bytes,
     link_of,
     listing,
     member,
@@ -367,7 +368,7 @@ def _count_set(mask: Dataset, path: str, n: int) -> int:
     if mask.place or mask.dtype != np.dtype(bool) or mask.shape != (n,):
         raise Rejection(f"not a mask, expected {n} values of dtype bool", path)
     layout_of(mask, path)  # refuses unreadable datasets
-    n_bytes = h5py.h5i.get_file_id(mask.id).get_filesize()
+    n_bytes = file_bytes(mask.id)
     if n > max_decompressed(n_bytes):  # in a forged file, all chunks may be the same few bytes
         raise Rejection(f"a mask with {n} values, expected fewer in a file of {n_bytes} bytes", path)
     values = h5py.Dataset(mask.id)

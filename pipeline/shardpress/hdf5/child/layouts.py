@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 from h5py.h5p import PropDCID
 
-from shardpress.hdf5.child.find import Dataset, Rejection, most_entries
+from shardpress.hdf5.child.find import Dataset, Rejection, file_bytes, most_entries
 from shardpress.hdf5.child.places import check_place
 from shardpress.hdf5.filters.codecs import MISSING, Filters, needs_child
 from shardpress.hdf5.filters.plugins import decoders, has_plugins
@@ -32,18 +32,19 @@ def layout_of(dataset: Dataset, name: str) -> Layout:
     dtype = dataset.stored_dtype
     assert shape is not None
     assert dtype is not None
-    layout = _layout(dataset, Layout(name, shape, dtype, "asked"))
-    check_place(layout, h5py.h5i.get_file_id(dataset.id).get_filesize())
+    n_bytes = file_bytes(dataset.id)
+    layout = _layout(dataset, Layout(name, shape, dtype, "asked"), most_entries(n_bytes))
+    check_place(layout, n_bytes)
     return layout
 
 
-def _layout(dataset: Dataset, layout: Layout) -> Layout:
-    """Return the layout with its kind and its location."""
+def _layout(dataset: Dataset, layout: Layout, most_chunks: int) -> Layout:
+    """Return the layout with its kind and its location. The file has room for `most_chunks`."""
     if dataset.layout == h5py.h5d.CHUNKED:
         filters = filters_of(dataset.properties)
         kind = _kind_of_chunked(dataset, layout.name, filters)
         layout = replace(layout, kind=kind, chunks=dataset.chunks, filters=filters)
-        return replace(layout, index=_index(dataset, layout))
+        return replace(layout, index=_index(dataset, layout, most_chunks))
     n_bytes = prod(layout.shape) * dataset.stored_size
     if n_bytes and dataset.layout == h5py.h5d.CONTIGUOUS:
         offset = _offset(dataset, layout, n_bytes)
@@ -62,7 +63,7 @@ def _offset(dataset: Dataset, layout: Layout, n_bytes: int) -> int:
 
 def _kind_of_chunked(dataset: Dataset, name: str, filters: Filters) -> str:
     """Return ``chunked`` if libhdf5 is not needed, and otherwise ``asked``. Refuse filters that it does not have."""
-    is_readable = dataset.is_plain and _has_usual_order(dataset)
+    is_readable = dataset.is_plain and dataset.has_usual_order
     if is_readable and not any(needs_child(code, values) for code, values in filters):
         return "chunked"
     missing = [code for code, _ in filters if code not in decoders()]
@@ -86,19 +87,20 @@ def filters_of(properties: PropDCID) -> Filters:
     return tuple((code, tuple(values)) for code, _flags, values, _label in filters)
 
 
-def _index(dataset: Dataset, layout: Layout) -> np.ndarray:
+def _index(dataset: Dataset, layout: Layout, most_chunks: int) -> np.ndarray:
     """Return the array of `Layout.index` for a chunked dataset. Refuse missing, too many or too large chunks."""
     shape = layout.shape
     grid = grid_of(shape, layout.chunks)
     _check_chunks(layout, prod(grid))
-    index = _listed_chunks(dataset, layout.name, grid)
-    n_missing = int((index[0] < 0).sum())
+    index = _listed_chunks(dataset, layout.name, grid, most_chunks)
+    n_missing = np.count_nonzero(index[0] < 0)
     if n_missing:
         raise Rejection(
             f"shape {shape} in {prod(grid)} chunks, but {n_missing} of them were never written. {_UNFINISHED}",
             layout.name,
         )
-    if layout.filters and has_unfiltered_edges(dataset.properties):
+    has_edges = any(n % size for n, size in zip(shape, layout.chunks, strict=True))
+    if has_edges and layout.filters and has_unfiltered_edges(dataset.properties):
         index[2, _edges(shape, layout.chunks)] = EVERY_FILTER
     if layout.kind == "asked":
         _check_stored_sizes(dataset, layout, index)
@@ -133,7 +135,7 @@ def _check_chunks(layout: Layout, n_chunks: int) -> None:
         )
 
 
-def _listed_chunks(dataset: Dataset, name: str, grid: tuple[int, ...]) -> np.ndarray:
+def _listed_chunks(dataset: Dataset, name: str, grid: tuple[int, ...], most_listed: int) -> np.ndarray:
     """Return the index of the chunks that HDF5 lists, with -1 for missing chunks.
 
     The order is C order of the chunk grid, or HDF5's order if HDF5 lists wrong positions.
@@ -141,8 +143,7 @@ def _listed_chunks(dataset: Dataset, name: str, grid: tuple[int, ...]) -> np.nda
     index = np.full((3, prod(grid)), -1, dtype=np.int64)
     chunks = dataset.chunks
     strides = [prod(grid[axis + 1 :]) for axis in range(len(grid))]
-    is_ordered = _has_usual_order(dataset)
-    most_listed = most_entries(dataset.id)
+    is_ordered = dataset.has_usual_order
     n_listed = 0
     n_taken = 0
 
@@ -175,17 +176,6 @@ def _edges(shape: tuple[int, ...], chunks: tuple[int, ...]) -> np.ndarray:
         if n % size:
             np.moveaxis(edges, axis, 0)[-1] = True
     return edges.ravel()
-
-
-def _has_usual_order(dataset: Dataset) -> bool:
-    """Return whether HDF5 lists correct chunk positions for a dataset.
-
-    The positions are wrong if the only unlimited axis is not the first one. HDF5 1.10 to 2.0 then numbers the chunks
-    along that axis first, but lists positions as if the numbers were in C order.
-    """
-    most_shape = dataset.id.get_space().get_simple_extent_dims(True)
-    unlimited = [axis for axis, most in enumerate(most_shape) if most == h5py.h5s.UNLIMITED]
-    return len(unlimited) != 1 or unlimited[0] == 0
 
 
 def has_unfiltered_edges(properties: PropDCID) -> bool:

@@ -31,9 +31,9 @@ def check_place(layout: Layout, size: int) -> None:
     outside = None
     if layout.index is not None:
         offsets, sizes, _ = layout.index
-        is_outside = (offsets < SMALLEST) | (offsets > size - sizes)
-        if is_outside.any():
-            outside = layout.index[:2, np.argmax(is_outside)].tolist()
+        (is_outside,) = np.nonzero((offsets < SMALLEST) | (offsets > size - sizes))
+        if len(is_outside):
+            outside = layout.index[:2, is_outside[0]].tolist()
     elif layout.kind == "contiguous" and not SMALLEST <= layout.offset <= size - layout.n_bytes:
         outside = [layout.offset, layout.n_bytes]
     if outside is not None:
@@ -61,9 +61,9 @@ def places_apart(layouts: Sequence[Layout]) -> np.ndarray:
     together = np.concatenate([np.empty((0, 2), np.int64), *places.values()])
     together = together[together[:, 0].argsort(kind="stable")]
     offsets, sizes = together.T
-    overlaps = offsets[1:] < offsets[:-1] + sizes[:-1]
-    if overlaps.any():
-        raise Rejection(f"values overlap at byte {int(offsets[1:][overlaps][0])}. {_FORGED}")
+    (overlaps,) = np.nonzero(offsets[1:] < offsets[:-1] + sizes[:-1])
+    if len(overlaps):
+        raise Rejection(f"values overlap at byte {int(offsets[1 + overlaps[0]])}. {_FORGED}")
     return together
 
 
@@ -86,7 +86,7 @@ def _check_chunk_sizes(layout: Layout, sizes: np.ndarray, masks: np.ndarray) -> 
     all_skipped = 2 ** len(layout.filters) - 1
     is_unfiltered = (masks & all_skipped) == all_skipped
     wrong = (sizes > 2 * layout.chunk_bytes + 2**10) | (is_unfiltered & (sizes != layout.chunk_bytes))
-    if wrong.any():
+    if np.count_nonzero(wrong):
         raise Rejection(
             f"a chunk takes {int(sizes[wrong][0])} bytes, expected about {layout.chunk_bytes}. {_FORGED}", layout.name
         )

@@ -41,6 +41,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "listed": listed,
     "check_result": check_result,
 }
+_PIECE = 2**16  # bytes that are received at once
+_MOST_FAILURES = 1000  # answers of one process, because libhdf5 may leak memory with each damaged file
 _MOST_CACHED = 2**23  # bytes of metadata as libhdf5 counts them. Small objects take more than ten times as much memory.
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_NO_NEW_PRIVS = 38
@@ -65,10 +67,11 @@ def main() -> None:
     _warm_up()
     _confine(int(sys.argv[1]))
     _send(connection, b"ready")
-    while True:
+    n_failures = 0
+    while n_failures < _MOST_FAILURES:
         request, descriptor = _received(connection)
         with _File(descriptor, connection) as opened:
-            _answer(connection, request, opened)
+            n_failures += _answer(connection, request, opened)
 
 
 class _File(io.FileIO):
@@ -95,24 +98,21 @@ class _File(io.FileIO):
 
 def _received(connection: socket.socket) -> tuple[dict[str, Any], int]:
     """Return the next request and its open file. End this process if there is none."""
-    head, descriptors, _, _ = socket.recv_fds(connection, LENGTH.size, 1)
-    if len(head) < LENGTH.size or not descriptors:
+    first, descriptors, _, _ = socket.recv_fds(connection, _PIECE, 1)
+    if len(first) < LENGTH.size or not descriptors:
         sys.exit(0)
-    (n_bytes,) = LENGTH.unpack(head)
-    return json.loads(_read(connection, n_bytes)), descriptors[0]
-
-
-def _read(connection: socket.socket, n_bytes: int) -> bytes:
-    pieces = bytearray()
-    while len(pieces) < n_bytes:
-        piece = connection.recv(n_bytes - len(pieces))
+    message = bytearray(first)
+    end = LENGTH.size + LENGTH.unpack_from(message)[0]
+    while len(message) < end:
+        piece = connection.recv(_PIECE)
         if not piece:
             sys.exit(0)
-        pieces += piece
-    return bytes(pieces)
+        message += piece
+    return json.loads(message[LENGTH.size : end]), descriptors[0]
 
 
-def _answer(connection: socket.socket, request: dict[str, Any], opened: _File) -> None:
+def _answer(connection: socket.socket, request: dict[str, Any], opened: _File) -> bool:
+    """Answer a request. Return whether the answer is a failure."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime + request["seconds"]) + 1
     _limit(resource.RLIMIT_CPU, seconds, resource.RLIM_INFINITY)  # ends this process with SIGXCPU
@@ -131,6 +131,7 @@ def _answer(connection: socket.socket, request: dict[str, Any], opened: _File) -
         sys.exit(0)
     if failure is not None and failure.kind == "memory":
         sys.exit(0)  # libhdf5 may be in any state
+    return failure is not None
 
 
 def _reply(function: Callable[..., Any], opened: _File, arguments: list[Any]) -> Any:
@@ -160,10 +161,10 @@ def _failure(error: BaseException) -> Failure:
     return Failure("failed", words)
 
 
-def _send(connection: socket.socket, *pieces: bytes | memoryview) -> None:
-    connection.sendall(LENGTH.pack(sum(map(len, pieces))))
-    for piece in pieces:
-        connection.sendall(piece)
+def _send(connection: socket.socket, head: bytes, *arrays: memoryview) -> None:
+    connection.sendall(LENGTH.pack(len(head) + sum(map(len, arrays))) + head)
+    for array in arrays:
+        connection.sendall(array)
 
 
 # -- confinement ---------------------------------------------------------------------------------------------------
