@@ -109,13 +109,13 @@ def _report_failure(error: ShardpressError, run_log: RunLog) -> int:
 
 
 def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> Outcome:
+    from shardpress.hdf5.child.ask import start_early
+
+    start_early()
     # Log this before slow imports, so that the user immediately sees that the run has started, and its settings.
     others = "are those of the finished run" if config.results.append else "have their defaults (--verbose lists them)"
     log.info("shardpress %s: %s; other settings %s", version("shardpress"), summary_line(config), others)
     with activity("start: loading libraries", "a second"):
-        from shardpress.hdf5.child.ask import start_early
-
-        start_early()
         from shardpress.run.engine import run
 
         if config.cluster.has_workers:

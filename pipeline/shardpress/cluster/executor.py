@@ -169,14 +169,16 @@ def _run(
     done: Callable[[_Result], object] | None,
     n_small: int,
 ) -> Sequence[_Result]:
-    from dask.local import get_async  # takes a tenth of a second, and a repeated run needs no tasks
-
     run = _GraphRun(graph, executor, done)
     n_remote_threads = getattr(executor, "n_remote_threads", 0)
     # Pass all options, even the cache, because environment variables DASK_... set options that are omitted. Signals are
     # deferred, because the pool would lose track of a thread if an exception were raised while the thread starts.
     with signals.deferred():
         try:
+            if len(graph) <= 1 and not n_remote_threads:
+                return [run.result_of(key) for key in graph]
+            from dask.local import get_async  # takes a tenth of a second to load, which small runs do without
+
             results: Sequence[_Result] = get_async(
                 run.submit,
                 n_at_once,
@@ -213,6 +215,13 @@ class _GraphRun:
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
         return future
+
+    def result_of(self, key: str) -> Any:
+        """Return the result of a task, which a thread of this process runs."""
+        (task,) = self._graph[key]
+        result = self._executor.submit(task).result()
+        self.handle_result(key, result, None, None, process_name())
+        return result
 
     def handle_result(self, key: str, result: object, _graph: object, _state: object, process: str) -> None:
         """Count a result and call `done`. Dask calls this method in the thread that runs the graph."""

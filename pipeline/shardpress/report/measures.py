@@ -201,7 +201,7 @@ class Reconstruction:
 def _reconstruction_facts(decoded: Reconstruction, is_usable: np.ndarray) -> SampleFacts:
     sample = decoded.sample
     n_components = min(2, decoded.model.n_inputs)
-    components = principal_components(sample.scaled[is_usable], n_components, np.random.default_rng(0))
+    components = principal_components(sample.scaled[is_usable], n_components, np.random.default_rng(0), is_exact=False)
     errors = decoded.errors
     shares = Spread.of([sample.features]).shares(sample.features)
     return SampleFacts(
@@ -341,7 +341,8 @@ def _points(decoded: Reconstruction, components: Components) -> Points:
     sample = decoded.sample
     n_rows, n_features = sample.features.shape
     chosen = np.linspace(0, n_rows - 1, min(n_rows, _N_POINTS)).astype(int)
-    of_features = principal_components(sample.features, min(2, n_features), np.random.default_rng(0))
+    n_components = min(2, n_features)
+    of_features = principal_components(sample.features, n_components, np.random.default_rng(0), is_exact=False)
     labels = decoded.labels
     return Points(
         inputs=_projected(sample.scaled[chosen], components),

@@ -109,13 +109,9 @@ class EarlierResults:
         # A size takes less time than a task.
         n_per_task = 1 if self._compares_digests else _SIZES_PER_TASK
         batches = [unchecked[start : start + n_per_task] for start in range(0, len(unchecked), n_per_task)]
-        faults: list[str | None] = []
-        if len(batches) == 1:  # starting a pool takes as long as comparing many sizes
-            faults = check(batches[0])
-        elif batches:
-            with threads(self._n_threads) as pool:
-                results = compute([(check, batch) for batch in batches], pool, self._n_threads)
-            faults = [fault for batch in results for fault in batch]
+        with threads(self._n_threads) as pool:
+            results = compute([(check, batch) for batch in batches], pool, self._n_threads)
+        faults = [fault for batch in results for fault in batch]
         self._faults.update(zip(unchecked, faults, strict=True))
         if not self._is_readonly:
             for fault in filter(None, faults):

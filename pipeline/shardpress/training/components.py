@@ -74,7 +74,7 @@ def sampled(rows: Rows, order: Order, scaler: Scaler, most: int) -> np.ndarray:
     return scaled
 
 
-def principal_components(x: np.ndarray, k: int, rng: np.random.Generator) -> Components:
+def principal_components(x: np.ndarray, k: int, rng: np.random.Generator, is_exact: bool = True) -> Components:
     """Return the first `k` principal components of rows.
 
     The components depend only on the rows and the generator, except for the rounding of BLAS, which may depend on the
@@ -86,12 +86,14 @@ def principal_components(x: np.ndarray, k: int, rng: np.random.Generator) -> Com
         At least one row, scaled. The directions are orthonormal even if there are fewer than `k` rows.
     k : int
         Number of components, from 1 to n_inputs.
+    is_exact : bool
+        False for a picture, which needs no more than the products that are used if neither side is small.
     """
     mean = x.mean(axis=0, dtype=np.float64)
     gram = _Gram(x, mean)
-    if len(x) <= _SMALL < x.shape[1]:
+    if len(x) <= _SMALL < x.shape[1] and is_exact:
         directions = _directions_of_few_rows(x, mean, k)
-    elif gram.matrix is not None:
+    elif gram.matrix is not None and is_exact:
         directions = eigenvectors(gram.matrix)[1][:, -k:]
     else:
         directions = _directions_of_products(gram, x.shape[1], k, rng)

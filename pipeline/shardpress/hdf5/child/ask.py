@@ -18,14 +18,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shardpress.base import signals
 from shardpress.base.childprocess import ChildProcess
 from shardpress.base.errors import STORAGE, DataError, ReadFailed, SystemLimit, printable
 from shardpress.base.processcache import ProcessCache
-from shardpress.hdf5.child.message import Failure, unpacked
 from shardpress.hdf5.limits import MOST_ANSWER_BYTES
+
+if TYPE_CHECKING:
+    from shardpress.hdf5.child.message import Failure
 
 log = logging.getLogger(__name__)
 
@@ -230,6 +232,8 @@ def asked(function: str, descriptor: int, arguments: Sequence[Any], where: str) 
 
 def understood(answer: bytearray, kind: type[T], where: str) -> T:
     """Return an answer of the child as a `kind`. The errors are those of `ask`."""
+    from shardpress.hdf5.child.message import Failure, unpacked  # slow; a child starts before it is loaded
+
     try:
         reply = unpacked(answer, kind)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -336,7 +340,7 @@ def _environment() -> dict[str, str]:
     return {**variables, "MALLOC_MMAP_THRESHOLD_": str(2**22), "MALLOC_TRIM_THRESHOLD_": str(2**24)}
 
 
-def _error_of(failure: Failure, where: str) -> Exception:
+def _error_of(failure: "Failure", where: str) -> Exception:
     words = failure.words[:_MOST_WORDS] + "..." if len(failure.words) > _MOST_WORDS else failure.words
     words = printable(words)  # a forged file may determine the text
     if failure.kind == "refused":
