@@ -29,6 +29,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -65,6 +66,7 @@ TRAINED = ("ours", "jax", "torch", "torch-compile")
 SGEMM_SIZE = 2048
 ENCODE_ROWS = 8192
 GROWTH_ROWS = 500_000
+SMALL_ROWS = (10_000, 100_000)
 DTYPES = ("float32", "uint8")
 
 
@@ -459,6 +461,14 @@ def compare_trainings(bench: Bench, shards: Path, what: str, memory: int) -> Non
 
 
 def startup(bench: Bench) -> None:
+    """Measure whole processes: a tiny training, files encoded with a model, and the time until something is printed."""
+    train_tiny(bench)
+    if bench.commit is None:
+        encode_in_processes(bench)
+    first_lines(bench)
+
+
+def train_tiny(bench: Bench) -> None:
     """Measure a whole process that trains four steps, with a cold and a warm compile cache."""
     shards = make_shards(bench.folder / "shards-tiny", 2000, 1, dtype="u1")
     trees = bench.trees()
@@ -471,6 +481,62 @@ def startup(bench: Bench) -> None:
         print(f"\nstart-up, {state} compile cache, a whole tiny run", flush=True)
         ratios = bench.record("startup", f"{state} compile cache", interleave(calls, n_rounds), about)
         bench.require_of_commit(f"start-up, {state} compile cache", ratios)
+
+
+def encode_in_processes(bench: Bench) -> None:
+    """Encode files with a model in whole processes, which NumPy and JAX do with little else."""
+    sizes = {"model": str(fitted_model(bench))}
+    peers = ["numpy", "jax"] if bench.with_peers else ["numpy"]
+    for n_rows in SMALL_ROWS:
+        shards = make_shards(bench.folder / "shards-small", n_rows, 4, dtype="u1")
+        calls = {"ours": partial(encode_whole, bench, shards, sizes["model"])}
+        for name in peers:
+            once = partial(bench.once, name, "encode_files", shards=str(shards), **sizes)
+            calls[name] = partial(seconds_of, once)
+        interleave(calls, 1)  # warms the caches
+        print(f"\na whole process that encodes {n_rows} rows", flush=True)
+        seconds = interleave(calls, bench.rounds)
+        ratios = bench.record("startup", f"{n_rows} rows", seconds, {})
+        more = median(ours - bare for ours, bare in zip(seconds["ours"], seconds["numpy"], strict=True))
+        what = f"a process that encodes {n_rows} rows"
+        if n_rows == SMALL_ROWS[0]:
+            bench.require(f"{what}, seconds above NumPy", more, most=0.5)
+        elif "jax" in ratios:
+            bench.require(f"{what}, vs jax", ratios["jax"], least=1.0)
+
+
+def encode_whole(bench: Bench, shards: Path, model: str) -> float:
+    """Return the seconds of a run that encodes shards with a model."""
+    output = fresh(bench.folder / "small")
+    flags = ("--input", shards, "--model", model, "--output", output)
+    return seconds_of(lambda: extract(*flags, **bench.variables))
+
+
+def first_lines(bench: Bench) -> None:
+    """Measure the time until a run and a command print their first line."""
+    missing_input = ("run", "--input", str(bench.folder / "nothing.h5"), "--output", str(bench.folder / "none"))
+    for what, arguments, most in (("a run", missing_input, 0.3), ("inspect --help", ("inspect", "--help"), 0.2)):
+        calls = {
+            name: partial(seconds_to_first_line, tree, arguments, bench.variables)
+            for name, tree in bench.trees().items()
+        }
+        interleave(calls, 1)  # warms the caches
+        print(f"\nfirst line of {what}", flush=True)
+        ratios = bench.record("startup", f"first line of {what}", interleave(calls, bench.rounds), {})
+        bench.require(f"first line of {what}, seconds", ratios["ours"], most=most)
+
+
+def seconds_to_first_line(tree: Tree, arguments: Sequence[str], variables: dict[str, str]) -> float:
+    """Return the seconds until a command prints its first line."""
+    start = time.perf_counter()
+    command = [python_of(tree), "-m", "shardpress", *arguments]
+    options = {"cwd": tree.root, "env": environment(tree, **variables), "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        seconds = time.perf_counter() - start
+        process.stdout.read()
+    return seconds
 
 
 def measure_startup(bench: Bench, tree: Tree, shards: Path, cache: Path, is_cold: bool) -> float:

@@ -25,7 +25,7 @@ from scripts.benchmarks.othertree import THIS_TREE, Tree
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".venv-peers/bin/python"
 BEFORE = "before"  # this project at another commit
-OWN = ("ours", "plain", "blas", BEFORE)  # programs that run without the peers' environment
+OWN = ("ours", "plain", "blas", "numpy", BEFORE)  # programs that run without the peers' environment
 LEAST_OF_COMMIT = 0.97  # required ratio to another commit: no change makes a benchmark more than 3 % slower
 N_COLUMNS = 784
 # Threads of BLAS and OpenMP keep spinning for a while after their work, which would disturb the next program.
@@ -231,8 +231,18 @@ class Bench:
             trees[BEFORE] = self.commit
         return trees
 
+    def once(self, name: str, case: str, **sizes: Any) -> None:
+        """Do the work of a case once in a process of its own. Raise `CalledProcessError` if it fails."""
+        command, _, env = self._command(name, case, sizes)
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL, cwd=ROOT, env={**env, "BENCH_ONCE": "1"})
+
     def start(self, name: str, case: str, **sizes: Any) -> Program:
         """Start a program, which prepares a case and writes its result."""
+        command, root, env = self._command(name, case, sizes)
+        return Program(name, command, root, self.folder / f"{name}.log", env)
+
+    def _command(self, name: str, case: str, sizes: dict[str, Any]) -> tuple[list[str], Path, dict[str, str]]:
+        """Return the command of a program, its directory and its environment."""
         tree = self.trees().get(name, THIS_TREE)
         folder = self.folder
         program = name
@@ -250,7 +260,7 @@ class Bench:
         if name == "jax" and self.jax_preload is not None:
             env["LD_PRELOAD"] = str(self.jax_preload)
         command = [python, "-m", "scripts.benchmarks.peers", program, case, str(folder), json.dumps(sizes)]
-        return Program(name, command, tree.root, self.folder / f"{name}.log", env)
+        return command, tree.root, env
 
     def _prepare_commit_folder(self) -> Path:
         """Return the working directory of the other commit, with the same input as this one."""

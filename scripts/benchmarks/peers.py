@@ -6,7 +6,7 @@ The harness starts it with the Python in which the library is installed. The cas
 arguments are JSON. The input is in the directory, and the result is written there, so that the results of all programs
 can be compared. The process then prints a description of the program. For each number that it reads from standard
 input, it repeats the work that many times, and prints the seconds. With PEER_DEVICE=cuda PyTorch uses a card. With
-BENCH_CLOCK=process the clock counts the processor time of all threads.
+BENCH_CLOCK=process the clock counts the processor time of all threads. With BENCH_ONCE the process ends after the work.
 
 For a comparison with another commit, the harness starts this module in the tree of that commit. The arguments, the
 cases of `Ours` and `compare.fitted_model` therefore stay the same from commit to commit.
@@ -428,6 +428,21 @@ def scaling(model: Arrays) -> tuple[np.ndarray, np.ndarray]:
     return model["minimum"].astype(np.float32), scale.astype(np.float32)
 
 
+class NumPy(Peer):
+    """NumPy and h5py alone, which load in the least time."""
+
+    def __init__(self) -> None:
+        self.about = f"NumPy {np.__version__}"
+        self.activations = {"sigmoid": lambda z: 1 / (1 + np.exp(-z))}
+        self.array = np.asarray
+
+    def as_float(self, rows: np.ndarray) -> np.ndarray:
+        return rows.astype(np.float32)
+
+    def encoder(self, network: Network, scaler: Function, parameters: Arrays) -> Function:
+        return lambda rows: self.features(network, parameters, scaler(rows))
+
+
 class Jax(Peer):
     """JAX: jax.jit, with donated buffers for the step."""
 
@@ -586,6 +601,7 @@ PROGRAMS: dict[str, Callable[[], Any]] = {
     "ours": Ours,
     "plain": Plain,
     "blas": Blas,
+    "numpy": NumPy,
     "jax": Jax,
     "torch": Torch,
     "torch-compile": partial(Torch, "default"),
@@ -610,6 +626,8 @@ def main() -> None:
         sizes["network"] = network_of(sizes["network"])
     program = PROGRAMS[name]()
     run, result = getattr(program, case)(Path(folder), **sizes)
+    if "BENCH_ONCE" in os.environ:
+        return
     np.savez(Path(folder) / f"{name}.npz", **result())
     print(program.about, file=answers)
     clock = time.process_time if os.environ.get("BENCH_CLOCK") == "process" else time.perf_counter

@@ -30,6 +30,7 @@ CONSTANT = 300 * MIB
 
 CHILD = """
 import json, re, sys
+import dask.local  # which a run with a single task does not load
 from tests.support.fields import run_with_sizes
 flags = sys.argv[1:-1]
 peaks = []
