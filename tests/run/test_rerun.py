@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
 from shardpress.hdf5.sealed import FORMAT
-from shardpress.result.finished import INDEX
+from shardpress.output.journal import Journal
+from shardpress.result.finished import INDEX, Result
 from tests.support.faulty import RecordingDisk
 from tests.support.interruptions import DAMAGE, FullAfter, flip, parts, stamps, undisturbed_features
 from tests.support.logged import mentions, reuses_anything
@@ -53,6 +55,29 @@ def test_a_damaged_index_is_only_replaced_by_a_restart(
     assert not reuses_anything(caplog.text)
     assert features_of(out) == expected
     assert invalid_entries(out) == leftovers(out) == []
+
+
+@pytest.mark.parametrize("flags", [["--append"], ["--retrain"], ["--overwrite", "--row-error"]])
+def test_the_result_that_a_run_commits_is_the_one_in_the_file(
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    """Its tables are not read again, so what the run knows must be what a reader finds."""
+    assert workspace.run(out) == 0
+    results: list[Result] = []
+    commit = Journal.commit
+
+    def commit_and_keep(*arguments: Any, **keywords: Any) -> Result:
+        results.append(commit(*arguments, **keywords))
+        return results[-1]
+
+    monkeypatch.setattr(Journal, "commit", commit_and_keep)
+    workspace.add_shard("later.h5", np.ones((7, 4), np.float32))
+    assert workspace.run(out, *flags) == 0
+    (committed,) = results
+    found = Result.open(out)
+    assert (committed.path, committed.data) == (found.path, found.data)
+    assert committed.facts == found.facts
+    assert committed.parts == found.parts
 
 
 def test_a_derived_file_is_written_again_and_nothing_else(workspace: Workspace, out: Path) -> None:

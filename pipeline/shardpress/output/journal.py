@@ -261,10 +261,17 @@ class Journal:
             self._request = line
             self._append([line])
 
-    def commit(self, data: bytes, keeps_earlier: bool = False, kept: Sequence[Record] = ()) -> Result:
+    def commit(
+        self,
+        data: bytes,
+        keeps_earlier: bool = False,
+        kept: Sequence[Record] = (),
+        known: Result | None = None,
+    ) -> Result:
         """Publish and return a result, which completes the run. Only the records `kept` stay in the journal.
 
-        With `keeps_earlier`, the earlier result becomes ``generation-N.h5``.
+        With `keeps_earlier`, the earlier result becomes ``generation-N.h5``. If the published file is that of a `known`
+        result, its tables are not read again.
         """
         self._append([])
         if keeps_earlier and self.published is not None:
@@ -272,7 +279,7 @@ class Journal:
             publish(self.disk, self.directory / name, self.published.data)
         self._check()
         publish(self.disk, self.directory / INDEX, data)
-        self.published = Result.open(self.directory)
+        self.published = Result.open(self.directory, earlier=known)
         self._begin(restarts=False)
         self.add(*kept)
         return self.published

@@ -118,6 +118,12 @@ class Result:
             _check_rows(shards, parts)
         return cls(file, data, facts, parts)
 
+    @classmethod
+    def written(cls, directory: Path, data: bytes, facts: RunFacts, parts: list[Part]) -> Result:
+        """Return the result in `data`, the content of an index in a directory, without reading its tables."""
+        stored = from_json(to_json(_with_shards(facts, [])), RunFacts)  # for example with lists instead of tuples
+        return cls(directory / INDEX, data, _with_shards(stored, facts.rows.request.shards), parts)
+
     @property
     def directory(self) -> Path:
         return self.path.parent

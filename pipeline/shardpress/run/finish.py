@@ -464,7 +464,8 @@ def _publish(
     )
     # The scan stays, because a later run with other settings of the training can use it.
     scans = journal.records("scan") if task.source == "trained" else []
-    result = journal.commit(data, generations.keeps_published, scans)
+    known = Result.written(journal.directory, data, facts, encoding.parts)
+    result = journal.commit(data, generations.keeps_published, scans, known)
     warn_if_late(context.state.ends_by)
     _warn_of_many_parts(len(encoding.parts))
     write_derived(journal, result, task.inputs.descriptions)
